@@ -1,0 +1,66 @@
+"""What is predicted (targets) and how the error is measured (losses), section 3.4."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PixelTarget(nn.Module):
+    """The normalized input image itself."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return image
+
+    def to_pixels(self, prediction: Tensor, image: Tensor) -> Tensor:
+        """Turn a prediction of this target back into an image."""
+        return prediction
+
+
+class NormalizedPixelTarget(nn.Module):
+    """Each pixel relative to the mean and deviation of a window centred on it (V2 paper).
+
+    Per channel, `patch_size` odd, stride 1; pixels outside the image do not count.
+    """
+
+    def __init__(self, patch_size: int) -> None:
+        super().__init__()
+        if patch_size < 1 or patch_size % 2 == 0:
+            raise ValueError(
+                f"MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE is {patch_size}, expected an odd number"
+            )
+        self.patch_size = patch_size
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        mean, deviation = self._statistics(image)
+        return (image - mean) / deviation
+
+    def to_pixels(self, prediction: Tensor, image: Tensor) -> Tensor:
+        """Turn a prediction back into an image, with the statistics of the true one."""
+        mean, deviation = self._statistics(image)
+        return prediction * deviation + mean
+
+    def _statistics(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Window mean and square root of the unbiased variance, each (B, C, H, W)."""
+        mean = self._window_mean(image)
+        count = self.patch_size**2 * F.avg_pool2d(
+            torch.ones_like(image), self.patch_size, 1, self.patch_size // 2
+        )
+        biased = self._window_mean(image.square()) - mean.square()
+        variance = (biased * count / (count - 1).clamp(min=1)).clamp(min=0)
+        return mean, (variance + 1e-6).sqrt()
+
+    def _window_mean(self, image: Tensor) -> Tensor:
+        side = self.patch_size
+        return F.avg_pool2d(image, side, 1, side // 2, count_include_pad=False)
+
+
+def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute error over hidden pixels, in float32 at least.
+
+    `prediction` and `target` (B, C, H, W), `mask` (B, 1, H, W) bool, True = hidden; a scalar:
+    sum(|target - prediction| * mask) / (sum(mask) + 1e-5) / C.
+    """
+    error = (target - prediction.to(target.dtype)).abs() * mask
+    return error.sum() / (mask.sum(dtype=target.dtype) + 1e-5) / target.shape[1]

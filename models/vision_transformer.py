@@ -1,0 +1,254 @@
+"""Vision Transformer in BEiT's flavour (arXiv 2106.08254): layer scale, relative position bias."""
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.layers import (
+    Mlp,
+    PatchEmbed,
+    attend,
+    drop_path,
+    drop_path_rates,
+    gather_position_bias,
+    hide_tokens,
+    init_linear,
+    relative_position_index,
+    run_block,
+)
+from utils.checks import require_divisible
+
+_EPS = 1e-6
+
+
+def token_position_index(grid_size: int) -> Tensor:
+    """Row of the bias table for each pair of tokens, CLS first: (L + 1, L + 1).
+
+    After the rows of the relative positions come CLS to patch, patch to CLS and CLS to CLS.
+    """
+    num_offsets = (2 * grid_size - 1) ** 2
+    length = grid_size * grid_size + 1
+    index = torch.empty(length, length, dtype=torch.long)
+    index[1:, 1:] = relative_position_index(grid_size, grid_size)
+    index[0, :] = num_offsets
+    index[:, 0] = num_offsets + 1
+    index[0, 0] = num_offsets + 2
+    return index
+
+
+def add_position_bias(module: nn.Module, grid_size: int, num_heads: int) -> None:
+    """Give `module` a bias table (rows, heads), which starts at 0, and the index into it."""
+    index = token_position_index(grid_size)
+    module.register_buffer("relative_position_index", index, persistent=False)
+    table = torch.zeros(int(index[0, 0]) + 1, num_heads)
+    module.register_parameter("relative_position_bias_table", nn.Parameter(table))
+
+
+class RelativePositionBias(nn.Module):
+    """The relative position bias that all blocks share."""
+
+    relative_position_bias_table: Tensor
+    relative_position_index: Tensor
+
+    def __init__(self, grid_size: int, num_heads: int) -> None:
+        super().__init__()
+        add_position_bias(self, grid_size, num_heads)
+
+    def forward(self) -> Tensor:
+        """(heads, L + 1, L + 1)."""
+        return gather_position_bias(self.relative_position_bias_table, self.relative_position_index)
+
+
+class Attention(nn.Module):
+    """Self-attention over all tokens; the key bias is fixed at 0.
+
+    With `grid_size` it owns a relative position bias.
+    """
+
+    relative_position_bias_table: Tensor
+    relative_position_index: Tensor
+
+    def __init__(
+        self, dim: int, num_heads: int, qkv_bias: bool, drop: float, grid_size: int | None
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, dim * 3, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.owns_position_bias = grid_size is not None
+        if grid_size is not None:
+            add_position_bias(self, grid_size, num_heads)
+        self.proj = nn.Linear(dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, tokens: Tensor, shared_bias: Tensor | None = None) -> Tensor:
+        """(B, L, C) -> (B, L, C); `shared_bias` (heads, L, L) is added to the scores."""
+        batch, length, channels = tokens.shape
+        qkv_bias = None
+        if self.q_bias is not None and self.v_bias is not None:
+            qkv_bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        qkv = F.linear(tokens, self.qkv.weight, qkv_bias).view(batch, length, 3, self.num_heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, L, d)
+        mixed = attend(query, key, value, self._bias(shared_bias), self.scale)
+        return self.drop(self.proj(mixed.transpose(1, 2).reshape(batch, length, channels)))
+
+    def _bias(self, shared_bias: Tensor | None) -> Tensor | None:
+        """The shared bias and this block's own, added up: (1, heads, L, L)."""
+        bias = shared_bias
+        if self.owns_position_bias:
+            own = gather_position_bias(
+                self.relative_position_bias_table, self.relative_position_index
+            )
+            bias = own if bias is None else bias + own
+        return None if bias is None else bias.unsqueeze(0)
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm attention and MLP, both residual, each scaled per channel where `init_values` is set."""
+
+    def __init__(
+        self,
+        dim: int,
+        attention: Attention,
+        mlp_ratio: float,
+        drop: float,
+        drop_path_rate: float,
+        init_values: float | None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=_EPS)
+        self.attn = attention
+        self.drop_path = drop_path(drop_path_rate)
+        self.norm2 = nn.LayerNorm(dim, eps=_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop, drop_hidden=False)
+        self.gamma_1: nn.Parameter | float = 1.0
+        self.gamma_2: nn.Parameter | float = 1.0
+        if init_values is not None:
+            self.gamma_1 = nn.Parameter(torch.full((dim,), init_values))
+            self.gamma_2 = nn.Parameter(torch.full((dim,), init_values))
+
+    def forward(self, tokens: Tensor, shared_bias: Tensor | None = None) -> Tensor:
+        """(B, L, C) -> (B, L, C)."""
+        tokens = tokens + self.drop_path(
+            self.gamma_1 * self.attn(self.norm1(tokens), shared_bias)
+        )
+        return tokens + self.drop_path(self.gamma_2 * self.mlp(self.norm2(tokens)))
+
+
+class VisionTransformer(nn.Module):
+    """ViT that classifies images, or encodes them for SimMIM.
+
+    `num_classes` 0 leaves the head out; `use_mask_token` adds the token that hides patches;
+    truncated normals are cut at +-`init_cut` (absolute).
+    """
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        init_values: float | None = 0.1,
+        use_ape: bool = False,
+        use_rpb: bool = False,
+        use_shared_rpb: bool = True,
+        use_mean_pooling: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        num_classes: int = 1000,
+        use_mask_token: bool = False,
+        use_checkpoint: bool = False,
+        init_cut: float = 2.0,
+    ) -> None:
+        super().__init__()
+        require_divisible(image_size, patch_size, "DATA.IMG_SIZE", "MODEL.VIT.PATCH_SIZE")
+        require_divisible(embed_dim, num_heads, "MODEL.VIT.EMBED_DIM", "MODEL.VIT.NUM_HEADS")
+        self.in_chans, self.patch_size, self.stride = in_chans, patch_size, patch_size
+        self.num_features, self.num_layers = embed_dim, depth
+        self.use_checkpoint = use_checkpoint
+
+        self.patch_embed = PatchEmbed(image_size, patch_size, in_chans, embed_dim)
+        grid_size = self.patch_embed.grid_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        if use_mask_token:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed: nn.Parameter | None = None
+        if use_ape:
+            self.pos_embed = nn.Parameter(torch.zeros(1, grid_size**2 + 1, embed_dim))
+        self.rel_pos_bias = RelativePositionBias(grid_size, num_heads) if use_shared_rpb else None
+        self.pos_drop = nn.Dropout(drop_rate)
+
+        self.blocks = nn.ModuleList()
+        for rate in drop_path_rates(drop_path_rate, depth):
+            own_grid = grid_size if use_rpb else None
+            attention = Attention(embed_dim, num_heads, qkv_bias, drop_rate, own_grid)
+            block = ViTBlock(embed_dim, attention, mlp_ratio, drop_rate, rate, init_values)
+            self.blocks.append(block)
+        self.norm = nn.Identity() if use_mean_pooling else nn.LayerNorm(embed_dim, eps=_EPS)
+        self.fc_norm = nn.LayerNorm(embed_dim, eps=_EPS) if use_mean_pooling else None
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else None
+        self._init_weights(init_cut)
+
+    def _init_weights(self, cut: float) -> None:
+        self.apply(lambda module: init_linear(module, cut))
+        nn.init.zeros_(self.patch_embed.proj.bias)  # type: ignore[arg-type]
+        trunc_normal_(self.patch_embed.proj.weight, std=0.02, a=-cut, b=cut)
+        for name in ("cls_token", "mask_token", "pos_embed"):
+            token = getattr(self, name, None)
+            if token is not None:
+                trunc_normal_(token, std=0.02, a=-cut, b=cut)
+        with torch.no_grad():
+            for depth, block in enumerate(self.blocks, start=1):
+                block.attn.proj.weight.div_((2 * depth) ** 0.5)
+                block.mlp.fc2.weight.div_((2 * depth) ** 0.5)
+            if self.head is not None:
+                self.head.weight.mul_(0.001)
+                self.head.bias.mul_(0.001)
+
+    def _encode(self, image: Tensor, mask: Tensor | None) -> Tensor:
+        """All tokens after the last block and `norm`, CLS first: (B, 1 + L, C)."""
+        tokens = self.patch_embed(image)
+        if mask is not None:
+            tokens = hide_tokens(tokens, self.mask_token, mask)
+        cls_token = self.cls_token.to(tokens.dtype).expand(len(tokens), -1, -1)
+        tokens = torch.cat((cls_token, tokens), dim=1)
+        if self.pos_embed is not None:
+            tokens = tokens + self.pos_embed
+        tokens = self.pos_drop(tokens)
+        shared_bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
+        for block in self.blocks:
+            recompute = self.use_checkpoint and self.training
+            tokens = run_block(block, tokens, shared_bias, recompute=recompute)
+        return self.norm(tokens)
+
+    def forward_features(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, num_features, H/patch, W/patch), without CLS.
+
+        Patches where `mask` (B, H/patch, W/patch) is True are hidden from the encoder.
+        """
+        side = self.patch_embed.grid_size
+        return self._encode(image, mask)[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, num_classes); without a head, pooled features."""
+        tokens = self._encode(image, mask=None)
+        pooled = tokens[:, 0] if self.fc_norm is None else self.fc_norm(tokens[:, 1:].mean(dim=1))
+        return pooled if self.head is None else self.head(pooled)
+
+    def layer_of(self, name: str) -> int:
+        """Depth of a parameter: 0 stem and tokens, block + 1, n + 1 for all else."""
+        part, *rest = name.split(".")
+        if part in ("patch_embed", "cls_token", "mask_token", "pos_embed"):
+            return 0
+        return int(rest[0]) + 1 if part == "blocks" else self.num_layers + 1
+
+    def no_weight_decay(self, name: str) -> bool:
+        """The CLS token and the absolute position embedding."""
+        return name in ("cls_token", "pos_embed")

@@ -1,0 +1,158 @@
+"""Models against the reference implementation's numbers (tests/golden/README.md)."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lr_scheduler import build_scheduler
+from models import build_classifier, build_pretrain_model
+from optimizer import build_optimizer
+from tests.golden_cases import (
+    GOLDEN,
+    case_input,
+    case_targets,
+    fill_by_rule,
+    options,
+    read_golden,
+)
+from utils.config import get_config
+
+CASES = read_golden("models/cases.json")
+TRAJECTORIES = read_golden("models/trajectories.json")
+FULL_SIZE = read_golden("full_size/forward.json")
+PRETRAIN = sorted(name for name in CASES if CASES[name]["stage"] == "pretrain")
+FINETUNE = sorted(name for name in CASES if CASES[name]["stage"] == "finetune")
+
+
+def build(case: dict[str, Any]) -> tuple[Any, nn.Module]:
+    cfg = get_config(None, options(case["config"]))
+    pretrain = case["stage"] == "pretrain"
+    model = build_pretrain_model(cfg) if pretrain else build_classifier(cfg, cfg.MODEL.NUM_CLASSES)
+    fill_by_rule(model)
+    model = model.double().eval()
+    return cfg, model
+
+
+def loss_of(cfg: Any, model: Any, stage: str, name: str, batch_size: int) -> Tensor:
+    encoder = getattr(model, "encoder", model)
+    image, mask = case_input(
+        name,
+        batch_size,
+        cfg.DATA.IMG_SIZE,
+        cfg.DATA.MASK_PATCH_SIZE if stage == "pretrain" else 32,
+        encoder.patch_size,
+        torch.float64,
+    )
+    if stage == "pretrain":
+        return model(image, mask)
+    targets = case_targets(name, batch_size, cfg.MODEL.NUM_CLASSES)
+    return -(targets * model(image).log_softmax(dim=1)).sum(dim=1).mean()
+
+
+def gradient_norms(model: nn.Module, names: list[str]) -> np.ndarray:
+    parameters = dict(model.named_parameters())
+    norms = [0.0 if parameters[n].grad is None else parameters[n].grad.norm() for n in names]
+    return np.array([float(norm) for norm in norms])
+
+
+@pytest.mark.parametrize("name", PRETRAIN + FINETUNE)
+def test_parameter_names_and_shapes_are_the_references(name: str) -> None:
+    _, model = build(CASES[name])
+    expected = {name: tuple(shape) for name, shape in CASES[name]["parameters"]}
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == expected
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_pretraining_forward_and_gradients_agree_to_1e_9(name: str) -> None:
+    cfg, model = build(CASES[name])
+    golden = np.load(GOLDEN / f"models/{name}.npz")
+    image, mask = case_input(
+        name, 2, cfg.DATA.IMG_SIZE, cfg.DATA.MASK_PATCH_SIZE, model.encoder.patch_size, torch.float64
+    )
+    features = model.encoder.forward_features(image, mask)
+    prediction = model.predict(image, mask)
+    np.testing.assert_allclose(features.detach().numpy(), golden["features"], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        prediction[:, :, ::7, ::5].detach().numpy(), golden["reconstruction"], rtol=1e-9, atol=1e-12
+    )
+    loss = model(image, mask)
+    assert loss.item() == pytest.approx(float(golden["loss"]), rel=1e-9)
+    loss.backward()
+    names = [name for name, _ in CASES[name]["parameters"]]
+    np.testing.assert_allclose(
+        gradient_norms(model, names), golden["grad_norms"], rtol=1e-9, atol=1e-14
+    )
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_classifier_logits_and_gradients_agree_to_1e_9(name: str) -> None:
+    cfg, model = build(CASES[name])
+    golden = np.load(GOLDEN / f"models/{name}.npz")
+    size, patch = cfg.DATA.IMG_SIZE, model.patch_size
+    image, _ = case_input(name, 2, size, 32, patch, torch.float64)
+    np.testing.assert_allclose(
+        model(image).detach().numpy(), golden["logits"], rtol=1e-9, atol=1e-12
+    )
+    loss = loss_of(cfg, model, "finetune", name, 2)
+    assert loss.item() == pytest.approx(float(golden["loss"]), rel=1e-9)
+    loss.backward()
+    names = [name for name, _ in CASES[name]["parameters"]]
+    np.testing.assert_allclose(
+        gradient_norms(model, names), golden["grad_norms"], rtol=1e-9, atol=1e-14
+    )
+
+
+@pytest.mark.parametrize("name", sorted(TRAJECTORIES))
+def test_24_updates_follow_the_reference_to_1e_9(name: str) -> None:
+    case = TRAJECTORIES[name]
+    keys = {"TRAIN.LR_SCHEDULER.NAME": case["scheduler"]}
+    if case["scheduler"] == "multistep":
+        keys["TRAIN.LR_SCHEDULER.MULTISTEPS"] = case["milestones_epochs"]
+    cfg, model = build(case | {"config": case["config"] | keys})
+    model.train()
+    optimizer = build_optimizer(cfg, model, cfg.TRAIN.BASE_LR)
+    scheduler = build_scheduler(cfg, optimizer, case["iterations_per_epoch"])
+    rows = []
+    for update in range(len(case["rows"])):
+        loss = loss_of(cfg, model, case["stage"], f"{name}/{update}", case["batch_size"])
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.TRAIN.CLIP_GRAD)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        rows.append([loss.item(), norm.item(), min(rates), max(rates)])
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+    np.testing.assert_allclose(rows, case["rows"], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep",
+        "vit_base__800ep/simmim_pretrain__vit_base__img224__800ep",
+    ],
+)
+def test_published_sizes_give_the_references_loss_in_float32(path: str) -> None:
+    name = path.split("/")[1]
+    cfg = get_config(f"configs/{path}.yaml")
+    model = build_pretrain_model(cfg).eval()
+    fill_by_rule(model)
+    golden = FULL_SIZE[name]
+    image, mask = case_input(
+        name, 1, cfg.DATA.IMG_SIZE, 32, model.encoder.patch_size, torch.float32
+    )
+    with torch.no_grad():
+        features = model.encoder.forward_features(image, mask)
+        prediction = model.decoder(features)
+        loss = model(image, mask)
+    assert sum(p.numel() for p in model.parameters()) == golden["num_parameters"]
+    assert loss.item() == pytest.approx(golden["loss"], rel=1e-5)
+    for values, expected in ((features, "features"), (prediction, "reconstruction")):
+        flat = values.flatten().numpy()
+        statistics = golden[expected]
+        np.testing.assert_allclose(flat[:8], statistics["first"], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(flat[-8:], statistics["last"], rtol=1e-3, atol=1e-3)
+        assert np.linalg.norm(flat) == pytest.approx(statistics["l2"], rel=1e-3)
