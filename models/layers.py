@@ -25,17 +25,19 @@ class PatchEmbed(nn.Module):
         """Embed the patches; ValueError for an image of another size or channel count."""
         expected = (self.proj.in_channels, self.image_size, self.image_size)
         if tuple(image.shape[1:]) != expected:
-            raise ValueError(f"image of shape {tuple(image.shape[1:])}, the model is for {expected}")
+            raise ValueError(
+                f"image of shape {tuple(image.shape[1:])}, the model is for {expected}"
+            )
         return self.norm(self.proj(image).flatten(2).transpose(1, 2))
 
 
 def hide_tokens(tokens: Tensor, mask_token: Tensor, mask: Tensor) -> Tensor:
-    """Replace the tokens (B, L, C) whose cell of `mask` (B, h, w), h * w = L, is True (section 3.2)."""
+    """Replace the tokens (B, L, C) where `mask` (B, h, w), h * w = L, is True (section 3.2)."""
     return torch.where(mask.flatten(1).unsqueeze(-1), mask_token.to(tokens.dtype), tokens)
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear, on the last axis; dropout after the output and, if asked, in between."""
+    """Linear, GELU, linear on the last axis; dropout at the end and, if asked, in between."""
 
     def __init__(self, dim: int, hidden: int, drop: float = 0.0, drop_hidden: bool = True) -> None:
         super().__init__()
@@ -97,7 +99,7 @@ def window_reverse(windows: Tensor, window: int, height: int, width: int) -> Ten
 
 
 def relative_position_index(height: int, width: int) -> Tensor:
-    """Row of the bias table, (2 height - 1)(2 width - 1) rows, for each pair of positions (L, L)."""
+    """Row of the bias table for each pair of positions (L, L); (2 height - 1)(2 width - 1) rows."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     rows, columns = rows.flatten(), columns.flatten()
     row_offset = rows[:, None] - rows[None, :] + height - 1

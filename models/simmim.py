@@ -1,7 +1,7 @@
 """SimMIM: hide patches, encode what is left, predict the hidden pixels (arXiv 2111.09886)."""
 
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class Encoder(Protocol):
 class SimMIM(nn.Module):
     """Masked image modelling with one of each: encoder, decoder, target, loss."""
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, target: nn.Module, loss: Loss):
+    def __init__(self, encoder: Encoder, decoder: nn.Module, target: nn.Module, loss: Loss):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -40,7 +40,7 @@ class SimMIM(nn.Module):
 
     def predict(self, image: Tensor, mask: Tensor) -> Tensor:
         """Predict the target from what is visible: (B, C, H, W)."""
-        features = cast(Encoder, self.encoder).forward_features(image, mask)
+        features = self.encoder.forward_features(image, mask)
         prediction: Tensor = self.decoder(features)
         return prediction
 
@@ -51,7 +51,7 @@ class SimMIM(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, image: Tensor, mask: Tensor) -> Tensor:
-        """The image with its hidden pixels replaced by the prediction, normalized like the input."""
+        """The image, its hidden pixels replaced by the prediction; normalized like the input."""
         prediction = self.predict(image, mask).to(image.dtype)
         pixels: Tensor = self.target.to_pixels(prediction, image)  # type: ignore[operator]
         return torch.where(upsample_mask(mask, image.shape[-1]), pixels, image)

@@ -24,7 +24,7 @@ from utils.checks import one_of, require_divisible
 
 
 class WindowAttention(nn.Module):
-    """Self-attention inside windows of `window` x `window` tokens, with a relative position bias."""
+    """Self-attention in windows of `window` x `window` tokens, with a relative position bias."""
 
     def __init__(
         self,
@@ -130,6 +130,7 @@ class SwinStage(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
+        self.shift_mask: Tensor | None
         self.register_buffer("shift_mask", shift_mask, persistent=False)
 
     def forward(self, tokens: Tensor, recompute: bool = False) -> Tensor:
@@ -140,7 +141,7 @@ class SwinStage(nn.Module):
 
 
 def shift_mask(grid_size: int, window: int, shift: int) -> Tensor:
-    """-100 between positions of a window that are no neighbours before the shift: (windows, L, L)."""
+    """-100 between positions of a window that were no neighbours unshifted: (windows, L, L)."""
     bounds = torch.arange(grid_size)
     region = (bounds >= grid_size - window).long() + (bounds >= grid_size - shift).long()
     regions = (3 * region[:, None] + region[None, :]).view(1, grid_size, grid_size, 1)
@@ -204,7 +205,9 @@ class SwinTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if len(depths) != len(num_heads):
-            raise ValueError(f"DEPTHS {list(depths)} and NUM_HEADS {list(num_heads)} differ in length")
+            raise ValueError(
+                f"DEPTHS {list(depths)} and NUM_HEADS {list(num_heads)} differ in length"
+            )
         check_sizes(image_size, patch_size, len(depths), window_size)
         self.in_chans, self.patch_size, self.depths = in_chans, patch_size, list(depths)
         self.stride = patch_size * 2 ** (len(depths) - 1)
@@ -270,7 +273,7 @@ class SwinTransformer(nn.Module):
         return pooled if self.head is None else self.head(pooled)
 
     def layer_of(self, name: str) -> int:
-        """Depth of a parameter: 0 stem, block + 1, last block of the stage for merging, else n + 1."""
+        """Layer id: 0 stem, block + 1, merging as the last block of its stage, n + 1 all else."""
         part, *rest = name.split(".")
         if part in ("patch_embed", "mask_token", "absolute_pos_embed"):
             return 0

@@ -1,5 +1,7 @@
 """Vision Transformer in BEiT's flavour (arXiv 2106.08254): layer scale, relative position bias."""
 
+from typing import Any
+
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
@@ -107,7 +109,7 @@ class Attention(nn.Module):
 
 
 class ViTBlock(nn.Module):
-    """Pre-norm attention and MLP, both residual, each scaled per channel where `init_values` is set."""
+    """Pre-norm attention and MLP, both residual and, with `init_values`, scaled per channel."""
 
     def __init__(
         self,
@@ -132,9 +134,7 @@ class ViTBlock(nn.Module):
 
     def forward(self, tokens: Tensor, shared_bias: Tensor | None = None) -> Tensor:
         """(B, L, C) -> (B, L, C)."""
-        tokens = tokens + self.drop_path(
-            self.gamma_1 * self.attn(self.norm1(tokens), shared_bias)
-        )
+        tokens = tokens + self.drop_path(self.gamma_1 * self.attn(self.norm1(tokens), shared_bias))
         return tokens + self.drop_path(self.gamma_2 * self.mlp(self.norm2(tokens)))
 
 
@@ -205,6 +205,7 @@ class VisionTransformer(nn.Module):
             if token is not None:
                 trunc_normal_(token, std=0.02, a=-cut, b=cut)
         with torch.no_grad():
+            block: Any
             for depth, block in enumerate(self.blocks, start=1):
                 block.attn.proj.weight.div_((2 * depth) ** 0.5)
                 block.mlp.fc2.weight.div_((2 * depth) ** 0.5)

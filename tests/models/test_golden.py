@@ -27,7 +27,7 @@ PRETRAIN = sorted(name for name in CASES if CASES[name]["stage"] == "pretrain")
 FINETUNE = sorted(name for name in CASES if CASES[name]["stage"] == "finetune")
 
 
-def build(case: dict[str, Any]) -> tuple[Any, nn.Module]:
+def build(case: dict[str, Any]) -> tuple[Any, Any]:
     cfg = get_config(None, options(case["config"]))
     pretrain = case["stage"] == "pretrain"
     model = build_pretrain_model(cfg) if pretrain else build_classifier(cfg, cfg.MODEL.NUM_CLASSES)
@@ -54,7 +54,8 @@ def loss_of(cfg: Any, model: Any, stage: str, name: str, batch_size: int) -> Ten
 
 def gradient_norms(model: nn.Module, names: list[str]) -> np.ndarray:
     parameters = dict(model.named_parameters())
-    norms = [0.0 if parameters[n].grad is None else parameters[n].grad.norm() for n in names]
+    grads = [parameters[name].grad for name in names]
+    norms = [0.0 if grad is None else grad.norm() for grad in grads]
     return np.array([float(norm) for norm in norms])
 
 
@@ -70,7 +71,12 @@ def test_pretraining_forward_and_gradients_agree_to_1e_9(name: str) -> None:
     cfg, model = build(CASES[name])
     golden = np.load(GOLDEN / f"models/{name}.npz")
     image, mask = case_input(
-        name, 2, cfg.DATA.IMG_SIZE, cfg.DATA.MASK_PATCH_SIZE, model.encoder.patch_size, torch.float64
+        name,
+        2,
+        cfg.DATA.IMG_SIZE,
+        cfg.DATA.MASK_PATCH_SIZE,
+        model.encoder.patch_size,
+        torch.float64,
     )
     features = model.encoder.forward_features(image, mask)
     prediction = model.predict(image, mask)

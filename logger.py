@@ -1,0 +1,140 @@
+"""What a run tells: console, a file per rank, metrics.jsonl and TensorBoard."""
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from termcolor import colored
+from tqdm import tqdm
+
+SCALARS = ("loss", "lr", "grad_norm", "images_per_second", "data_wait", "memory_mb")
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints above a progress bar, in colour on terminals."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        moment = datetime.datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M:%S")
+        colour = "green" if record.levelno < logging.WARNING else "yellow"
+        prefix = colored(f"[{moment}]", colour) if sys.stdout.isatty() else f"[{moment}]"
+        level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
+        tqdm.write(f"{prefix} {level}{record.getMessage()}", file=sys.stdout)
+        sys.stdout.flush()
+
+
+def train_line(record: dict[str, Any], epoch: int, epochs: int) -> str:
+    """One line per report, in the reference's format; `eta` is that of the epoch."""
+    left = record["time_mean"] * (record["num_updates"] - record["index"] - 1)
+    return (
+        f"Train: [{epoch}/{epochs}][{record['index']}/{record['num_updates']}]\t"
+        f"eta {datetime.timedelta(seconds=int(left))} lr {record['lr']:.6f}\t"
+        f"time {record['time']:.4f} ({record['time_mean']:.4f})\t"
+        f"loss {record['loss']:.4f} ({record['loss_mean']:.4f})\t"
+        f"grad_norm {record['grad_norm']:.4f} ({record['grad_norm_mean']:.4f})\t"
+        f"mem {record['memory_mb']:.0f}MB"
+    )
+
+
+class RunLog:
+    """Everything one process of a run tells, into `folder`; figures and pictures from rank 0.
+
+    `first_update` is the update the run starts from: figures of later ones, left by a run that was
+    stopped after its last checkpoint, are replaced.
+    """
+
+    def __init__(self, folder: Path, rank: int, first_update: int, epochs: int) -> None:
+        self.folder, self.rank, self.epochs = folder, rank, epochs
+        self.current_epoch = 0
+        self.update = first_update
+        self.logger = _create_logger(folder, rank)
+        self.info = self.logger.info
+        self.warning = self.logger.warning
+        if rank == 0:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, one rank needs it
+
+            _forget_from(folder / "metrics.jsonl", first_update)
+            self.board: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=first_update)
+
+    @contextlib.contextmanager
+    def epoch(self, epoch: int) -> Iterator[None]:
+        """Surround the training of one epoch: names it in reports, times it."""
+        self.current_epoch = epoch
+        start = time.perf_counter()
+        yield
+        took = datetime.timedelta(seconds=int(time.perf_counter() - start))
+        left = took * (self.epochs - epoch - 1)
+        self.info("EPOCH %d training takes %s, about %s left", epoch, took, left)
+
+    def report(self, record: dict[str, Any]) -> None:
+        """Log an update's figures, append them to metrics.jsonl and to TensorBoard's curves."""
+        self.info(train_line(record, self.current_epoch, self.epochs))
+        self.update = record["update"]
+        if self.rank == 0:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"epoch": self.current_epoch} | record) + "\n")
+            for name in SCALARS:
+                self.board.add_scalar(f"train/{name}", record[name], self.update)
+
+    def progress(self, updates: range) -> Iterable[int]:
+        """Show a progress bar where a person is looking, on standard error."""
+        if self.rank != 0 or not sys.stderr.isatty():
+            return updates
+        bar: Iterable[int] = tqdm(
+            updates, f"epoch {self.current_epoch}", leave=False, dynamic_ncols=True
+        )
+        return bar
+
+    def picture(self, name: str, picture: Image.Image) -> None:
+        """Write NAME.png and show it in TensorBoard; for rank 0."""
+        path = self.folder / f"{name}.png"
+        picture.save(path)
+        self.board.add_image(name, np.asarray(picture), self.update, dataformats="HWC")
+        self.board.flush()
+        self.info("drew %s", path)
+
+    def close(self) -> None:
+        """Flush and close all files."""
+        _close(self.logger)
+        if self.rank == 0:
+            self.board.close()
+
+
+def _create_logger(folder: Path, rank: int) -> logging.Logger:
+    """A logger that writes log_rank<rank>.txt in `folder` and, on rank 0, to the console."""
+    logger = logging.getLogger(f"simmim.{folder.resolve()}.{rank}")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    _close(logger)
+    file = logging.FileHandler(folder / f"log_rank{rank}.txt", encoding="utf-8")
+    file.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s"))
+    logger.addHandler(file)
+    if rank == 0:
+        logger.addHandler(_ConsoleHandler())
+    return logger
+
+
+def _close(logger: logging.Logger) -> None:
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _forget_from(path: Path, first_update: int) -> None:
+    """Drop the lines of updates that this run is about to make again, and a torn last line."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    kept = [line for line in whole if json.loads(line)["update"] < first_update]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)

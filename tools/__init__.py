@@ -1,0 +1,1 @@
+"""Programs that users run: python -m tools.NAME --help."""

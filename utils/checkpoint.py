@@ -1,0 +1,171 @@
+"""Checkpoints: tensors and plain types, written whole or not at all, found again by epoch."""
+
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from yacs.config import CfgNode
+
+from utils.config import to_plain
+from utils.distributed import equal_in_all_processes
+
+State = dict[str, Any]
+
+
+def save_checkpoint(path: Path, state: State) -> None:
+    """Write under another name, flush to the disk, then rename: readers see all or nothing.
+
+    ValueError where the file cannot be written; an earlier one of that name is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise ValueError(f"checkpoint {path} cannot be written: {error}") from None
+
+
+def load_checkpoint(path: Path) -> State:
+    """Read a checkpoint on the CPU without running code from it; ValueError where it is none."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"checkpoint {path} does not exist") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise ValueError(f"checkpoint {path} cannot be read: {reason}") from None
+    missing = {"model", "optimizer", "lr_scheduler", "scaler", "epoch", "update"}
+    missing -= set(state) if isinstance(state, dict) else set()
+    if missing:
+        raise ValueError(
+            f"checkpoint {path} is not a training checkpoint of this project: "
+            f"it holds no {', '.join(sorted(missing))}"
+        )
+    return state
+
+
+def newest_checkpoint(
+    folder: Path, warn: Callable[[str], None]
+) -> tuple[Path, State] | tuple[None, None]:
+    """The latest readable checkpoint of a folder; `warn` is told of unreadable ones."""
+    numbered = {
+        int(match[1]): path
+        for path in folder.glob("ckpt_epoch_*.pth")
+        if (match := re.fullmatch(r"ckpt_epoch_(\d+)\.pth", path.name))
+    }
+    for epoch in sorted(numbered, reverse=True):
+        try:
+            return numbered[epoch], load_checkpoint(numbered[epoch])
+        except ValueError as error:
+            warn(f"{error}; trying the one before")
+    return None, None
+
+
+def save_epoch(folder: Path, epoch: int, parts: Mapping[str, Any], cfg: CfgNode) -> Path:
+    """Save the state after an epoch (from 0).
+
+    The random states follow from SEED and the update, so these two numbers stand for them.
+    """
+    path = folder / f"ckpt_epoch_{epoch}.pth"
+    state: State = {name: part.state_dict() for name, part in parts.items()}
+    state |= {"epoch": epoch, "update": parts["lr_scheduler"].num_steps}
+    save_checkpoint(path, state | {"seed": cfg.SEED, "config": to_plain(cfg)})
+    return path
+
+
+def resume(
+    folder: Path, parts: Mapping[str, Any], cfg: CfgNode, device: torch.device
+) -> tuple[int, list[str]]:
+    """Load MODEL.RESUME, else the newest checkpoint of the folder; the first epoch to train, and
+    what the log should say of it.
+
+    ValueError where a checkpoint does not fit, where it would be overwritten because
+    TRAIN.AUTO_RESUME is off, and where the processes do not see the same files.
+    """
+    notes: list[str] = []
+    newest, state = newest_checkpoint(folder, notes.append)
+    path = newest
+    if cfg.MODEL.RESUME:
+        path = Path(cfg.MODEL.RESUME)
+        state = load_checkpoint(path)
+        if newest is not None and newest.resolve() != path.resolve():
+            notes.append(f"MODEL.RESUME wins over {newest}, the newest in the output folder")
+    elif newest is not None and not cfg.TRAIN.AUTO_RESUME:
+        raise ValueError(
+            f"{folder} holds {newest.name} of an earlier run and TRAIN.AUTO_RESUME is off: "
+            "give another --tag or --output, or --resume CKPT"
+        )
+    epoch = cfg.TRAIN.START_EPOCH if state is None else state["epoch"] + 1
+    if not equal_in_all_processes(epoch, device):
+        raise ValueError(f"the processes found different checkpoints: {folder} must be shared")
+    if state is None or path is None:
+        return epoch, notes
+    restore(state, parts, path)
+    if state.get("seed") != cfg.SEED:
+        notes.append(f"SEED is {cfg.SEED}, the checkpoint's {state.get('seed')}: another run")
+    return epoch, [*notes, f"resumed from {path}: epoch {epoch}, update {state['update']}"]
+
+
+def restore(state: State, parts: Mapping[str, Any], source: Path) -> None:
+    """Load every part, the model strictly; ValueError names the first differences.
+
+    Nothing is changed unless the model fits. Settings of the optimizer (weight decay, betas) stay
+    those of the configuration; only its moments are read.
+    """
+    restore_model(state, parts["model"], source)
+    _restore_optimizer(state["optimizer"], parts["optimizer"], source)
+    parts["lr_scheduler"].load_state_dict(state["lr_scheduler"])
+    parts["scaler"].load_state_dict(state["scaler"])
+
+
+def restore_model(state: State, model: nn.Module, source: Path) -> None:
+    """Load the model strictly; ValueError names the first differences."""
+    _check_model(state["model"], model.state_dict(), source)
+    model.load_state_dict(state["model"])
+
+
+def _check_model(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:
+    differences = [f"{name} is missing" for name in expected if name not in found]
+    differences += [f"{name} is not in the model" for name in found if name not in expected]
+    differences += [
+        f"{name} has shape {tuple(found[name].shape)}, the model {tuple(expected[name].shape)}"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    if differences:
+        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+        raise ValueError(
+            f"checkpoint {source} does not fit the model: {'; '.join(differences[:3])}{more}"
+        )
+
+
+def _restore_optimizer(state: State, optimizer: Optimizer, source: Path) -> None:
+    settings = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"checkpoint {source} does not fit the optimizer: {error}") from None
+    for group, setting in zip(optimizer.param_groups, settings, strict=True):
+        group.update(setting)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,111 @@
+"""Processes and randomness: who takes part, and from which key each random stream follows."""
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+# Streams of randomness: the first part of a key, so that equal numbers of two streams differ.
+MODEL_STREAM, SAMPLE_STREAM, UPDATE_STREAM = range(3)
+
+
+def rank() -> int:
+    """Index of this process; 0 without a launcher."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a launcher."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def launched() -> bool:
+    """Whether torchrun (or anything that sets its variables) started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def start_process_group(device: torch.device) -> None:
+    """Join the launcher's group, nccl on GPUs, gloo on CPUs; nothing without a launcher."""
+    if launched() and not distributed.is_initialized():
+        if device.type == "cuda":
+            distributed.init_process_group("nccl", device_id=device)
+        else:
+            distributed.init_process_group("gloo")
+
+
+def stop_process_group() -> None:
+    """Leave the group, if any."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Average a tensor over all processes, in place."""
+    if world_size() > 1:
+        distributed.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def equal_in_all_processes(value: int, device: torch.device) -> bool:
+    """Whether every process holds the same number; call it in all of them."""
+    extremes = torch.tensor([value, -value], device=device)
+    if world_size() > 1:
+        distributed.all_reduce(extremes, distributed.ReduceOp.MAX)
+    return bool(extremes[0] == -extremes[1])
+
+
+def distribute(model: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap the model so that gradients are averaged over processes; itself where there is one."""
+    if not distributed.is_initialized():
+        return model
+    device_ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(
+        model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def synchronized_if(last: bool, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Average gradients in this backward pass only if it is an update's `last`."""
+    if last or not isinstance(model, DistributedDataParallel):
+        return contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[None] = model.no_sync()
+    return context
+
+
+def seed_all(stream: int, *key: int) -> None:
+    """Seed Python, NumPy and torch, on every device, from a stream and its non-negative integers."""
+    torch.cuda.manual_seed_all(_seed_cpu(stream, *key))
+
+
+@contextlib.contextmanager
+def seeded(stream: int, *key: int) -> Iterator[None]:
+    """Inside, randomness on the CPU follows from the key; afterwards it goes on as before."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    _seed_cpu(stream, *key)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def _seed_cpu(*key: int) -> int:
+    words = [int(word) for word in np.random.SeedSequence(key).generate_state(4)]
+    random.seed(words[0])
+    np.random.seed(words[1])
+    seed = words[2] << 32 | words[3]
+    torch.default_generator.manual_seed(seed)
+    return seed

@@ -1,0 +1,252 @@
+"""What both entry points do first: arguments, configuration, device, processes, output folder."""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import timm
+import torch
+import torchvision
+import yaml
+from torch import nn
+from yacs.config import CfgNode
+
+from logger import RunLog
+from lr_scheduler import build_scheduler
+from optimizer import build_optimizer, scale_lr
+from utils.config import get_config, to_plain
+from utils.distributed import (
+    MODEL_STREAM,
+    barrier,
+    rank,
+    seed_all,
+    start_process_group,
+    stop_process_group,
+    world_size,
+)
+
+# Flag -> config key and what argparse needs; a flag that is not given changes nothing.
+FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "--data-path": ("DATA.DATA_PATH", dict(metavar="DIR", help="images, at any depth")),
+    "--batch-size": ("DATA.BATCH_SIZE", dict(type=int, metavar="N", help="images per process")),
+    "--accumulation-steps": (
+        "TRAIN.ACCUMULATION_STEPS",
+        dict(type=int, metavar="K", help="micro-batches per update"),
+    ),
+    "--resume": ("MODEL.RESUME", dict(metavar="CKPT", help="go on from this checkpoint")),
+    "--use-checkpoint": (
+        "TRAIN.USE_CHECKPOINT",
+        dict(action="store_true", default=None, help="less memory: recompute activations"),
+    ),
+    "--amp-opt-level": (
+        "TRAIN.PRECISION",
+        dict(choices=("O0", "O1", "O2"), help="O0: float32; O1, O2: mixed precision"),
+    ),
+    "--device": ("DEVICE", dict(choices=("auto", "cpu", "cuda"), help="default: a GPU if any")),
+    "--output": ("OUTPUT", dict(metavar="DIR", help="default: output")),
+    "--tag": ("TAG", dict(metavar="NAME", help="the run is kept in OUTPUT/MODEL.NAME/TAG")),
+}
+_PRECISIONS = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run starts with."""
+
+    cfg: CfgNode
+    device: torch.device
+    amp_dtype: torch.dtype
+    folder: Path
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches per update, at least 1."""
+        return max(self.cfg.TRAIN.ACCUMULATION_STEPS, 1)
+
+    @property
+    def images_per_update(self) -> int:
+        """The effective batch size, over all processes."""
+        return int(self.cfg.DATA.BATCH_SIZE) * self.accumulation_steps * world_size()
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that all programs which read a configuration share."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="SIMMIM_TRACEBACK=1 in the environment shows where an error was raised.",
+    )
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="YAML configuration")
+    for flag, (_, details) in FLAGS.items():
+        parser.add_argument(flag, **details)
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="any config key")
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, help="accepted; the launcher's environment wins"
+    )
+    return parser
+
+
+def read_config(arguments: argparse.Namespace) -> CfgNode:
+    """Defaults < BASE < file < flags < --opts."""
+    opts: list[Any] = []
+    for flag, (key, _) in FLAGS.items():
+        value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
+        if flag == "--amp-opt-level" and value is not None:
+            value = "float32" if value == "O0" else "auto"
+        if value is not None:
+            opts += [key, value]
+    return get_config(arguments.cfg, opts + arguments.opts)
+
+
+def start_run(arguments: argparse.Namespace) -> Run:
+    """Configuration, device, process group and seeds; nothing is written yet."""
+    cfg = read_config(arguments)
+    device = choose_device(cfg.DEVICE)
+    amp_dtype = choose_precision(cfg.TRAIN.PRECISION, device)
+    start_process_group(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+    seed_all(MODEL_STREAM, cfg.SEED)
+    return Run(cfg, device, amp_dtype, Path(cfg.OUTPUT or "output") / cfg.MODEL.NAME / cfg.TAG)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto`: this process's GPU, else the CPU; ValueError for a GPU that is not there."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("DEVICE is cuda, but torch finds no CUDA GPU here; use --device cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"process {local_rank} of this machine has no GPU: {torch.cuda.device_count()} are "
+            "visible; start as many processes with --nproc_per_node"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 where the device is fast in it, else float16 on GPUs, float32 on CPUs."""
+    if wanted == "float16" and device.type != "cuda":
+        raise ValueError("TRAIN.PRECISION is float16, which needs a CUDA GPU; choose bfloat16")
+    if wanted != "auto":
+        return _PRECISIONS[wanted]
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if native else torch.float16
+    # Without these instructions bfloat16 is emulated and slower than float32.
+    tests = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    native = any(getattr(torch.cpu, test, bool)() for test in tests)
+    return torch.bfloat16 if native else torch.float32
+
+
+def build_parts(run: Run, model: nn.Module, num_batches: int) -> dict[str, Any]:
+    """What a checkpoint holds: model, optimizer, schedule and loss scaler.
+
+    `num_batches` is the number of micro-batches of this process in an epoch.
+    """
+    cfg, images = run.cfg, run.images_per_update
+    optimizer = build_optimizer(cfg, model, scale_lr(cfg.TRAIN.BASE_LR, images))
+    scheduler = build_scheduler(
+        cfg,
+        optimizer,
+        num_batches // run.accumulation_steps,
+        warmup_lr=scale_lr(cfg.TRAIN.WARMUP_LR, images),
+        min_lr=scale_lr(cfg.TRAIN.MIN_LR, images),
+    )
+    scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp_dtype == torch.float16)
+    return dict(model=model, optimizer=optimizer, lr_scheduler=scheduler, scaler=scaler)
+
+
+def open_log(run: Run, parts: dict[str, Any], notes: list[str]) -> RunLog:
+    """Create the run's folder and log, and note there what the run starts from."""
+    cfg, config = run.cfg, yaml.safe_dump(to_plain(run.cfg), sort_keys=False)
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if rank() == 0:
+            (run.folder / "config.yaml").write_text(config, encoding="utf-8")
+        log = RunLog(run.folder, rank(), parts["lr_scheduler"].num_steps, cfg.TRAIN.EPOCHS)
+    except OSError as error:
+        raise ValueError(
+            f"output folder {run.folder} cannot be written: {error.strerror} (--output DIR)"
+        ) from None
+    log.info("configuration:\n%s", config)
+    log.info("%s", _versions())
+    precision = str(run.amp_dtype).removeprefix("torch.")
+    name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "CPU"
+    log.info("%d process(es), this one on %s (%s), %s", world_size(), run.device, name, precision)
+    num_parameters = sum(parameter.numel() for parameter in parts["model"].parameters())
+    log.info("%s: %d parameters", cfg.MODEL.TYPE, num_parameters)
+    lr = scale_lr(cfg.TRAIN.BASE_LR, run.images_per_update)
+    log.info(
+        "effective batch size %d (%d per process x %d process(es) x %d micro-batch(es)); "
+        "base lr %g -> actual lr %g",
+        *(run.images_per_update, cfg.DATA.BATCH_SIZE, world_size(), run.accumulation_steps),
+        *(cfg.TRAIN.BASE_LR, lr),
+    )
+    for note in notes:
+        log.info("%s", note)
+    return log
+
+
+def _versions() -> str:
+    packages = {"torch": torch, "torchvision": torchvision, "timm": timm, "numpy": numpy}
+    versions = [f"{name} {package.__version__}" for name, package in packages.items()]
+    return f"python {platform.python_version()}, {', '.join(versions)}, commit {_git_commit()}"
+
+
+def _git_commit() -> str:
+    """Commit of this code, with a mark where files differ from it."""
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return result.stdout.strip() or "unknown"
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Call `main`; a ValueError becomes one line and exit status 2, Ctrl-C status 130."""
+    try:
+        main()
+        barrier()
+        stop_process_group()
+    except ValueError as error:
+        if os.environ.get("SIMMIM_TRACEBACK"):
+            traceback.print_exc()
+        where = f"rank {rank()}: " if world_size() > 1 else ""
+        _leave(f"{where}error: {_last_line(error)}", status=2)
+    except KeyboardInterrupt:
+        _leave("interrupted; the same command goes on from the newest checkpoint", status=130)
+
+
+def _last_line(error: ValueError) -> str:
+    """The message itself: a loader's worker puts its traceback before it."""
+    text = str(error).strip()
+    if "Original Traceback" in text:
+        text = text.splitlines()[-1].removeprefix("ValueError: ")
+    return " ".join(text.split())
+
+
+def _leave(message: str, status: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(status)
