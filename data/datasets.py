@@ -47,6 +47,7 @@ class ImageFolder:
         path = os.path.join(self.root, os.fsdecode(self.names[index]))
         try:
             with open(path, "rb") as file, Image.open(file) as image:
+                image.load()  # here, where the file is open and an error names it
                 return to_rgb(image), NO_LABEL
         except (
             UnidentifiedImageError,

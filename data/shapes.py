@@ -54,7 +54,7 @@ def draw_shape(index: int, size: int, stream: int = 0) -> tuple[Image.Image, int
     random = np.random.default_rng((stream, index))
     label = index % len(CLASSES)
     colours = _distinct_colours(random)
-    background = _texture(random, size, colours[0], colours[1], contrast=0.4)
+    background = _texture(random, size, colours[0], colours[1], contrast=0.3)
     foreground = _texture(random, size, colours[2], colours[3], contrast=1.0)
     cover = _cover(random, CLASSES[label], size)[..., None]
     picture = background * (1 - cover) + foreground * cover
@@ -76,7 +76,7 @@ def _texture(
     axis = np.linspace(0, 1, size, dtype=np.float32)
     x = axis[None, :] * math.cos(turn) + axis[:, None] * math.sin(turn)
     y = axis[:, None] * math.cos(turn) - axis[None, :] * math.sin(turn)
-    waves = 2 * math.pi * random.uniform(2, 4)
+    waves = 2 * math.pi * random.uniform(1.5, 3.5)
     kind = random.integers(4)
     if kind == 0:
         share = np.sin(waves * x)
@@ -92,7 +92,7 @@ def _texture(
 
 def _cover(random: np.random.Generator, name: str, size: int) -> np.ndarray:
     """How much of each pixel the rotated shape covers: (size, size), 0 to 1."""
-    scale = 3  # drawn larger, then reduced, for smooth edges
+    scale = 2  # drawn larger, then reduced, for smooth edges
     canvas = Image.new("L", (size * scale, size * scale))
     turn = random.uniform(0, 2 * math.pi)
     radius = random.uniform(0.26, 0.4) * size * scale

@@ -70,14 +70,21 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale
     """
     bias = None if bias is None else bias.to(query.dtype)
     if query.is_cuda:
-        if bias is not None:
-            bias = bias.repeat(len(query) // len(bias), 1, 1, 1) if len(bias) > 1 else bias
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+        return fused_attention(query, key, value, bias, scale)
     # On CPUs plain products beat the fused kernel, which falls back when the bias needs gradients.
     scores = (query * scale) @ key.transpose(-2, -1)
     if bias is not None:
         scores.view(-1, *bias.shape).add_(bias)
     return scores.softmax(dim=-1) @ value
+
+
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
+) -> Tensor:
+    """`attend` by torch's fused kernel, which keeps no scores for the backward pass."""
+    if bias is not None and len(bias) > 1:
+        bias = bias.repeat(len(query) // len(bias), 1, 1, 1)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
 
 
 def gather_position_bias(table: Tensor, index: Tensor) -> Tensor:

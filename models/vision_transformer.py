@@ -43,7 +43,7 @@ def add_position_bias(module: nn.Module, grid_size: int, num_heads: int) -> None
     """Give `module` a bias table (rows, heads), which starts at 0, and the index into it."""
     index = token_position_index(grid_size)
     module.register_buffer("relative_position_index", index, persistent=False)
-    table = torch.zeros(int(index[0, 0]) + 1, num_heads)
+    table = torch.zeros((2 * grid_size - 1) ** 2 + 3, num_heads)
     module.register_parameter("relative_position_bias_table", nn.Parameter(table))
 
 

@@ -85,7 +85,7 @@ def synchronized_if(last: bool, model: nn.Module) -> contextlib.AbstractContextM
 
 
 def seed_all(stream: int, *key: int) -> None:
-    """Seed Python, NumPy and torch, on every device, from a stream and its non-negative integers."""
+    """Seed Python, NumPy and torch, on every device, from a stream and integers from 0."""
     torch.cuda.manual_seed_all(_seed_cpu(stream, *key))
 
 

@@ -1,0 +1,41 @@
+# make demo | make test | make check | make test-oldest     (PYTHON=python3.12 make demo: another Python)
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_CFG := configs/demo/simmim_pretrain__swin_tiny__shapes64.yaml
+DEMO_RUN := output/simmim_pretrain/simmim_pretrain__swin_tiny__shapes64
+
+.PHONY: demo test check test-oldest clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python main_simmim.py --cfg $(DEMO_CFG)
+	$(BIN)/python -m tools.reconstruct --cfg $(DEMO_CFG) \
+		--resume $(DEMO_RUN)/ckpt_epoch_$(shell sed -n 's/^  EPOCHS: //p' $(DEMO_CFG) | awk '{print $$1 - 1}').pth --picture demo.png
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# The lower bounds of requirements.txt, as exact versions, in an environment of their own.
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	sed 's/>=/==/' requirements.txt > .venv-oldest/requirements.txt
+	.venv-oldest/bin/pip install --quiet -r .venv-oldest/requirements.txt 'pytest>=8.0'
+	.venv-oldest/bin/python -m pytest
+
+$(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .venv-oldest .mypy_cache .ruff_cache .pytest_cache

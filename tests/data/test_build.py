@@ -1,0 +1,115 @@
+"""Loaders: the same sample is the same whoever loads it, and no two masks repeat."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data import build_pretrain_dataset, build_pretrain_loader
+from data.build import EpochSampler, PretrainDataset
+from data.transforms import denormalize, normalize
+from utils.config import get_config
+
+OPTS: list[Any] = [
+    *("DATA.DATASET", "shapes", "DATA.NUM_SHAPES", 48, "DATA.IMG_SIZE", 32),
+    *("DATA.MASK_PATCH_SIZE", 4, "DATA.BATCH_SIZE", 8),
+]
+
+
+def dataset_of(*opts: Any) -> tuple[Any, PretrainDataset]:
+    cfg = get_config(None, [*OPTS, *opts])
+    return cfg, build_pretrain_dataset(cfg, patch_size=4)
+
+
+def epoch_of(workers: int, epoch: int) -> list[tuple[Tensor, Tensor]]:
+    cfg, dataset = dataset_of("DATA.NUM_WORKERS", workers)
+    loader: Any = build_pretrain_loader(cfg, dataset, torch.device("cpu"))
+    loader.sampler.set_epoch(epoch)
+    return [tuple(batch) for batch in loader]
+
+
+def test_batches_are_the_same_for_any_number_of_workers() -> None:
+    expected = epoch_of(workers=0, epoch=1)
+    assert len(expected) == 6
+    for workers in (1, 2):
+        for batch, other in zip(epoch_of(workers, epoch=1), expected, strict=True):
+            assert torch.equal(batch[0], other[0])
+            assert torch.equal(batch[1], other[1])
+
+
+def test_persistent_workers_follow_the_epoch() -> None:
+    cfg, dataset = dataset_of("DATA.NUM_WORKERS", 2)
+    loader: Any = build_pretrain_loader(cfg, dataset, torch.device("cpu"))
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        masks = torch.cat([mask for _, mask in loader])
+        assert torch.equal(masks, torch.cat([mask for _, mask in epoch_of(0, epoch)]))
+
+
+def test_processes_share_an_epoch_as_one_process_would_take_it() -> None:
+    """Batch k of two processes is batch k of one process with twice the batch."""
+    _, dataset = dataset_of()
+    whole = list(EpochSampler(dataset, 1, 0, seed=0, drop_last=True))
+    parts = [list(EpochSampler(dataset, 2, rank, seed=0, drop_last=True)) for rank in (0, 1)]
+    assert sorted(parts[0] + parts[1]) == sorted(whole)
+    for batch in range(3):
+        together = [key for part in parts for key in part[batch * 8 : batch * 8 + 8]]
+        assert sorted(together) == sorted(whole[batch * 16 : batch * 16 + 16])
+
+
+def test_no_two_samples_epochs_or_workers_repeat_a_mask() -> None:
+    masks = [mask for epoch in range(4) for _, mask in epoch_of(workers=2, epoch=epoch)]
+    flat = torch.cat(masks).flatten(1)
+    assert len(torch.unique(flat, dim=0)) == len(flat) == 4 * 48
+
+
+def test_another_seed_gives_other_samples() -> None:
+    _, one = dataset_of()
+    _, other = dataset_of("SEED", 1)
+    assert not torch.equal(one[0, 5][0], other[0, 5][0])
+    assert not torch.equal(one[0, 5][1], other[0, 5][1])
+
+
+def test_loading_a_sample_leaves_the_callers_randomness_alone() -> None:
+    _, dataset = dataset_of()
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    dataset[0, 0]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_images_arrive_as_bytes_and_masks_as_cells() -> None:
+    _, dataset = dataset_of()
+    image, mask = dataset[0, 0]
+    assert (image.dtype, image.shape) == (torch.uint8, (3, 32, 32))
+    assert (mask.dtype, mask.shape) == (torch.bool, (8, 8))
+
+
+def test_normalizing_can_be_undone() -> None:
+    image = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(denormalize(normalize(image)), image)
+    white = normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()
+    assert white.tolist() == pytest.approx(
+        [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, 0.594 / 0.225]
+    )
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["DATA.BATCH_SIZE", 49], "holds 48 images, fewer than one update needs: 49"),
+        (["TRAIN.ACCUMULATION_STEPS", 7], "56 .8 x 7 micro-batches"),
+        (["DATA.DATASET", "imagnet"], "choices: imagenet, cifar10, shapes"),
+        (["DATA.MASK", "block"], "choices: random"),
+    ],
+)
+def test_what_cannot_be_loaded_is_an_error(opts: list[Any], message: str) -> None:
+
+    def build() -> None:
+        cfg, dataset = dataset_of(*opts)
+        build_pretrain_loader(cfg, dataset, torch.device("cpu"))
+
+    with pytest.raises(ValueError, match=message):
+        build()

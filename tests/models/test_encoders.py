@@ -1,0 +1,201 @@
+"""What every encoder promises (the contract in models/simmim.py), at sizes beside the published."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models import build_classifier, build_pretrain_model
+from models.build import ENCODERS
+from models.layers import attend, fused_attention
+from utils.config import get_config
+
+SMALL: dict[str, list[Any]] = {
+    "swin": [
+        *("MODEL.TYPE", "swin", "MODEL.SWIN.EMBED_DIM", 16, "MODEL.SWIN.DEPTHS", [2, 2, 2]),
+        *("MODEL.SWIN.NUM_HEADS", [1, 2, 4], "MODEL.SWIN.WINDOW_SIZE", 4),
+        *("MODEL.SWIN.PATCH_SIZE", 2, "DATA.IMG_SIZE", 32, "DATA.MASK_PATCH_SIZE", 8),
+    ],
+    "vit": [
+        *("MODEL.TYPE", "vit", "MODEL.VIT.EMBED_DIM", 32, "MODEL.VIT.DEPTH", 3),
+        *("MODEL.VIT.NUM_HEADS", 2, "MODEL.VIT.PATCH_SIZE", 4),
+        *("DATA.IMG_SIZE", 32, "DATA.MASK_PATCH_SIZE", 8),
+    ],
+}
+
+
+def small_model(kind: str, *opts: Any) -> Any:
+    torch.manual_seed(0)
+    return build_pretrain_model(get_config(None, [*SMALL[kind], *opts]))
+
+
+def sample(model: Any, batch: int = 2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(batch, model.encoder.in_chans, 32, 32, generator=generator)
+    cells = torch.rand(batch, 4, 4, generator=generator) < 0.5
+    scale = 8 // model.encoder.patch_size
+    return image, cells.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+
+
+def test_every_encoder_has_a_small_version_here() -> None:
+    assert set(SMALL) == set(ENCODERS)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_features_have_the_promised_shape(kind: str) -> None:
+    model = small_model(kind)
+    encoder = model.encoder
+    image, mask = sample(model)
+    side = 32 // encoder.stride
+    assert encoder.forward_features(image, mask).shape == (2, encoder.num_features, side, side)
+    assert encoder.forward_features(image).shape == (2, encoder.num_features, side, side)
+    assert model.predict(image, mask).shape == image.shape
+    assert model(image, mask).shape == ()
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_layer_ids_run_from_the_stem_to_the_head(kind: str) -> None:
+    encoder = small_model(kind).encoder
+    ids = {name: encoder.layer_of(name) for name, _ in encoder.named_parameters()}
+    assert set(ids.values()) == set(range(encoder.num_layers + 2))
+    assert ids["patch_embed.proj.weight"] == ids["mask_token"] == 0
+    assert ids["norm.weight"] == encoder.layer_of("head.weight") == encoder.num_layers + 1
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_hidden_pixel_cannot_reach_the_encoders_output(kind: str) -> None:
+    model = small_model(kind).eval()
+    image, mask = sample(model)
+    hidden = mask.repeat_interleave(model.encoder.patch_size, 1)
+    hidden = hidden.repeat_interleave(model.encoder.patch_size, 2).unsqueeze(1).expand_as(image)
+    changed = torch.where(hidden, torch.full_like(image, float("nan")), image)
+    features = model.encoder.forward_features(image, mask)
+    assert torch.equal(features, model.encoder.forward_features(changed, mask))
+    visible = torch.where(hidden, image, image + 1)
+    assert not torch.equal(features, model.encoder.forward_features(visible, mask))
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_recomputing_activations_gives_equal_gradients(kind: str) -> None:
+    drop_path = ("MODEL.DROP_PATH_RATE", 0.3)
+    plain = small_model(kind, *drop_path)
+    recomputing = small_model(kind, *drop_path, "TRAIN.USE_CHECKPOINT", True)
+    for model in (plain, recomputing):
+        torch.manual_seed(3)
+        model.train()(*sample(model)).backward()
+    for one, other in zip(plain.parameters(), recomputing.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near_float32_and_finite(kind: str, dtype: torch.dtype) -> None:
+    model = small_model(kind).eval()
+    image, mask = sample(model)
+    exact = model(image, mask)
+    with torch.autocast("cpu", dtype):
+        rounded = model(image, mask)
+    rounded.backward()
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=2e-2)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_other_channel_counts_are_derived_from_the_encoder(kind: str) -> None:
+    model = small_model(kind, f"MODEL.{kind.upper()}.IN_CHANS", 4)
+    image, mask = sample(model)
+    assert model.predict(image, mask).shape == (2, 4, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "patch", "stages", "stride"),
+    [("swin", 2, 2, 4), ("swin", 4, 3, 16), ("swin", 8, 1, 8), ("vit", 8, 0, 8), ("vit", 2, 0, 2)],
+)
+def test_any_number_of_stages_and_patch_size_works(
+    kind: str, patch: int, stages: int, stride: int
+) -> None:
+    opts = [f"MODEL.{kind.upper()}.PATCH_SIZE", patch]
+    if stages:
+        opts += ["MODEL.SWIN.DEPTHS", [2] * stages, "MODEL.SWIN.NUM_HEADS", [2] * stages]
+    model = small_model(kind, *opts)
+    image, mask = sample(model)
+    assert model.encoder.stride == stride
+    assert model.predict(image, mask).shape == image.shape
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_an_image_of_another_size_is_an_error(kind: str) -> None:
+    model = small_model(kind)
+    with pytest.raises(ValueError, match=r"shape \(3, 64, 64\)"):
+        model.encoder.forward_features(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_classifiers_give_one_logit_per_class(kind: str) -> None:
+    model = build_classifier(get_config(None, SMALL[kind]), num_classes=7)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+@torch.no_grad()
+def test_vit_weights_start_as_in_the_reference() -> None:
+    pretraining = small_model("vit", "MODEL.VIT.EMBED_DIM", 128).encoder
+    assert pretraining.patch_embed.proj.weight.abs().max() <= 0.02
+    assert pretraining.mask_token.abs().max() <= 0.02
+    last, first = pretraining.blocks[2].mlp.fc2.weight, pretraining.blocks[0].mlp.fc2.weight
+    assert last.std() / first.std() == pytest.approx((2 / 6) ** 0.5, rel=0.05)
+    assert (pretraining.blocks[0].gamma_1 == 0.1).all()
+    cfg = get_config(None, [*SMALL["vit"], "MODEL.VIT.EMBED_DIM", 128])
+    classifier: Any = build_classifier(cfg, 100)
+    assert classifier.patch_embed.proj.weight.abs().max() > 0.04
+    assert classifier.head.weight.std() == pytest.approx(2e-5, rel=0.05)
+
+
+@torch.no_grad()
+def test_swin_weights_start_as_in_the_reference() -> None:
+    encoder = small_model("swin", "MODEL.SWIN.EMBED_DIM", 64).encoder
+    block = encoder.layers[1].blocks[0]
+    assert block.attn.qkv.weight.std() == pytest.approx(0.02, rel=0.05)
+    assert block.attn.qkv.weight.abs().max() > 0.04
+    assert (block.attn.qkv.bias == 0).all()
+    assert block.attn.relative_position_bias_table.std() == pytest.approx(0.02, rel=0.2)
+
+
+def test_drop_path_grows_linearly_over_all_blocks() -> None:
+    encoder = small_model("swin", "MODEL.DROP_PATH_RATE", 0.5).encoder
+    blocks = [block for layer in encoder.layers for block in layer.blocks]
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "legal"),
+    [
+        (200, 6, "192"),
+        (190, 6, "192"),
+        (192, 7, "224 or 448; or WINDOW_SIZE 3 or 6"),
+        (194, 6, "192"),
+    ],
+)
+def test_sizes_that_do_not_divide_name_the_nearest_legal_ones(
+    size: int, window: int, legal: str
+) -> None:
+    opts = ["MODEL.SWIN.WINDOW_SIZE", window, "DATA.IMG_SIZE", size]
+    with pytest.raises(ValueError, match=rf"(?s)nearest legal.*{legal}"):
+        build_pretrain_model(get_config(None, opts))
+
+
+def test_heads_that_do_not_divide_the_width_are_an_error() -> None:
+    with pytest.raises(ValueError, match="5 heads"):
+        small_model("swin", "MODEL.SWIN.NUM_HEADS", [5, 2, 4])
+    with pytest.raises(ValueError, match=r"MODEL\.VIT\.NUM_HEADS"):
+        small_model("vit", "MODEL.VIT.NUM_HEADS", 5)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_the_fused_attention_of_gpus_gives_the_same_numbers(groups: int) -> None:
+    query, key, value = torch.randn(3, 8, 2, 9, 4).unbind()
+    bias = torch.randn(groups, 2, 9, 9)
+    expected = attend(query, key, value, bias, 0.5)
+    torch.testing.assert_close(fused_attention(query, key, value, bias, 0.5), expected)

@@ -1,0 +1,79 @@
+"""The rules of the layout: who may import whom, and how long files and functions may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("data", "models", "utils", "tools")
+TOP_LEVEL = {"logger", "lr_scheduler", "optimizer", "main_simmim"}
+# Module or package -> what of the project it may import; `utils.checks` words messages for all.
+ALLOWED = {
+    "models": {"models", "utils.checks"},
+    "data": {"data", "utils.checks", "utils.distributed"},
+    "optimizer": {"utils.checks"},
+    "lr_scheduler": {"utils.checks"},
+    "logger": set(),
+    "utils.checks": set(),
+    "utils.config": {"utils.checks"},
+    "utils.distributed": set(),
+    "utils.metrics": {"utils.distributed"},
+    "utils.engine": {"utils.distributed", "utils.metrics"},
+    "utils.checkpoint": {"utils.config", "utils.distributed"},
+}
+# Entry points, tools, the configuration's own modules and the builders.
+READS_CONFIG = {
+    "models.build", "data.build", "optimizer", "lr_scheduler", "main_simmim",
+    "utils.config", "utils.run", "utils.checkpoint",
+}  # fmt: skip
+
+
+def sources() -> dict[str, Path]:
+    files = [
+        *ROOT.glob("*.py"),
+        *(f for package in PACKAGES for f in (ROOT / package).glob("*.py")),
+    ]
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
+    return {name.removesuffix(".__init__"): file for name, file in names.items()}
+
+
+def project_imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return {name for name in found if name.split(".")[0] in {*PACKAGES, *TOP_LEVEL}}
+
+
+@pytest.mark.parametrize("name", sorted(sources()))
+def test_imports_run_one_way(name: str) -> None:
+    allowed = ALLOWED.get(name, ALLOWED.get(name.split(".")[0]))
+    if allowed is None:  # entry points, tools and utils.run
+        assert name.split(".")[0] in {"main_simmim", "tools"} or name in {"utils", "utils.run"}
+        return
+    for imported in project_imports(sources()[name]):
+        assert any(imported == rule or imported.startswith(f"{rule}.") for rule in allowed), (
+            imported
+        )
+
+
+@pytest.mark.parametrize("name", sorted(sources()))
+def test_only_builders_and_entry_points_know_the_configuration(name: str) -> None:
+    text = sources()[name].read_text()
+    if "yacs" in text or "cfg." in text:
+        assert name in READS_CONFIG or name.startswith("tools.")
+
+
+@pytest.mark.parametrize("name", sorted(sources()))
+def test_files_and_functions_stay_small(name: str) -> None:
+    text = sources()[name].read_text()
+    longest = 350 if "transformer" in name else 330 if name == "utils.config" else 260
+    assert text.count("\n") <= longest
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            constructor = node.name == "__init__" and "transformer" in name
+            length = (node.end_lineno or 0) - node.lineno + 1
+            assert length <= (85 if constructor else 62), node.name

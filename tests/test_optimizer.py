@@ -1,0 +1,105 @@
+"""Parameter groups of the published recipes, and which optimizer is built."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models import build_classifier, build_pretrain_model
+from optimizer import build_optimizer, parameter_groups, scale_lr
+from tests.golden_cases import read_golden
+from utils.config import get_config
+
+GROUPS = read_golden("full_size/param_groups.json")
+MANIFEST = read_golden("full_size/state_dict_manifest.json")
+RECOMPUTED = ("relative_position_index", "attn_mask")
+VIT_FINETUNE = ["MODEL.VIT.USE_RPB", True, "MODEL.VIT.USE_SHARED_RPB", False]
+VIT_FINETUNE += ["MODEL.VIT.USE_MEAN_POOLING", True]
+# Fine-tuning recipe -> encoder block, image size, window, layer decay (shared/SPEC section 5).
+FINETUNE: dict[str, tuple[str, list[Any]]] = {
+    "swin_base__img192_window6__100ep": (
+        "swin_base",
+        ["DATA.IMG_SIZE", 192, "MODEL.SWIN.WINDOW_SIZE", 6, "TRAIN.LAYER_DECAY", 0.9],
+    ),
+    "swin_base__img224_window7__100ep": ("swin_base", ["TRAIN.LAYER_DECAY", 0.9]),
+    "swin_base__img224_window7__800ep": ("swin_base", ["TRAIN.LAYER_DECAY", 0.8]),
+    "swin_large__img224_window14__800ep": (
+        "swin_large",
+        ["MODEL.SWIN.WINDOW_SIZE", 14, "TRAIN.LAYER_DECAY", 0.7],
+    ),
+    "vit_base__img224__800ep": ("vit_base", ["TRAIN.LAYER_DECAY", 0.65, *VIT_FINETUNE]),
+}
+
+
+def published(name: str) -> tuple[Any, Any]:
+    """Config and model (without memory) of a published recipe."""
+    with torch.device("meta"):
+        if "pretrain" in name:
+            files = {path.stem: path for path in Path("configs").rglob("*.yaml")}
+            cfg = get_config(files[name])
+            return cfg, build_pretrain_model(cfg)
+        block, opts = FINETUNE[name.removeprefix("simmim_finetune__")]
+        cfg = get_config(f"configs/_base_/{block}.yaml", ["TRAIN.BASE_LR", 1.25e-3, *opts])
+        return cfg, build_classifier(cfg, 1000)
+
+
+@pytest.mark.parametrize("name", sorted(MANIFEST))
+def test_published_recipes_have_the_references_names_and_shapes(name: str) -> None:
+    _, model = published(name)
+    expected = {
+        key: tuple(shape)
+        for key, (shape, _) in MANIFEST[name].items()
+        if not key.endswith(RECOMPUTED)
+    }
+    assert {key: tuple(value.shape) for key, value in model.state_dict().items()} == expected
+
+
+@pytest.mark.parametrize("name", sorted(GROUPS))
+def test_published_recipes_have_the_references_groups(name: str) -> None:
+    cfg, model = published(name)
+    groups = parameter_groups(
+        model, cfg.TRAIN.BASE_LR, cfg.TRAIN.WEIGHT_DECAY, cfg.TRAIN.LAYER_DECAY, "published"
+    )
+    assert len(groups) == len(GROUPS[name])
+    expected = {
+        frozenset(group["params"]): (group["lr"], group["weight_decay"]) for group in GROUPS[name]
+    }
+    found = {frozenset(group["names"]): (group["lr"], group["weight_decay"]) for group in groups}
+    assert found.keys() == expected.keys()
+    for names, numbers in found.items():
+        assert numbers == pytest.approx(expected[names], rel=1e-12)
+
+
+@pytest.mark.parametrize("block", ["swin_base", "vit_base"])
+def test_the_intended_exclusion_spares_tables_and_tokens(block: str) -> None:
+    with torch.device("meta"):
+        model = build_pretrain_model(get_config(f"configs/_base_/{block}.yaml"))
+    decayed = {
+        kind: {
+            name
+            for group in parameter_groups(model, 1.0, 0.05, 1.0, kind)
+            for name in group["names"]
+            if group["weight_decay"]
+        }
+        for kind in ("published", "intended")
+    }
+    spared = decayed["published"] - decayed["intended"]
+    assert decayed["intended"] < decayed["published"]
+    assert all(name.endswith(("bias_table", "mask_token")) for name in spared)
+    assert any(name.endswith("relative_position_bias_table") for name in spared)
+
+
+def test_learning_rates_are_for_512_images() -> None:
+    assert scale_lr(2e-4, 2048) == pytest.approx(8e-4)
+
+
+def test_adamw_is_the_default_and_sgd_a_choice() -> None:
+    model: Any = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    model.num_layers, model.layer_of, model.no_weight_decay = 1, lambda _: 0, lambda _: False
+    assert isinstance(build_optimizer(get_config(), model, 0.1), torch.optim.AdamW)
+    sgd = build_optimizer(get_config(None, ["TRAIN.OPTIMIZER.NAME", "sgd"]), model, 0.1)
+    assert sgd.defaults["nesterov"]
+    assert sgd.defaults["momentum"] == 0.9
+    with pytest.raises(ValueError, match="choices: adamw, sgd"):
+        build_optimizer(get_config(None, ["TRAIN.OPTIMIZER.NAME", "lion"]), model, 0.1)
