@@ -65,7 +65,8 @@ def _distinct_colours(random: np.random.Generator) -> np.ndarray:
     """Four colours (4, 3): two related ones each for background and shape, the pairs apart."""
     ground = random.uniform(20, 235, 3)
     shape = (ground + random.uniform(70, 185, 3)) % 256
-    return np.stack([ground, random.uniform(0, 255, 3), shape, random.uniform(0, 255, 3)])
+    colours = [ground, random.uniform(0, 255, 3), shape, random.uniform(0, 255, 3)]
+    return np.stack(colours).astype(np.float32)
 
 
 def _texture(

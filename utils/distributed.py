@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import get_worker_info
 
 # Streams of randomness: the first part of a key, so that equal numbers of two streams differ.
 MODEL_STREAM, SAMPLE_STREAM, UPDATE_STREAM = range(3)
@@ -91,7 +92,14 @@ def seed_all(stream: int, *key: int) -> None:
 
 @contextlib.contextmanager
 def seeded(stream: int, *key: int) -> Iterator[None]:
-    """Inside, randomness on the CPU follows from the key; afterwards it goes on as before."""
+    """Inside, randomness on the CPU follows from the key; afterwards it goes on as before.
+
+    In a loader's worker nothing else is random, so there the states are not put back.
+    """
+    if get_worker_info() is not None:
+        _seed_cpu(stream, *key)
+        yield
+        return
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     _seed_cpu(stream, *key)
     try:
