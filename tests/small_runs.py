@@ -1,0 +1,88 @@
+"""Small real runs of main_simmim.py: in this process, in another, or under torchrun."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import main_simmim
+from utils.run import run_program
+
+ROOT = Path(__file__).parent.parent
+TINY = """
+MODEL: {NAME: pretrain, TYPE: %s, DROP_PATH_RATE: 0.2,
+  SWIN: {PATCH_SIZE: 4, EMBED_DIM: 16, DEPTHS: [2, 1], NUM_HEADS: [1, 2], WINDOW_SIZE: 4},
+  VIT: {PATCH_SIZE: 8, EMBED_DIM: 16, DEPTH: 2, NUM_HEADS: 2}}
+DATA: {DATASET: shapes, NUM_SHAPES: 32, IMG_SIZE: 32, MASK_PATCH_SIZE: 8, BATCH_SIZE: 4,
+  NUM_WORKERS: 0}
+TRAIN: {EPOCHS: 2, WARMUP_EPOCHS: 1, BASE_LR: 0.05}
+PRINT_FREQ: 1
+DEVICE: cpu
+TAG: tiny
+"""
+
+
+def write_config(folder: Path, kind: str = "swin") -> Path:
+    """The smallest configuration that has everything; its file."""
+    path = folder / f"{kind}.yaml"
+    path.write_text(TINY % kind)
+    return path
+
+
+def run_folder(folder: Path, tag: str = "tiny") -> Path:
+    """Where a run with `--output folder` keeps its files."""
+    return folder / "pretrain" / tag
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch, cfg: Path, *arguments: Any) -> int:
+    """Exit status of the program in this process."""
+    argv = ["main_simmim.py", "--cfg", str(cfg), *map(str, arguments)]
+    monkeypatch.setattr(sys, "argv", argv)
+    try:
+        run_program(main_simmim.main)
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def run_processes(number: int, cfg: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    """The program under torchrun with `number` processes of one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", str(number), "main_simmim.py", "--cfg", str(cfg)]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def metrics_of(folder: Path, tag: str = "tiny") -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    lines = (run_folder(folder, tag) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def checkpoint_of(folder: Path, epoch: int, tag: str = "tiny") -> dict[str, Any]:
+    """A run's checkpoint."""
+    path = run_folder(folder, tag) / f"ckpt_epoch_{epoch}.pth"
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    return state
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two nested states are equal, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return bool(torch.equal(one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)

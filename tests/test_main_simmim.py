@@ -1,0 +1,201 @@
+"""Pre-training at the command line: it learns, it resumes bit for bit, mistakes lose nothing."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.small_runs import (
+    ROOT,
+    checkpoint_of,
+    equal,
+    metrics_of,
+    run_folder,
+    run_here,
+    run_processes,
+    write_config,
+)
+
+TRAIN_LINE = re.compile(
+    r"Train: \[(\d+)/(\d+)\]\[(\d+)/(\d+)\]\teta \d+:\d\d:\d\d lr [\d.]+\ttime [\d.]+ \([\d.]+\)\t"
+    r"loss [\d.]+ \([\d.]+\)\tgrad_norm [\d.]+ \([\d.]+\)\tmem \d+MB"
+)
+
+
+@pytest.mark.parametrize("kind", ["swin", "vit"])
+def test_a_run_leaves_everything_that_is_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    cfg = write_config(tmp_path, kind)
+    assert run_here(monkeypatch, cfg, "--output", tmp_path, "--opts", "TRAIN.EPOCHS", 6) == 0
+    folder = run_folder(tmp_path)
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "log_rank0.txt", "metrics.jsonl", "reconstruction.png"} < names
+    assert {f"ckpt_epoch_{epoch}.pth" for epoch in range(6)} < names
+    assert list((folder / "tensorboard").iterdir())
+    assert Image.open(folder / "reconstruction.png").height > 8 * 100
+
+    text = capsys.readouterr().out
+    assert len(TRAIN_LINE.findall(text)) == 48
+    assert "torch " + torch.__version__ in text
+    assert "effective batch size 4 (4 per process x 1 process(es) x 1 micro-batch(es))" in text
+    assert "base lr 0.05 -> actual lr 0.000390625" in text
+
+    metrics = metrics_of(tmp_path)
+    assert [line["update"] for line in metrics] == list(range(48))
+    means = [line["loss_mean"] for line in metrics if line["index"] == 7]
+    assert means[-1] < 0.95 * means[0]
+    assert {"lr", "grad_norm", "images_per_second", "data_wait", "memory_mb"} < set(metrics[0])
+
+
+@pytest.mark.parametrize("extra", [[], ["--accumulation-steps", 2, "--amp-opt-level", "O0"]])
+def test_one_epoch_and_a_resumed_one_are_two_epochs_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[Any]
+) -> None:
+    cfg = write_config(tmp_path)
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    opts = ["--opts", "DATA.NUM_WORKERS", 1, "TRAIN.PRECISION", "bfloat16"]
+    opts = ["--opts"] if extra else opts
+    assert run_here(monkeypatch, cfg, "--output", straight, *extra, *opts, "SEED", 1) == 0
+    assert run_here(monkeypatch, cfg, "--output", stopped, *extra, *opts, "SEED", 1) == 0
+    (run_folder(stopped) / "ckpt_epoch_1.pth").unlink()  # as if it had been stopped in epoch 1
+    torch.manual_seed(99)
+    assert run_here(monkeypatch, cfg, "--output", stopped, *extra, *opts, "SEED", 1) == 0
+    states = [checkpoint_of(folder, 1) for folder in (straight, stopped)]
+    for state in states:
+        del state["config"]["OUTPUT"]  # all that may differ
+    assert equal(*states)
+    losses = [[line["loss"] for line in metrics_of(folder)] for folder in (straight, stopped)]
+    assert losses[0] == losses[1]
+    log = (run_folder(stopped) / "log_rank0.txt").read_text()
+    assert "resumed from" in log
+    assert "epoch 1, update" in log
+
+
+def test_two_processes_are_one_process_with_twice_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = write_config(tmp_path, "vit")
+    same = ["--amp-opt-level", "O0", "--opts", "MODEL.DROP_PATH_RATE", 0.0]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run_here(monkeypatch, cfg, "--output", one, "--batch-size", 8, *same) == 0
+    result = run_processes(2, cfg, "--output", two, "--batch-size", 4, *same)
+    assert result.returncode == 0, result.stderr
+    expected, found = checkpoint_of(one, 1), checkpoint_of(two, 1)
+    for name, weight in expected["model"].items():
+        torch.testing.assert_close(found["model"][name], weight, rtol=1e-4, atol=1e-6)
+    pairs = zip(metrics_of(one), metrics_of(two), strict=True)
+    assert all(a["loss"] == pytest.approx(b["loss"], rel=1e-5) for a, b in pairs)
+    assert "effective batch size 8 (4 per process x 2 process(es)" in result.stdout
+    assert (run_folder(two) / "log_rank1.txt").exists()
+
+
+def test_two_processes_resume_and_accumulate(tmp_path: Path) -> None:
+    cfg = write_config(tmp_path)
+    arguments = ["--output", tmp_path, "--accumulation-steps", 2, "--use-checkpoint"]
+    first = run_processes(2, cfg, *arguments)
+    assert first.returncode == 0, first.stderr
+    expected = checkpoint_of(tmp_path, 1)
+    (run_folder(tmp_path) / "ckpt_epoch_1.pth").unlink()
+    second = run_processes(2, cfg, *arguments)
+    assert second.returncode == 0, second.stderr
+    assert equal(checkpoint_of(tmp_path, 1), expected)
+    assert len(metrics_of(tmp_path)) == 4
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+MISTAKES: dict[str, tuple[list[Any], str]] = {
+    "unknown key": (["--opts", "TRAIN.EPOCH", 3], r"unknown key TRAIN\.EPOCH; did you mean"),
+    "unknown encoder": (["--opts", "MODEL.TYPE", "resnet"], "choices: swin, vit"),
+    "unknown decoder": (["--opts", "MODEL.SIMMIM.DECODER", "deep"], "choices: linear"),
+    "image and window": (
+        ["--opts", "DATA.IMG_SIZE", 40, "DATA.MASK_PATCH_SIZE", 8],
+        r"DATA\.IMG_SIZE is 40.*nearest legal: 16 or 32; or WINDOW_SIZE 5 or 10",
+    ),
+    "image and mask": (
+        ["--opts", "DATA.MASK_PATCH_SIZE", 12],
+        "DATA.IMG_SIZE is 32.*MASK_PATCH_SIZE = 12.*24 or 36",
+    ),
+    "mask and patch": (
+        ["--opts", "DATA.MASK_PATCH_SIZE", 2],
+        "DATA.MASK_PATCH_SIZE is 2.*PATCH_SIZE = 4.*nearest legal: 4",
+    ),
+    "no data path": (["--opts", "DATA.DATASET", "imagenet"], "DATA_PATH is empty"),
+    "missing data path": (
+        ["--data-path", "/nowhere", "--opts", "DATA.DATASET", "imagenet"],
+        "DATA_PATH /nowhere is not a folder",
+    ),
+    "few images": (["--batch-size", 33], "holds 32 images, fewer than one update needs: 33"),
+    "no such checkpoint": (["--resume", "/nowhere.pth"], "/nowhere.pth does not exist"),
+    "no checkpoint": (["--resume", __file__], "test_main_simmim.py cannot be read"),
+    "another model": (["--opts", "MODEL.TYPE", "vit"], "does not fit the model: .*is missing"),
+    "other shapes": (
+        ["--opts", "MODEL.SWIN.EMBED_DIM", 32],
+        r"mask_token has shape \(1, 1, 16\), the model \(1, 1, 32\)",
+    ),
+    "no permission": (["--output", "/proc/nowhere"], "output folder .* cannot be written"),
+    "file in the way": (["--output", __file__], "output folder .* cannot be written"),
+    "no GPU": (["--device", "cuda"], "no CUDA GPU"),
+    "float16": (["--opts", "TRAIN.PRECISION", "float16"], "needs a CUDA GPU"),
+}
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run, which mistakes must leave as it is."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert run_here(monkeypatch, write_config(folder), "--output", folder) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_changes_nothing(
+    finished_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    arguments, message = MISTAKES[name]
+    before = snapshot(finished_run)
+    status = run_here(monkeypatch, write_config(finished_run), "--output", finished_run, *arguments)
+    captured = capsys.readouterr()
+    assert status == 2
+    assert re.search(message, captured.err)
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert snapshot(finished_run) == before
+
+
+def test_a_broken_picture_in_a_workers_hands_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(b"broken")
+    arguments = ["--output", tmp_path / "out", "--data-path", tmp_path, "--opts"]
+    arguments += ["DATA.DATASET", "imagenet", "DATA.NUM_WORKERS", 1]
+    assert run_here(monkeypatch, write_config(tmp_path), *arguments) == 2
+    assert re.fullmatch(
+        r"error: \S+\.png cannot be read as a picture: .*\n", capsys.readouterr().err
+    )
+
+
+def test_the_program_itself_ends_with_status_2_and_no_traceback(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "main_simmim.py", "--cfg", str(tmp_path / "none.yaml")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ,
+    )
+    assert result.returncode == 2
+    assert result.stderr == f"error: config file {tmp_path / 'none.yaml'} does not exist\n"

@@ -1,0 +1,167 @@
+"""Checkpoints: whole or not at all, plain types only, and they must fit."""
+
+import os
+import pickle
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lr_scheduler import build_scheduler
+from utils.checkpoint import load_checkpoint, newest_checkpoint, resume, save_checkpoint, save_epoch
+from utils.config import get_config
+from utils.distributed import equal_in_all_processes
+
+CPU = torch.device("cpu")
+
+
+def parts_of(width: int = 4) -> dict[str, Any]:
+    model = nn.Linear(width, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    scheduler = build_scheduler(get_config(), optimizer, 10)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return dict(model=model, optimizer=optimizer, lr_scheduler=scheduler, scaler=scaler)
+
+
+def train_a_little(parts: dict[str, Any]) -> None:
+    parts["model"](torch.ones(1, 4)).sum().backward()
+    parts["optimizer"].step()
+    parts["lr_scheduler"].step()
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    parts, fresh, cfg = parts_of(), parts_of(), get_config()
+    train_a_little(parts)
+    path = save_epoch(tmp_path, 7, parts, cfg)
+    assert path.name == "ckpt_epoch_7.pth"
+    epoch, notes = resume(tmp_path, fresh, cfg, CPU)
+    assert epoch == 8
+    assert "resumed from" in notes[-1]
+    assert torch.equal(fresh["model"].weight, parts["model"].weight)
+    moments = [part["optimizer"].state_dict()["state"][0]["exp_avg"] for part in (parts, fresh)]
+    assert torch.equal(*moments)
+    assert fresh["lr_scheduler"].num_steps == 1
+
+
+def test_checkpoints_hold_tensors_and_plain_types_only(tmp_path: Path) -> None:
+    state = torch.load(save_epoch(tmp_path, 0, parts_of(), get_config()), weights_only=True)
+    assert type(state["config"]) is dict
+    assert state["config"]["TRAIN"]["OPTIMIZER"]["BETAS"] == [0.9, 0.999]
+    assert {"epoch", "update", "seed", "scaler"} < set(state)
+
+
+def test_a_save_that_fails_leaves_the_earlier_file_whole(tmp_path: Path) -> None:
+    """The disk is full: files of this process may hold no more than 4 KiB."""
+    path = tmp_path / "ckpt_epoch_0.pth"
+    save_checkpoint(path, {"model": 1})
+    before = path.read_bytes()
+    child = os.fork()
+    if child == 0:
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            save_checkpoint(path, {"model": torch.zeros(100_000)})
+        except ValueError as error:
+            os._exit(0 if "cannot be written" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_newest_readable_checkpoint_is_found_by_epoch(tmp_path: Path) -> None:
+    for epoch in (2, 9, 10):
+        save_epoch(tmp_path, epoch, parts_of(), get_config())
+    whole = (tmp_path / "ckpt_epoch_10.pth").read_bytes()
+    (tmp_path / "ckpt_epoch_10.pth").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / ".ckpt_epoch_11.pth.77.tmp").write_bytes(whole)
+    warnings: list[str] = []
+    path, state = newest_checkpoint(tmp_path, warnings.append)
+    assert path == tmp_path / "ckpt_epoch_9.pth"
+    assert state is not None
+    assert state["epoch"] == 9
+    assert len(warnings) == 1
+    assert "ckpt_epoch_10.pth cannot be read" in warnings[0]
+
+
+def test_an_explicit_checkpoint_wins_and_says_so(tmp_path: Path) -> None:
+    for epoch in (3, 5):
+        save_epoch(tmp_path, epoch, parts_of(), get_config())
+    cfg = get_config(None, ["MODEL.RESUME", str(tmp_path / "ckpt_epoch_3.pth")])
+    epoch, notes = resume(tmp_path, parts_of(), cfg, CPU)
+    assert epoch == 4
+    assert "wins over" in notes[0]
+    assert "ckpt_epoch_5.pth" in notes[0]
+
+
+def test_checkpoints_of_an_earlier_run_are_not_overwritten(tmp_path: Path) -> None:
+    save_epoch(tmp_path, 0, parts_of(), get_config())
+    cfg = get_config(None, ["TRAIN.AUTO_RESUME", False])
+    with pytest.raises(ValueError, match="another --tag"):
+        resume(tmp_path, parts_of(), cfg, CPU)
+
+
+def test_another_model_is_refused_with_the_first_differences(tmp_path: Path) -> None:
+    save_epoch(tmp_path, 0, parts_of(), get_config())
+    other = parts_of(width=6)
+    before = other["model"].weight.clone()
+    with pytest.raises(ValueError, match=r"weight has shape \(2, 4\), the model \(2, 6\)"):
+        resume(tmp_path, other, get_config(), CPU)
+    assert torch.equal(other["model"].weight, before)
+
+
+def test_settings_of_the_optimizer_stay_those_of_the_configuration(tmp_path: Path) -> None:
+    save_epoch(tmp_path, 0, parts_of(), get_config())
+    changed = parts_of()
+    changed["optimizer"].param_groups[0]["weight_decay"] = 0.3
+    resume(tmp_path, changed, get_config(), CPU)
+    assert changed["optimizer"].param_groups[0]["weight_decay"] == 0.3
+
+
+def test_another_seed_is_noticed(tmp_path: Path) -> None:
+    save_epoch(tmp_path, 0, parts_of(), get_config())
+    _, notes = resume(tmp_path, parts_of(), get_config(None, ["SEED", 5]), CPU)
+    assert "SEED is 5" in notes[0]
+
+
+class Attack:
+    """A pickle that would run a command."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"no checkpoint", "cannot be read"),
+        (pickle.dumps(Attack()), "cannot be read"),
+    ],
+)
+def test_files_that_are_no_checkpoints_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(path)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_file_without_training_state_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": {}}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="holds no epoch, lr_scheduler, optimizer"):
+        load_checkpoint(tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="does not exist"):
+        load_checkpoint(tmp_path / "y.pth")
+
+
+def test_one_process_agrees_with_itself() -> None:
+    assert equal_in_all_processes(3, CPU)

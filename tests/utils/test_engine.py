@@ -1,0 +1,125 @@
+"""The training loop: accumulation, clipping, precision, what it reports."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lr_scheduler import build_scheduler
+from utils.config import get_config
+from utils.engine import train_one_epoch
+
+
+def squared_error(model: nn.Module, batch: list[Tensor]) -> Tensor:
+    inputs, targets = batch
+    return (model(inputs) - targets).square().mean()
+
+
+def run_epoch(
+    batch_size: int, *, model: nn.Module | None = None, optimizer: Any = None, **settings: Any
+) -> tuple[nn.Module, list[dict[str, Any]], float]:
+    """One epoch over 32 samples; the model, the reports, the mean loss."""
+    torch.manual_seed(0)
+    model = model or nn.Linear(5, 3).double()
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(32, 5, generator=generator, dtype=torch.float64)
+    targets = torch.randn(32, 3, generator=generator, dtype=torch.float64)
+    loader: Any = DataLoader(TensorDataset(inputs, targets), batch_size)
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
+    cfg = get_config(None, ["TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0])
+    reports: list[dict[str, Any]] = []
+    defaults: dict[str, Any] = dict(
+        device=torch.device("cpu"),
+        accumulation_steps=1,
+        clip_grad=math.inf,
+        amp_dtype=torch.float32,
+        seed=0,
+        report_every=1,
+        report=reports.append,
+        progress=lambda updates: updates,
+    )
+    loss = train_one_epoch(
+        model,
+        loader,
+        squared_error,
+        optimizer,
+        build_scheduler(cfg, optimizer, 4),
+        torch.amp.GradScaler("cpu", enabled=False),
+        **defaults | settings,
+    )
+    return model, reports, loss
+
+
+def test_four_micro_batches_are_one_batch_of_four_times_the_size() -> None:
+    whole, whole_reports, whole_loss = run_epoch(8)
+    parts, part_reports, part_loss = run_epoch(2, accumulation_steps=4)
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
+    assert len(whole_reports) == len(part_reports) == 4
+    assert part_loss == pytest.approx(whole_loss, rel=1e-12)
+    norms = [[line["grad_norm"] for line in lines] for lines in (whole_reports, part_reports)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-12)
+
+
+def test_clipping_bounds_the_step_and_reports_the_norm_before() -> None:
+    start = nn.Linear(5, 3).double()
+    before = [parameter.detach().clone() for parameter in start.parameters()]
+    model, reports, _ = run_epoch(32, model=start, clip_grad=1e-3)
+    steps = zip(model.parameters(), before, strict=True)
+    moved = sum(((parameter - old) ** 2).sum().item() for parameter, old in steps) ** 0.5
+    assert moved == pytest.approx(0.1 * 1e-3, rel=1e-3)
+    assert reports[0]["grad_norm"] > 0.1
+
+
+def test_reports_name_update_rate_and_the_figures_of_the_latest_and_mean() -> None:
+    _, reports, mean = run_epoch(8, report_every=3)
+    assert [report["index"] for report in reports] == [0, 3]
+    assert [report["update"] for report in reports] == [0, 3]
+    assert reports[0]["loss"] == reports[0]["loss_mean"]
+    assert reports[-1]["loss_mean"] == mean
+    assert reports[0]["lr"] == 0.1
+    assert reports[0]["images_per_second"] > 0
+    assert 0 <= reports[0]["data_wait"] <= 1
+
+
+def test_randomness_in_the_network_follows_from_seed_and_update() -> None:
+    losses = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(5)
+        model = nn.Sequential(nn.Linear(5, 64), nn.Dropout(0.5), nn.Linear(64, 3)).double()
+        torch.manual_seed(torch.seed() % 1000)  # what was drawn before must not matter
+        losses.append([report["loss"] for report in run_epoch(8, model=model, seed=seed)[1]])
+    assert losses[0] == losses[1]
+    assert losses[0][0] != losses[2][0]
+
+
+def test_a_loss_that_is_no_number_stops_the_run() -> None:
+    model = nn.Linear(5, 3).double()
+    nn.init.constant_(model.weight, math.nan)
+    with pytest.raises(ValueError, match="the loss became nan"):
+        run_epoch(8, model=model)
+
+
+def test_no_update_waits_for_the_device_unless_it_is_reported() -> None:
+    """Reading a number from the device is what makes the host wait: count the reads."""
+
+    class Counting(torch.overrides.TorchFunctionMode):
+        reads = 0
+
+        def __torch_function__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if function in (Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__float__):
+                Counting.reads += 1
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for batch_size in (16, 2):  # 2 and 16 updates, 2 reports each
+        Counting.reads = 0
+        with Counting():
+            run_epoch(batch_size, report_every=1000)
+        counts.append(Counting.reads)
+    assert counts[0] == counts[1] > 0
