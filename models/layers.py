@@ -1,10 +1,12 @@
 """What several encoders share: patch embedding, mask token, windows, relative positions, MLP."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.layers import DropPath, trunc_normal_
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -62,29 +64,95 @@ def drop_path_rates(last_rate: float, depth: int) -> list[float]:
     return [last_rate * block / max(depth - 1, 1) for block in range(depth)]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Softmax(q k^T * scale + bias) v on (B, heads, L, d).
+def attend(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Multi-head attention, softmax(q k^T * scale + bias) v: (B, L, 3, heads, d) -> (B, L, C).
 
     `bias` (G, heads, L, L) repeats over the batch, B a multiple of G. Half precision is safe: the
     softmax subtracts the maximum and works in float32 inside.
     """
-    bias = None if bias is None else bias.to(query.dtype)
-    if query.is_cuda:
-        return fused_attention(query, key, value, bias, scale)
-    # On CPUs plain products beat the fused kernel, which falls back when the bias needs gradients.
-    scores = (query * scale) @ key.transpose(-2, -1)
-    if bias is not None:
-        scores.view(-1, *bias.shape).add_(bias)
-    return scores.softmax(dim=-1) @ value
+    bias = None if bias is None else bias.to(qkv.dtype)
+    if qkv.is_cuda:
+        return fused_attention(qkv, bias, scale)
+    mixed: Tensor = ChunkedAttention.apply(qkv, bias, scale)
+    return mixed
 
 
-def fused_attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
-) -> Tensor:
-    """`attend` by torch's fused kernel, which keeps no scores for the backward pass."""
+def fused_attention(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """`attend` by torch's fused kernel, for GPUs."""
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, L, d)
     if bias is not None and len(bias) > 1:
         bias = bias.repeat(len(query) // len(bias), 1, 1, 1)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+class ChunkedAttention(torch.autograd.Function):
+    """`attend` for CPUs: a few samples at a time, so that their scores stay in the cache.
+
+    The backward pass computes the scores again instead of keeping them, and writes the gradients
+    in the layout of qkv. torch's fused kernel for CPUs has no gradient for the bias.
+    """
+
+    CHUNK = 2**19  # scores at a time
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        """Save the inputs only."""
+        ctx.save_for_backward(qkv, bias)
+        ctx.scale = scale
+        batch, length, _, heads, width = qkv.shape
+        mixed = qkv.new_empty(batch, length, heads, width)
+        for chunk in _chunks(qkv, bias):
+            query, key, value = _by_head(qkv[chunk])
+            share = _attention_shares(query, key, bias, scale)
+            mixed[chunk] = (share @ value).unflatten(0, (-1, heads)).transpose(1, 2)
+        return mixed.flatten(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        """Gradients of qkv and, summed over the batch in float32 at least, of the bias."""
+        qkv, bias = ctx.saved_tensors
+        heads = qkv.shape[3]
+        grad = grad.view(*qkv.shape[:2], 1, heads, -1)
+        grad_qkv = torch.empty_like(qkv)
+        sum_dtype = torch.promote_types(qkv.dtype, torch.float32)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=sum_dtype)
+        for chunk in _chunks(qkv, bias):
+            query, key, value = _by_head(qkv[chunk])
+            (grad_mixed,) = _by_head(grad[chunk])
+            share = _attention_shares(query, key, bias, ctx.scale)
+            grad_value = share.transpose(1, 2) @ grad_mixed
+            grad_score = (grad_mixed @ value.transpose(1, 2)).mul_(share)
+            grad_score.addcmul_(share, grad_score.sum(dim=-1, keepdim=True), value=-1)
+            if bias is not None:
+                grad_bias += grad_score.view(-1, *bias.shape).sum(0, dtype=sum_dtype)
+            grad_score.mul_(ctx.scale)
+            grads = (grad_score @ key, grad_score.transpose(1, 2) @ query, grad_value)
+            grad_qkv[chunk] = torch.stack(grads).unflatten(1, (-1, heads)).permute(1, 3, 0, 2, 4)
+        return grad_qkv, None if grad_bias is None else grad_bias.to(bias.dtype), None
+
+
+def _chunks(qkv: Tensor, bias: Tensor | None) -> list[slice]:
+    """Slices of the batch, of whole groups of the bias."""
+    batch, length, _, heads, _ = qkv.shape
+    groups = 1 if bias is None else len(bias)
+    size = max(ChunkedAttention.CHUNK // (heads * length**2 * groups), 1) * groups
+    return [slice(start, start + size) for start in range(0, batch, size)]
+
+
+def _by_head(packed: Tensor) -> tuple[Tensor, ...]:
+    """(B, L, n, heads, d) -> n contiguous tensors (B * heads, L, d)."""
+    return packed.permute(2, 0, 3, 1, 4).flatten(1, 2).contiguous().unbind()
+
+
+def _attention_shares(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Softmax of the scores: (B * heads, L, d) -> (B * heads, L, L)."""
+    if bias is None:
+        return (query @ key.transpose(1, 2)).mul_(scale).softmax(dim=-1)
+    groups, heads = bias.shape[:2]
+    scores = bias.repeat(len(query) // (groups * heads), 1, 1, 1).flatten(0, 1)
+    return scores.baddbmm_(query, key.transpose(1, 2), alpha=scale).softmax(dim=-1)
 
 
 def gather_position_bias(table: Tensor, index: Tensor) -> Tensor:

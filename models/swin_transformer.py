@@ -51,15 +51,12 @@ class WindowAttention(nn.Module):
 
     def forward(self, windows: Tensor, shift_mask: Tensor | None = None) -> Tensor:
         """(B * windows, L, C) -> the same; `shift_mask` (windows, L, L) is added to the scores."""
-        num_windows, length, channels = windows.shape
-        qkv = self.qkv(windows).view(num_windows, length, 3, self.num_heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B * windows, heads, L, d)
+        qkv = self.qkv(windows).view(*windows.shape[:2], 3, self.num_heads, -1)
         bias = gather_position_bias(self.relative_position_bias_table, self.relative_position_index)
         bias = bias.unsqueeze(0)
         if shift_mask is not None:
             bias = bias + shift_mask.unsqueeze(1)  # (windows, heads, L, L)
-        mixed = attend(query, key, value, bias, self.scale)
-        return self.drop(self.proj(mixed.transpose(1, 2).reshape(num_windows, length, channels)))
+        return self.drop(self.proj(attend(qkv, bias, self.scale)))
 
 
 class SwinBlock(nn.Module):

@@ -88,14 +88,12 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, shared_bias: Tensor | None = None) -> Tensor:
         """(B, L, C) -> (B, L, C); `shared_bias` (heads, L, L) is added to the scores."""
-        batch, length, channels = tokens.shape
         qkv_bias = None
         if self.q_bias is not None and self.v_bias is not None:
             qkv_bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        qkv = F.linear(tokens, self.qkv.weight, qkv_bias).view(batch, length, 3, self.num_heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, L, d)
-        mixed = attend(query, key, value, self._bias(shared_bias), self.scale)
-        return self.drop(self.proj(mixed.transpose(1, 2).reshape(batch, length, channels)))
+        qkv = F.linear(tokens, self.qkv.weight, qkv_bias)
+        qkv = qkv.view(*tokens.shape[:2], 3, self.num_heads, -1)
+        return self.drop(self.proj(attend(qkv, self._bias(shared_bias), self.scale)))
 
     def _bias(self, shared_bias: Tensor | None) -> Tensor | None:
         """The shared bias and this block's own, added up: (1, heads, L, L)."""

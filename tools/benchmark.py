@@ -64,6 +64,7 @@ def step_figures(cfg: CfgNode, rounds: int) -> None:
 
 
 def _peak_memory(cfg: CfgNode, side: str) -> float:
+    _theirs_classes()  # both sides carry the same imported code
     update = make_update(cfg, side)
     for _ in range(3):
         update()
@@ -108,11 +109,10 @@ def _theirs(cfg: CfgNode) -> tuple[nn.Module, dict[str, Tensor]]:
     """The same sizes from transformers, whose ViT has no layer scale or relative positions."""
     ours, arguments = _ours(cfg)
     sizes = {"image_size": cfg.DATA.IMG_SIZE, "encoder_stride": ours.encoder.stride}
+    SwinConfig, Swin, ViTConfig, ViT = _theirs_classes()  # noqa: N806
     if cfg.MODEL.TYPE == "swin":
-        from transformers import SwinConfig, SwinForMaskedImageModeling
-
         keys = cfg.MODEL.SWIN
-        model: nn.Module = SwinForMaskedImageModeling(
+        model: nn.Module = Swin(
             SwinConfig(
                 patch_size=keys.PATCH_SIZE,
                 embed_dim=keys.EMBED_DIM,
@@ -124,10 +124,8 @@ def _theirs(cfg: CfgNode) -> tuple[nn.Module, dict[str, Tensor]]:
             )
         )
     else:
-        from transformers import ViTConfig, ViTForMaskedImageModeling
-
         keys = cfg.MODEL.VIT
-        model = ViTForMaskedImageModeling(
+        model = ViT(
             ViTConfig(
                 patch_size=keys.PATCH_SIZE,
                 hidden_size=keys.EMBED_DIM,
@@ -141,6 +139,21 @@ def _theirs(cfg: CfgNode) -> tuple[nn.Module, dict[str, Tensor]]:
         "pixel_values": arguments["image"],
         "bool_masked_pos": arguments["mask"].flatten(1),
     }
+
+
+def _theirs_classes() -> tuple[Any, Any, Any, Any]:
+    try:
+        from transformers import (
+            SwinConfig,
+            SwinForMaskedImageModeling,
+            ViTConfig,
+            ViTForMaskedImageModeling,
+        )
+    except ImportError:
+        raise ValueError(
+            "the step is compared with transformers: pip install transformers"
+        ) from None
+    return SwinConfig, SwinForMaskedImageModeling, ViTConfig, ViTForMaskedImageModeling
 
 
 def data_figures(cfg: CfgNode, rounds: int, num_pictures: int = 64) -> None:

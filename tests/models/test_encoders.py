@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models import build_classifier, build_pretrain_model
 from models.build import ENCODERS
-from models.layers import attend, fused_attention
+from models.layers import ChunkedAttention, attend, fused_attention
 from utils.config import get_config
 
 SMALL: dict[str, list[Any]] = {
@@ -195,7 +195,17 @@ def test_heads_that_do_not_divide_the_width_are_an_error() -> None:
 
 @pytest.mark.parametrize("groups", [1, 4])
 def test_the_fused_attention_of_gpus_gives_the_same_numbers(groups: int) -> None:
-    query, key, value = torch.randn(3, 8, 2, 9, 4).unbind()
-    bias = torch.randn(groups, 2, 9, 9)
-    expected = attend(query, key, value, bias, 0.5)
-    torch.testing.assert_close(fused_attention(query, key, value, bias, 0.5), expected)
+    qkv, bias = torch.randn(8, 9, 3, 2, 4), torch.randn(groups, 2, 9, 9)
+    torch.testing.assert_close(fused_attention(qkv, bias, 0.5), attend(qkv, bias, 0.5))
+
+
+@pytest.mark.parametrize("groups", [0, 1, 4])
+@pytest.mark.parametrize("chunk", [1, 2**19])
+def test_gradients_of_chunked_attention_are_right(
+    monkeypatch: pytest.MonkeyPatch, groups: int, chunk: int
+) -> None:
+    monkeypatch.setattr(ChunkedAttention, "CHUNK", chunk)
+    qkv = torch.randn(8, 5, 3, 2, 4, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(groups, 2, 5, 5, dtype=torch.float64, requires_grad=True)
+    inputs: Any = (qkv, bias if groups else None, 0.5)
+    assert torch.autograd.gradcheck(ChunkedAttention.apply, inputs)
