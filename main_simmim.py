@@ -32,6 +32,11 @@ def main() -> None:
     """Configuration, data, model, optimizer, resume, epochs."""
     run = start_run(make_parser(__doc__ or "").parse_args())
     cfg = run.cfg
+    if cfg.PRETRAINED or cfg.EVAL_MODE or cfg.THROUGHPUT_MODE:
+        raise ValueError(
+            "PRETRAINED, EVAL_MODE and THROUGHPUT_MODE are for fine-tuning; "
+            "pre-training goes on from a checkpoint with --resume"
+        )
     model = build_pretrain_model(cfg).to(run.device)
     dataset = build_pretrain_dataset(cfg, patch_size=model.encoder.patch_size)
     loader = build_pretrain_loader(cfg, dataset, run.device)

@@ -125,7 +125,7 @@ class ChunkedAttention(torch.autograd.Function):
             grad_value = share.transpose(1, 2) @ grad_mixed
             grad_score = (grad_mixed @ value.transpose(1, 2)).mul_(share)
             grad_score.addcmul_(share, grad_score.sum(dim=-1, keepdim=True), value=-1)
-            if bias is not None:
+            if bias is not None and grad_bias is not None:
                 grad_bias += grad_score.view(-1, *bias.shape).sum(0, dtype=sum_dtype)
             grad_score.mul_(ctx.scale)
             grads = (grad_score @ key, grad_score.transpose(1, 2) @ query, grad_value)

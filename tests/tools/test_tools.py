@@ -1,0 +1,87 @@
+"""The tools as a user runs them, on a small model."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.small_runs import run_folder, run_here, write_config
+from tools import benchmark, reconstruct
+from utils.run import run_program
+
+
+def run_tool(monkeypatch: pytest.MonkeyPatch, tool: Any, *arguments: Any) -> int:
+    monkeypatch.setattr(sys, "argv", ["tool", *map(str, arguments)])
+    try:
+        run_program(tool.main)
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def test_a_checkpoint_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = write_config(tmp_path)
+    assert run_here(monkeypatch, cfg, "--output", tmp_path) == 0
+    capsys.readouterr()
+    checkpoint, picture = run_folder(tmp_path) / "ckpt_epoch_1.pth", tmp_path / "out.png"
+    arguments = ["--cfg", cfg, "--resume", checkpoint, "--picture", picture, "--rows", 3]
+    assert run_tool(monkeypatch, reconstruct, *arguments) == 0
+    assert "original | masked | reconstruction, 3 rows" in capsys.readouterr().out
+    image = Image.open(picture)
+    assert image.width > 3 * 100
+    assert image.height > 3 * 100
+
+
+def test_masked_and_reconstructed_columns_keep_visible_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = write_config(tmp_path)
+    assert run_here(monkeypatch, cfg, "--output", tmp_path, "--opts", "DATA.MASK_RATIO", 0.01) == 0
+    image = Image.open(run_folder(tmp_path) / "reconstruction.png").convert("RGB")
+    cell = (image.width - 6) // 3
+    columns = [image.crop((6 + i * cell, 32, i * cell + cell, 32 + cell - 6)) for i in range(3)]
+    equal = [a == b for a, b in zip(columns[0].getdata(), columns[2].getdata(), strict=True)]
+    assert 0.9 < sum(equal) / len(equal) < 1  # one of 16 cells is hidden
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --resume CKPT"),
+        (["--resume", "/nowhere.pth"], "does not exist"),
+    ],
+)
+def test_a_checkpoint_that_is_not_there_is_an_error(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert run_tool(monkeypatch, reconstruct, "--cfg", write_config(tmp_path), *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_input_pipeline_is_compared_with_plain_pil(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["data", "--cfg", write_config(tmp_path), "--rounds", 1]
+    assert run_tool(monkeypatch, benchmark, *arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "this project" in lines[0]
+    assert "plain PIL" in lines[1]
+    assert json.loads(lines[-1])["ratio"] > 0
+
+
+def test_times_are_taken_in_turn() -> None:
+    order: list[str] = []
+    calls: dict[str, Any] = {name: partial(order.append, name) for name in ("a", "b")}
+    times = benchmark.in_turn(calls, rounds=2)
+    assert order == ["a", "b", "a", "b", "a", "b"]  # the first pair warms up
+    assert [len(seconds) for seconds in times.values()] == [2, 2]
