@@ -3,14 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_CFG := configs/demo/simmim_pretrain__swin_tiny__shapes64.yaml
-DEMO_RUN := output/simmim_pretrain/simmim_pretrain__swin_tiny__shapes64
 
 .PHONY: demo test check test-oldest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python main_simmim.py --cfg $(DEMO_CFG)
-	$(BIN)/python -m tools.reconstruct --cfg $(DEMO_CFG) \
-		--resume $(DEMO_RUN)/ckpt_epoch_$(shell sed -n 's/^  EPOCHS: //p' $(DEMO_CFG) | awk '{print $$1 - 1}').pth --picture demo.png
+	$(BIN)/python -m tools.reconstruct --cfg $(DEMO_CFG) --picture demo.png
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

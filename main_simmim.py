@@ -15,10 +15,11 @@ from data.transforms import normalize
 from logger import RunLog
 from models import build_pretrain_model
 from tools.reconstruct import draw_reconstructions
+from utils.arguments import make_parser
 from utils.checkpoint import resume, save_epoch
 from utils.distributed import distribute, rank
 from utils.engine import train_one_epoch
-from utils.run import Run, build_parts, make_parser, open_log, run_program, start_run
+from utils.run import Run, build_parts, open_log, run_program, start_run
 
 
 def compute_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:

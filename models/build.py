@@ -14,43 +14,19 @@ from models.vision_transformer import VisionTransformer
 from utils.checks import choose
 
 
-def _swin(cfg: CfgNode, **arguments: Any) -> SwinTransformer:
-    keys = cfg.MODEL.SWIN
-    return SwinTransformer(
-        patch_size=keys.PATCH_SIZE,
-        in_chans=keys.IN_CHANS,
-        embed_dim=keys.EMBED_DIM,
-        depths=keys.DEPTHS,
-        num_heads=keys.NUM_HEADS,
-        window_size=keys.WINDOW_SIZE,
-        mlp_ratio=keys.MLP_RATIO,
-        qkv_bias=keys.QKV_BIAS,
-        qk_scale=keys.QK_SCALE,
-        absolute_pos_embed=keys.APE,
-        patch_norm=keys.PATCH_NORM,
-        **arguments,
-    )
+def _arguments(section: CfgNode) -> dict[str, Any]:
+    """Keys of an encoder's section as arguments of its constructor: EMBED_DIM -> embed_dim."""
+    return {key.lower(): value for key, value in section.items()}
 
 
-def _vit(cfg: CfgNode, **arguments: Any) -> VisionTransformer:
-    keys = cfg.MODEL.VIT
-    return VisionTransformer(
-        patch_size=keys.PATCH_SIZE,
-        in_chans=keys.IN_CHANS,
-        embed_dim=keys.EMBED_DIM,
-        depth=keys.DEPTH,
-        num_heads=keys.NUM_HEADS,
-        mlp_ratio=keys.MLP_RATIO,
-        qkv_bias=keys.QKV_BIAS,
-        init_values=keys.INIT_VALUES,
-        use_ape=keys.USE_APE,
-        use_rpb=keys.USE_RPB,
-        use_shared_rpb=keys.USE_SHARED_RPB,
-        use_mean_pooling=keys.USE_MEAN_POOLING,
-        # Pre-training cuts initial weights at one standard deviation, fine-tuning practically not.
-        init_cut=0.02 if arguments["use_mask_token"] else 2.0,
-        **arguments,
-    )
+def _swin(cfg: CfgNode, **shared: Any) -> SwinTransformer:
+    return SwinTransformer(**_arguments(cfg.MODEL.SWIN), **shared)
+
+
+def _vit(cfg: CfgNode, **shared: Any) -> VisionTransformer:
+    # Pre-training cuts initial weights at one standard deviation, fine-tuning practically not.
+    init_cut = 0.02 if shared["use_mask_token"] else 2.0
+    return VisionTransformer(**_arguments(cfg.MODEL.VIT), **shared, init_cut=init_cut)
 
 
 ENCODERS: dict[str, Callable[..., Any]] = {"swin": _swin, "vit": _vit}

@@ -1,6 +1,7 @@
 """Swin Transformer V1 (arXiv 2103.14030), with the mask token of SimMIM as an option."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
@@ -68,15 +69,18 @@ class SwinBlock(nn.Module):
         grid_size: int,
         window: int,
         shift: int,
-        attention: WindowAttention,
-        mlp_ratio: float = 4.0,
-        drop: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: float,
+        *,
+        num_heads: int,
+        qkv_bias: bool,
+        qk_scale: float | None,
+        mlp_ratio: float,
+        drop: float,
     ) -> None:
         super().__init__()
         self.grid_size, self.window, self.shift = grid_size, window, shift
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = attention
+        self.attn = WindowAttention(dim, window, num_heads, qkv_bias, qk_scale, drop)
         self.drop_path = drop_path(drop_path_rate)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
@@ -119,16 +123,28 @@ class PatchMerging(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks of one resolution, then the merging that leads to the next."""
+    """Blocks of one resolution, every other one shifted; then the merging to the next."""
 
     def __init__(
-        self, blocks: Sequence[nn.Module], downsample: nn.Module | None, shift_mask: Tensor | None
+        self,
+        dim: int,
+        grid_size: int,
+        window: int,
+        drop_path_rates: Sequence[float],
+        merge: bool,
+        **block_options: Any,
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
+        window = min(window, grid_size)
+        shift = window // 2 if grid_size > window else 0
+        self.blocks = nn.ModuleList(
+            SwinBlock(dim, grid_size, window, shift if block % 2 else 0, rate, **block_options)
+            for block, rate in enumerate(drop_path_rates)
+        )
+        self.downsample = PatchMerging(dim, grid_size) if merge else None
         self.shift_mask: Tensor | None
-        self.register_buffer("shift_mask", shift_mask, persistent=False)
+        mask = shift_mask(grid_size, window, shift) if shift else None
+        self.register_buffer("shift_mask", mask, persistent=False)
 
     def forward(self, tokens: Tensor, recompute: bool = False) -> Tensor:
         """(B, L, C) -> (B, L/4, 2C), or (B, L, C) in the last stage."""
@@ -192,7 +208,7 @@ class SwinTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         qk_scale: float | None = None,
-        absolute_pos_embed: bool = False,
+        ape: bool = False,
         patch_norm: bool = True,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
@@ -205,6 +221,10 @@ class SwinTransformer(nn.Module):
             raise ValueError(
                 f"DEPTHS {list(depths)} and NUM_HEADS {list(num_heads)} differ in length"
             )
+        for stage, heads in enumerate(num_heads):
+            require_divisible(
+                embed_dim * 2**stage, heads, f"the width of stage {stage}", "MODEL.SWIN.NUM_HEADS"
+            )
         check_sizes(image_size, patch_size, len(depths), window_size)
         self.in_chans, self.patch_size, self.depths = in_chans, patch_size, list(depths)
         self.stride = patch_size * 2 ** (len(depths) - 1)
@@ -214,7 +234,7 @@ class SwinTransformer(nn.Module):
 
         self.patch_embed = PatchEmbed(image_size, patch_size, in_chans, embed_dim, norm=patch_norm)
         self.absolute_pos_embed: nn.Parameter | None = None
-        if absolute_pos_embed:
+        if ape:
             num_tokens = self.patch_embed.grid_size**2
             self.absolute_pos_embed = nn.Parameter(torch.zeros(1, num_tokens, embed_dim))
             trunc_normal_(self.absolute_pos_embed, std=0.02)
@@ -223,27 +243,18 @@ class SwinTransformer(nn.Module):
             trunc_normal_(self.mask_token, std=0.02)
         self.pos_drop = nn.Dropout(drop_rate)
 
-        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        options = dict(qkv_bias=qkv_bias, qk_scale=qk_scale, mlp_ratio=mlp_ratio, drop=drop_rate)
+        rates = iter(drop_path_rates(drop_path_rate, self.num_layers))
         self.layers = nn.ModuleList()
         for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
-            dim, grid = embed_dim * 2**stage, self.patch_embed.grid_size // 2**stage
-            if dim % heads:
-                raise ValueError(f"stage {stage}: width {dim} is not divisible by {heads} heads")
-            window = min(window_size, grid)
-            shift = window // 2 if grid > window else 0
-            blocks = []
-            for block in range(depth):
-                attention = WindowAttention(dim, window, heads, qkv_bias, qk_scale, drop_rate)
-                block_shift = shift if block % 2 else 0
-                blocks.append(
-                    SwinBlock(
-                        dim, grid, window, block_shift, attention, mlp_ratio, drop_rate, next(rates)
-                    )
+            dim, grid_size = embed_dim * 2**stage, self.patch_embed.grid_size // 2**stage
+            stage_rates = [next(rates) for _ in range(depth)]
+            merge = stage < len(depths) - 1
+            self.layers.append(
+                SwinStage(
+                    dim, grid_size, window_size, stage_rates, merge, num_heads=heads, **options
                 )
-            merging = PatchMerging(dim, grid) if stage < len(depths) - 1 else None
-            mask = shift_mask(grid, window, shift) if shift else None
-            self.layers.append(SwinStage(blocks, merging, mask))
-
+            )
         self.norm = nn.LayerNorm(self.num_features)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else None
         self.apply(init_linear)

@@ -124,16 +124,22 @@ class ViTBlock(nn.Module):
         self.drop_path = drop_path(drop_path_rate)
         self.norm2 = nn.LayerNorm(dim, eps=_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop, drop_hidden=False)
-        self.gamma_1: nn.Parameter | float = 1.0
-        self.gamma_2: nn.Parameter | float = 1.0
+        self.gamma_1: nn.Parameter | None = None
+        self.gamma_2: nn.Parameter | None = None
         if init_values is not None:
             self.gamma_1 = nn.Parameter(torch.full((dim,), init_values))
             self.gamma_2 = nn.Parameter(torch.full((dim,), init_values))
 
     def forward(self, tokens: Tensor, shared_bias: Tensor | None = None) -> Tensor:
         """(B, L, C) -> (B, L, C)."""
-        tokens = tokens + self.drop_path(self.gamma_1 * self.attn(self.norm1(tokens), shared_bias))
-        return tokens + self.drop_path(self.gamma_2 * self.mlp(self.norm2(tokens)))
+        mixed = _scaled(self.attn(self.norm1(tokens), shared_bias), self.gamma_1)
+        tokens = tokens + self.drop_path(mixed)
+        return tokens + self.drop_path(_scaled(self.mlp(self.norm2(tokens)), self.gamma_2))
+
+
+def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
+    """Layer scale, where there is one."""
+    return branch if gamma is None else gamma * branch
 
 
 class VisionTransformer(nn.Module):

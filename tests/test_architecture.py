@@ -16,7 +16,9 @@ ALLOWED = {
     "lr_scheduler": {"utils.checks"},
     "logger": set(),
     "utils.checks": set(),
-    "utils.config": {"utils.checks"},
+    "utils.config": {"utils.checks", "utils.defaults"},
+    "utils.defaults": set(),
+    "utils.arguments": {"utils.config"},
     "utils.distributed": set(),
     "utils.metrics": {"utils.distributed"},
     "utils.engine": {"utils.distributed", "utils.metrics"},
@@ -25,7 +27,7 @@ ALLOWED = {
 # Entry points, tools, the configuration's own modules and the builders.
 READS_CONFIG = {
     "models.build", "data.build", "optimizer", "lr_scheduler", "main_simmim",
-    "utils.config", "utils.run", "utils.checkpoint",
+    "utils.config", "utils.arguments", "utils.run", "utils.checkpoint",
 }  # fmt: skip
 
 
@@ -70,10 +72,10 @@ def test_only_builders_and_entry_points_know_the_configuration(name: str) -> Non
 @pytest.mark.parametrize("name", sorted(sources()))
 def test_files_and_functions_stay_small(name: str) -> None:
     text = sources()[name].read_text()
-    longest = 350 if "transformer" in name else 330 if name == "utils.config" else 260
+    longest = 350 if "transformer" in name else 250
     assert text.count("\n") <= longest
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            constructor = node.name == "__init__" and "transformer" in name
-            length = (node.end_lineno or 0) - node.lineno + 1
-            assert length <= (85 if constructor else 62), node.name
+            # Arguments, one a line, are no complexity: what counts is the body.
+            length = (node.end_lineno or 0) - node.body[0].lineno + 1
+            assert length <= 45, node.name

@@ -28,8 +28,9 @@ from data.datasets import ImageFolder
 from data.masking import RandomMask
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, pretrain_transform
 from models import build_pretrain_model
+from utils.arguments import make_parser, read_config
 from utils.metrics import peak_memory_mb
-from utils.run import choose_device, choose_precision, make_parser, read_config, run_program
+from utils.run import choose_device, choose_precision, run_program
 
 OURS = "this project"
 THEIRS = "transformers"

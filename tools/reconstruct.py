@@ -1,9 +1,9 @@
 """Draw what a pre-trained model makes of hidden patches: original | masked | reconstruction.
 
-python -m tools.reconstruct --cfg FILE --resume CKPT [--data-path DIR] --picture out.png
-"""
+python -m tools.reconstruct --cfg FILE [--resume CKPT] [--data-path DIR] --picture out.png
 
-from pathlib import Path
+Without --resume it takes the newest checkpoint of the run that the configuration names.
+"""
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from data.build import PretrainDataset
 from data.transforms import denormalize, normalize
 from models import build_pretrain_model
 from models.simmim import SimMIM, upsample_mask
-from utils.checkpoint import load_checkpoint, restore_model
-from utils.run import choose_device, make_parser, read_config, run_program
+from utils.arguments import make_parser, read_config
+from utils.checkpoint import find_checkpoint, restore_model
+from utils.run import choose_device, run_folder, run_program
 
 COLUMNS = ("original", "masked", "reconstruction")
 _HIDDEN_GREY = 128
@@ -70,18 +71,19 @@ def main() -> None:
     arguments = parser.parse_args()
     cfg = read_config(arguments)
     device = choose_device(cfg.DEVICE)
-    if not cfg.MODEL.RESUME:
-        raise ValueError("no checkpoint to draw from: give --resume CKPT")
     model = build_pretrain_model(cfg)
-    path = Path(cfg.MODEL.RESUME)
-    restore_model(load_checkpoint(path), model, path)
+    path, state = find_checkpoint(cfg.MODEL.RESUME, run_folder(cfg), warn=print)
+    if path is None or state is None:
+        raise ValueError(f"no checkpoint in {run_folder(cfg)}: give --resume CKPT")
+    restore_model(state, model, path)
     dataset = build_pretrain_dataset(cfg, patch_size=model.encoder.patch_size, train=False)
     picture = draw_reconstructions(model.to(device), dataset, device, arguments.rows)
     try:
         picture.save(arguments.picture)
     except (OSError, ValueError) as error:
         raise ValueError(f"picture {arguments.picture} cannot be written: {error}") from None
-    print(f"wrote {arguments.picture}: {' | '.join(COLUMNS)}, {arguments.rows} rows")
+    rows = f"{' | '.join(COLUMNS)}, {arguments.rows} rows"
+    print(f"wrote {arguments.picture} ({rows}) from {path}")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,15 @@ def load_checkpoint(path: Path) -> State:
     return state
 
 
+def find_checkpoint(
+    wanted: str, folder: Path, warn: Callable[[str], None]
+) -> tuple[Path, State] | tuple[None, None]:
+    """The checkpoint `wanted` if it is given, else the newest readable one of the folder."""
+    if wanted:
+        return Path(wanted), load_checkpoint(Path(wanted))
+    return newest_checkpoint(folder, warn)
+
+
 def newest_checkpoint(
     folder: Path, warn: Callable[[str], None]
 ) -> tuple[Path, State] | tuple[None, None]:
@@ -94,16 +103,14 @@ def resume(
     TRAIN.AUTO_RESUME is off, and where the processes do not see the same files.
     """
     notes: list[str] = []
-    newest, state = newest_checkpoint(folder, notes.append)
-    path = newest
+    path, state = find_checkpoint(cfg.MODEL.RESUME, folder, notes.append)
     if cfg.MODEL.RESUME:
-        path = Path(cfg.MODEL.RESUME)
-        state = load_checkpoint(path)
-        if newest is not None and newest.resolve() != path.resolve():
-            notes.append(f"MODEL.RESUME wins over {newest}, the newest in the output folder")
-    elif newest is not None and not cfg.TRAIN.AUTO_RESUME:
+        others = [other.name for other in folder.glob("ckpt_epoch_*.pth") if other != path]
+        if others:
+            notes.append(f"{path} (--resume) wins over {len(others)} checkpoint(s) in {folder}")
+    elif path is not None and not cfg.TRAIN.AUTO_RESUME:
         raise ValueError(
-            f"{folder} holds {newest.name} of an earlier run and TRAIN.AUTO_RESUME is off: "
+            f"{folder} holds {path.name} of an earlier run and TRAIN.AUTO_RESUME is off: "
             "give another --tag or --output, or --resume CKPT"
         )
     epoch = cfg.TRAIN.START_EPOCH if state is None else state["epoch"] + 1

@@ -1,4 +1,4 @@
-"""What both entry points do first: arguments, configuration, device, processes, output folder."""
+"""What both entry points do first: configuration, device, processes, seeds, output folder."""
 
 import argparse
 import os
@@ -22,7 +22,8 @@ from yacs.config import CfgNode
 from logger import RunLog
 from lr_scheduler import build_scheduler
 from optimizer import build_optimizer, scale_lr
-from utils.config import get_config, to_plain
+from utils.arguments import read_config
+from utils.config import to_plain
 from utils.distributed import (
     MODEL_STREAM,
     barrier,
@@ -33,27 +34,6 @@ from utils.distributed import (
     world_size,
 )
 
-# Flag -> config key and what argparse needs; a flag that is not given changes nothing.
-FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "--data-path": ("DATA.DATA_PATH", dict(metavar="DIR", help="images, at any depth")),
-    "--batch-size": ("DATA.BATCH_SIZE", dict(type=int, metavar="N", help="images per process")),
-    "--accumulation-steps": (
-        "TRAIN.ACCUMULATION_STEPS",
-        dict(type=int, metavar="K", help="micro-batches per update"),
-    ),
-    "--resume": ("MODEL.RESUME", dict(metavar="CKPT", help="go on from this checkpoint")),
-    "--use-checkpoint": (
-        "TRAIN.USE_CHECKPOINT",
-        dict(action="store_true", default=None, help="less memory: recompute activations"),
-    ),
-    "--amp-opt-level": (
-        "TRAIN.PRECISION",
-        dict(choices=("O0", "O1", "O2"), help="O0: float32; O1, O2: mixed precision"),
-    ),
-    "--device": ("DEVICE", dict(choices=("auto", "cpu", "cuda"), help="default: a GPU if any")),
-    "--output": ("OUTPUT", dict(metavar="DIR", help="default: output")),
-    "--tag": ("TAG", dict(metavar="NAME", help="the run is kept in OUTPUT/MODEL.NAME/TAG")),
-}
 _PRECISIONS = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -81,36 +61,6 @@ class Run:
         return int(self.cfg.DATA.BATCH_SIZE) * self.accumulation_steps * world_size()
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that all programs which read a configuration share."""
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        epilog="SIMMIM_TRACEBACK=1 in the environment shows where an error was raised.",
-    )
-    parser.add_argument("--cfg", required=True, metavar="FILE", help="YAML configuration")
-    for flag, (_, details) in FLAGS.items():
-        parser.add_argument(flag, **details)
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="any config key")
-    parser.add_argument(
-        "--local_rank", "--local-rank", type=int, help="accepted; the launcher's environment wins"
-    )
-    return parser
-
-
-def read_config(arguments: argparse.Namespace) -> CfgNode:
-    """Defaults < BASE < file < flags < --opts."""
-    opts: list[Any] = []
-    for flag, (key, _) in FLAGS.items():
-        value = getattr(arguments, flag.removeprefix("--").replace("-", "_"))
-        if flag == "--amp-opt-level" and value is not None:
-            value = "float32" if value == "O0" else "auto"
-        if value is not None:
-            opts += [key, value]
-    return get_config(arguments.cfg, opts + arguments.opts)
-
-
 def start_run(arguments: argparse.Namespace) -> Run:
     """Configuration, device, process group and seeds; nothing is written yet."""
     cfg = read_config(arguments)
@@ -121,7 +71,12 @@ def start_run(arguments: argparse.Namespace) -> Run:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
     seed_all(MODEL_STREAM, cfg.SEED)
-    return Run(cfg, device, amp_dtype, Path(cfg.OUTPUT or "output") / cfg.MODEL.NAME / cfg.TAG)
+    return Run(cfg, device, amp_dtype, run_folder(cfg))
+
+
+def run_folder(cfg: CfgNode) -> Path:
+    """Where a run keeps its files: OUTPUT/MODEL.NAME/TAG."""
+    return Path(cfg.OUTPUT or "output") / cfg.MODEL.NAME / cfg.TAG
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -64,7 +64,8 @@ def test_a_checkpoint_that_is_not_there_is_an_error(
     arguments: list[str],
     message: str,
 ) -> None:
-    assert run_tool(monkeypatch, reconstruct, "--cfg", write_config(tmp_path), *arguments) == 2
+    common = ["--cfg", write_config(tmp_path), "--output", tmp_path]
+    assert run_tool(monkeypatch, reconstruct, *common, *arguments) == 2
     assert message in capsys.readouterr().err
 
 

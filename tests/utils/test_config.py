@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from utils.config import DEFAULTS, get_config, to_plain
-from utils.run import make_parser, read_config
+from utils.arguments import make_parser, read_config
+from utils.config import get_config, to_plain
+from utils.defaults import DEFAULTS
 
 RECIPES = sorted(path for path in Path("configs").rglob("*.yaml") if "_base_" not in path.parts)
 
