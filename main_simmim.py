@@ -41,8 +41,9 @@ def main() -> None:
     model = build_pretrain_model(cfg).to(run.device)
     dataset = build_pretrain_dataset(cfg, patch_size=model.encoder.patch_size)
     loader = build_pretrain_loader(cfg, dataset, run.device)
-    parts = build_parts(run, model, len(loader))
-    start_epoch, notes = resume(run.folder, parts, cfg, run.device)
+    updates_per_epoch = len(loader) // run.accumulation_steps
+    parts = build_parts(run, model, updates_per_epoch)
+    start_epoch, notes = resume(run.folder, parts, cfg, updates_per_epoch, run.device)
     log = open_log(run, parts, notes)  # everything fits: only from here on files are written
     train(run, log, parts, loader, dataset, start_epoch)
     log.close()

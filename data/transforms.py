@@ -1,5 +1,7 @@
 """From a picture to a uint8 tensor, and from there to what the network sees."""
 
+import functools
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -37,6 +39,7 @@ def denormalize(image: Tensor) -> Tensor:
     return ((image.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+@functools.cache  # a copy to the device in every step would make the host wait
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
     return mean, torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)

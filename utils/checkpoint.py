@@ -94,13 +94,17 @@ def save_epoch(folder: Path, epoch: int, parts: Mapping[str, Any], cfg: CfgNode)
 
 
 def resume(
-    folder: Path, parts: Mapping[str, Any], cfg: CfgNode, device: torch.device
+    folder: Path,
+    parts: Mapping[str, Any],
+    cfg: CfgNode,
+    updates_per_epoch: int,
+    device: torch.device,
 ) -> tuple[int, list[str]]:
-    """Load MODEL.RESUME, else the newest checkpoint of the folder; the first epoch to train, and
-    what the log should say of it.
+    """Load MODEL.RESUME, else the newest checkpoint of the folder, if any.
 
-    ValueError where a checkpoint does not fit, where it would be overwritten because
-    TRAIN.AUTO_RESUME is off, and where the processes do not see the same files.
+    Returns the first epoch to train and what the log should say of it. ValueError where a
+    checkpoint does not fit, where it would be overwritten because TRAIN.AUTO_RESUME is off, and
+    where the processes do not see the same files.
     """
     notes: list[str] = []
     path, state = find_checkpoint(cfg.MODEL.RESUME, folder, notes.append)
@@ -117,11 +121,20 @@ def resume(
     if not equal_in_all_processes(epoch, device):
         raise ValueError(f"the processes found different checkpoints: {folder} must be shared")
     if state is None or path is None:
+        parts["lr_scheduler"].load_state_dict({"num_steps": epoch * updates_per_epoch})
         return epoch, notes
     restore(state, parts, path)
+    notes.append(f"resumed from {path}: epoch {epoch}, update {state['update']}")
     if state.get("seed") != cfg.SEED:
         notes.append(f"SEED is {cfg.SEED}, the checkpoint's {state.get('seed')}: another run")
-    return epoch, [*notes, f"resumed from {path}: epoch {epoch}, update {state['update']}"]
+    if state["update"] != epoch * updates_per_epoch:
+        notes.append(
+            f"an epoch is now {updates_per_epoch} updates, it was {state['update'] / epoch:g}: "
+            "the schedule goes on from the update, the data from the epoch"
+        )
+    if epoch >= cfg.TRAIN.EPOCHS:
+        notes.append(f"nothing is left to train: TRAIN.EPOCHS is {cfg.TRAIN.EPOCHS}")
+    return epoch, notes
 
 
 def restore(state: State, parts: Mapping[str, Any], source: Path) -> None:

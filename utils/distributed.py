@@ -87,7 +87,9 @@ def synchronized_if(last: bool, model: nn.Module) -> contextlib.AbstractContextM
 
 def seed_all(stream: int, *key: int) -> None:
     """Seed Python, NumPy and torch, on every device, from a stream and integers from 0."""
-    torch.cuda.manual_seed_all(_seed_cpu(stream, *key))
+    seed = _seed_cpu(stream, *key)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 @contextlib.contextmanager

@@ -109,17 +109,14 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def build_parts(run: Run, model: nn.Module, num_batches: int) -> dict[str, Any]:
-    """What a checkpoint holds: model, optimizer, schedule and loss scaler.
-
-    `num_batches` is the number of micro-batches of this process in an epoch.
-    """
+def build_parts(run: Run, model: nn.Module, updates_per_epoch: int) -> dict[str, Any]:
+    """What a checkpoint holds: model, optimizer, schedule and loss scaler."""
     cfg, images = run.cfg, run.images_per_update
     optimizer = build_optimizer(cfg, model, scale_lr(cfg.TRAIN.BASE_LR, images))
     scheduler = build_scheduler(
         cfg,
         optimizer,
-        num_batches // run.accumulation_steps,
+        updates_per_epoch,
         warmup_lr=scale_lr(cfg.TRAIN.WARMUP_LR, images),
         min_lr=scale_lr(cfg.TRAIN.MIN_LR, images),
     )

@@ -18,6 +18,7 @@ from utils.config import get_config
 from utils.distributed import equal_in_all_processes
 
 CPU = torch.device("cpu")
+UPDATES = 10  # in an epoch
 SAVE_ON_A_FULL_DISK = """
 import pathlib, resource, signal, sys, torch
 from utils.checkpoint import save_checkpoint
@@ -49,9 +50,9 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     train_a_little(parts)
     path = save_epoch(tmp_path, 7, parts, cfg)
     assert path.name == "ckpt_epoch_7.pth"
-    epoch, notes = resume(tmp_path, fresh, cfg, CPU)
+    epoch, notes = resume(tmp_path, fresh, cfg, UPDATES, CPU)
     assert epoch == 8
-    assert "resumed from" in notes[-1]
+    assert "resumed from" in notes[0]
     assert torch.equal(fresh["model"].weight, parts["model"].weight)
     moments = [part["optimizer"].state_dict()["state"][0]["exp_avg"] for part in (parts, fresh)]
     assert torch.equal(*moments)
@@ -96,7 +97,7 @@ def test_an_explicit_checkpoint_wins_and_says_so(tmp_path: Path) -> None:
     for epoch in (3, 5):
         save_epoch(tmp_path, epoch, parts_of(), get_config())
     cfg = get_config(None, ["MODEL.RESUME", str(tmp_path / "ckpt_epoch_3.pth")])
-    epoch, notes = resume(tmp_path, parts_of(), cfg, CPU)
+    epoch, notes = resume(tmp_path, parts_of(), cfg, UPDATES, CPU)
     assert epoch == 4
     assert "ckpt_epoch_3.pth (--resume) wins over 1 checkpoint(s)" in notes[0]
 
@@ -105,7 +106,7 @@ def test_checkpoints_of_an_earlier_run_are_not_overwritten(tmp_path: Path) -> No
     save_epoch(tmp_path, 0, parts_of(), get_config())
     cfg = get_config(None, ["TRAIN.AUTO_RESUME", False])
     with pytest.raises(ValueError, match="another --tag"):
-        resume(tmp_path, parts_of(), cfg, CPU)
+        resume(tmp_path, parts_of(), cfg, UPDATES, CPU)
 
 
 def test_another_model_is_refused_with_the_first_differences(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_another_model_is_refused_with_the_first_differences(tmp_path: Path) -> 
     other = parts_of(width=6)
     before = other["model"].weight.clone()
     with pytest.raises(ValueError, match=r"weight has shape \(2, 4\), the model \(2, 6\)"):
-        resume(tmp_path, other, get_config(), CPU)
+        resume(tmp_path, other, get_config(), UPDATES, CPU)
     assert torch.equal(other["model"].weight, before)
 
 
@@ -121,14 +122,30 @@ def test_settings_of_the_optimizer_stay_those_of_the_configuration(tmp_path: Pat
     save_epoch(tmp_path, 0, parts_of(), get_config())
     changed = parts_of()
     changed["optimizer"].param_groups[0]["weight_decay"] = 0.3
-    resume(tmp_path, changed, get_config(), CPU)
+    resume(tmp_path, changed, get_config(), UPDATES, CPU)
     assert changed["optimizer"].param_groups[0]["weight_decay"] == 0.3
+
+
+def test_another_number_of_updates_and_a_finished_run_are_said(tmp_path: Path) -> None:
+    parts, cfg = parts_of(), get_config(None, ["TRAIN.EPOCHS", 20])
+    parts["lr_scheduler"].num_steps = 200
+    save_epoch(tmp_path, 19, parts, cfg)
+    _, notes = resume(tmp_path, parts_of(), cfg, 5, CPU)
+    assert "an epoch is now 5 updates, it was 10" in notes[1]
+    assert "nothing is left to train" in notes[2]
+
+
+def test_a_start_epoch_starts_the_schedule_there(tmp_path: Path) -> None:
+    parts, cfg = parts_of(), get_config(None, ["TRAIN.START_EPOCH", 10])
+    epoch, _ = resume(tmp_path, parts, cfg, UPDATES, CPU)
+    assert (epoch, parts["lr_scheduler"].num_steps) == (10, 100)
+    assert parts["optimizer"].param_groups[0]["lr"] == pytest.approx(0.1 * 99 / 200, rel=1e-3)
 
 
 def test_another_seed_is_noticed(tmp_path: Path) -> None:
     save_epoch(tmp_path, 0, parts_of(), get_config())
-    _, notes = resume(tmp_path, parts_of(), get_config(None, ["SEED", 5]), CPU)
-    assert "SEED is 5" in notes[0]
+    _, notes = resume(tmp_path, parts_of(), get_config(None, ["SEED", 5]), UPDATES, CPU)
+    assert "SEED is 5" in notes[1]
 
 
 class Attack:
