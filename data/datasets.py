@@ -62,6 +62,7 @@ class Cifar10:
     """CIFAR-10 in torchvision's format, downloaded to `root` unless it is there."""
 
     def __init__(self, root: str, train: bool) -> None:
+        _require_path(root)
         try:
             if rank() == 0:
                 torchvision.datasets.CIFAR10(root, train=train, download=True)
@@ -99,9 +100,13 @@ class Shapes:
         return draw_shape(index, self.size, self.stream)
 
 
-def _find_pictures(root: str) -> list[bytes]:
+def _require_path(root: str) -> None:
     if not root:
         raise ValueError("DATA.DATA_PATH is empty, expected a folder of images (--data-path DIR)")
+
+
+def _find_pictures(root: str) -> list[bytes]:
+    _require_path(root)
     if not Path(root).is_dir():
         raise ValueError(f"DATA.DATA_PATH {root} is not a folder, expected one that holds images")
     names = []

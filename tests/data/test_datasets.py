@@ -138,6 +138,8 @@ def test_cifar10_is_read_from_a_local_root(tmp_path: Path, monkeypatch: pytest.M
 def test_cifar10_that_cannot_be_downloaded_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with pytest.raises(ValueError, match="DATA_PATH is empty"):
+        Cifar10("", train=True)
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/none.tar.gz")
     with pytest.raises(ValueError, match="looked for cifar-10-batches-py"):
         Cifar10(str(tmp_path), train=True)
