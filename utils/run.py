@@ -26,7 +26,6 @@ from utils.arguments import read_config
 from utils.config import to_plain
 from utils.distributed import (
     MODEL_STREAM,
-    barrier,
     rank,
     seed_all,
     start_process_group,
@@ -180,7 +179,6 @@ def run_program(main: Callable[[], None]) -> None:
     """Call `main`; a ValueError becomes one line and exit status 2, Ctrl-C status 130."""
     try:
         main()
-        barrier()
         stop_process_group()
     except ValueError as error:
         if os.environ.get("SIMMIM_TRACEBACK"):
