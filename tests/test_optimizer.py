@@ -16,7 +16,7 @@ MANIFEST = read_golden("full_size/state_dict_manifest.json")
 RECOMPUTED = ("relative_position_index", "attn_mask")
 VIT_FINETUNE = ["MODEL.VIT.USE_RPB", True, "MODEL.VIT.USE_SHARED_RPB", False]
 VIT_FINETUNE += ["MODEL.VIT.USE_MEAN_POOLING", True]
-# Fine-tuning recipe -> encoder block, image size, window, layer decay (shared/SPEC section 5).
+# Fine-tuning recipe -> encoder block, image size, window, layer decay.
 FINETUNE: dict[str, tuple[str, list[Any]]] = {
     "swin_base__img192_window6__100ep": (
         "swin_base",
