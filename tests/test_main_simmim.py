@@ -129,6 +129,8 @@ MISTAKES: dict[str, tuple[list[Any], str]] = {
         ["--opts", "DATA.MASK_PATCH_SIZE", 2],
         "DATA.MASK_PATCH_SIZE is 2.*PATCH_SIZE = 4.*nearest legal: 4",
     ),
+    "window of nothing": (["--opts", "MODEL.SWIN.WINDOW_SIZE", 0], "WINDOW_SIZE is 0, expected"),
+    "no heads": (["--opts", "MODEL.SWIN.NUM_HEADS", "[0,2]"], "NUM_HEADS is 0, expected at least"),
     "no data path": (["--opts", "DATA.DATASET", "imagenet"], "DATA_PATH is empty"),
     "missing data path": (
         ["--data-path", "/nowhere", "--opts", "DATA.DATASET", "imagenet"],

@@ -15,6 +15,8 @@ def choose(table: Mapping[str, Part], name: str, key: str) -> Part:
 
 def require_divisible(value: int, divisor: int, value_key: str, divisor_key: str) -> None:
     """ValueError unless `divisor` divides `value`; it names the two nearest legal values."""
+    if divisor < 1:
+        raise ValueError(f"{divisor_key} is {divisor}, expected at least 1")
     if value % divisor:
         below = value // divisor * divisor
         legal = [size for size in (below, below + divisor) if size > 0]
