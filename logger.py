@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 from termcolor import colored
 from tqdm import tqdm
+
+Item = TypeVar("Item")
 
 SCALARS = ("loss", "lr", "grad_norm", "images_per_second", "data_wait", "memory_mb")
 
@@ -42,6 +44,14 @@ def train_line(record: dict[str, Any], epoch: int, epochs: int) -> str:
         f"grad_norm {record['grad_norm']:.4f} ({record['grad_norm_mean']:.4f})\t"
         f"mem {record['memory_mb']:.0f}MB"
     )
+
+
+def progress_bar(items: Iterable[Item], name: str, rank: int) -> Iterable[Item]:
+    """Show a progress bar where a person is looking, on standard error."""
+    if rank != 0 or not sys.stderr.isatty():
+        return items
+    bar: Iterable[Item] = tqdm(items, name, leave=False, dynamic_ncols=True)
+    return bar
 
 
 class RunLog:
@@ -79,19 +89,26 @@ class RunLog:
         self.info(train_line(record, self.current_epoch, self.epochs))
         self.update = record["update"]
         if self.rank == 0:
-            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"epoch": self.current_epoch} | record) + "\n")
+            self._append({"epoch": self.current_epoch} | record)
             for name in SCALARS:
                 self.board.add_scalar(f"train/{name}", record[name], self.update)
 
     def progress(self, updates: range) -> Iterable[int]:
-        """Show a progress bar where a person is looking, on standard error."""
-        if self.rank != 0 or not sys.stderr.isatty():
-            return updates
-        bar: Iterable[int] = tqdm(
-            updates, f"epoch {self.current_epoch}", leave=False, dynamic_ncols=True
-        )
-        return bar
+        """The updates of an epoch, under a progress bar."""
+        return progress_bar(updates, f"epoch {self.current_epoch}", self.rank)
+
+    def validated(self, line: str, loss: float, acc1: float, acc5: float) -> None:
+        """Log a validation, append it to metrics.jsonl and to TensorBoard's curves."""
+        self.info("%s Loss %.4f", line, loss)
+        if self.rank == 0:
+            figures = {"val_loss": loss, "val_acc1": acc1, "val_acc5": acc5}
+            self._append({"epoch": self.current_epoch, "update": self.update} | figures)
+            for name, value in figures.items():
+                self.board.add_scalar(name.replace("_", "/", 1), value, self.update)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
     def picture(self, name: str, picture: Image.Image) -> None:
         """Write NAME.png and show it in TensorBoard; for rank 0."""

@@ -3,23 +3,21 @@
 torchrun --nproc_per_node N main_simmim.py --cfg FILE --data-path DIR [--output DIR --tag T]
 """
 
-import math
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data import build_pretrain_dataset, build_pretrain_loader
+from data import build_pretrain_dataset, build_train_loader
 from data.build import PretrainDataset
 from data.transforms import normalize
 from logger import RunLog
 from models import build_pretrain_model
 from tools.reconstruct import draw_reconstructions
 from utils.arguments import make_parser
-from utils.checkpoint import resume, save_epoch
+from utils.checkpoint import epoch_path, resume, save_epoch
 from utils.distributed import distribute, rank
-from utils.engine import train_one_epoch
-from utils.run import Run, build_parts, open_log, run_program, start_run
+from utils.run import Run, build_parts, is_due, open_log, run_epoch, run_program, start_run
 
 
 def compute_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
@@ -40,7 +38,7 @@ def main() -> None:
         )
     model = build_pretrain_model(cfg).to(run.device)
     dataset = build_pretrain_dataset(cfg, patch_size=model.encoder.patch_size)
-    loader = build_pretrain_loader(cfg, dataset, run.device)
+    loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
     parts = build_parts(run, model, updates_per_epoch)
     start_epoch, notes = resume(run.folder, parts, cfg, updates_per_epoch, run.device)
@@ -61,33 +59,12 @@ def train(
     cfg, model = run.cfg, parts["model"]
     distributed_model = distribute(model, run.device)
     for epoch in range(start_epoch, cfg.TRAIN.EPOCHS):
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        with log.epoch(epoch):
-            train_one_epoch(
-                distributed_model,
-                loader,
-                compute_loss,
-                parts["optimizer"],
-                parts["lr_scheduler"],
-                parts["scaler"],
-                device=run.device,
-                accumulation_steps=run.accumulation_steps,
-                clip_grad=cfg.TRAIN.CLIP_GRAD or math.inf,
-                amp_dtype=run.amp_dtype,
-                seed=cfg.SEED,
-                report_every=cfg.PRINT_FREQ,
-                report=log.report,
-                progress=log.progress,
-            )
+        run_epoch(run, log, epoch, parts, distributed_model, loader, compute_loss)
         if rank() == 0 and is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS):
-            log.info("saved %s", save_epoch(run.folder, epoch, parts, cfg))
+            save_epoch(path := epoch_path(run.folder, epoch), epoch, parts, cfg)
+            log.info("saved %s", path)
         if rank() == 0 and is_due(epoch, cfg.PICTURE_FREQ, cfg.TRAIN.EPOCHS):
             log.picture("reconstruction", draw_reconstructions(model, dataset, run.device))
-
-
-def is_due(epoch: int, every: int, epochs: int) -> bool:
-    """True in every `every`-th epoch from 0 and in the last; never where `every` is 0."""
-    return every > 0 and (epoch % every == 0 or epoch == epochs - 1)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,19 @@
 """Pictures, augmentation, masks and loaders."""
 
-from data.build import build_pretrain_dataset, build_pretrain_loader
+from data.build import (
+    build_batch_augmentation,
+    build_eval_dataset,
+    build_eval_loader,
+    build_pretrain_dataset,
+    build_train_dataset,
+    build_train_loader,
+)
 
-__all__ = ["build_pretrain_dataset", "build_pretrain_loader"]
+__all__ = [
+    "build_batch_augmentation",
+    "build_eval_dataset",
+    "build_eval_loader",
+    "build_pretrain_dataset",
+    "build_train_dataset",
+    "build_train_loader",
+]

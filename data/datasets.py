@@ -9,7 +9,7 @@ import numpy as np
 import torchvision
 from PIL import Image, UnidentifiedImageError
 
-from data.shapes import draw_shape
+from data.shapes import CLASSES, draw_shape
 from data.transforms import to_rgb
 from utils.distributed import barrier, rank
 
@@ -26,13 +26,23 @@ class PictureSet(Protocol):
         """RGB picture and label (NO_LABEL where there is none)."""
 
 
+def read_picture(path: str) -> Image.Image:
+    """A file as an RGB picture; ValueError names one that is none."""
+    try:
+        with open(path, "rb") as file, Image.open(file) as image:
+            image.load()  # here, where the file is open and an error names it
+            return to_rgb(image)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from None
+
+
 class ImageFolder:
     """All pictures below a folder, at any depth, in sorted order; labels are not read."""
 
     def __init__(self, root: str) -> None:
         self.root = root
         # One array instead of a million strings: worker processes then share its memory.
-        self.names = np.array(sorted(_find_pictures(root)), dtype=np.bytes_)
+        self.names = np.array(sorted(find_pictures(root)), dtype=np.bytes_)
         if not len(self.names):
             raise ValueError(
                 f"DATA.DATA_PATH {root} holds no picture, at any depth "
@@ -43,26 +53,15 @@ class ImageFolder:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Read a picture as RGB; ValueError names a file that is none."""
-        path = os.path.join(self.root, os.fsdecode(self.names[index]))
-        try:
-            with open(path, "rb") as file, Image.open(file) as image:
-                image.load()  # here, where the file is open and an error names it
-                return to_rgb(image), NO_LABEL
-        except (
-            UnidentifiedImageError,
-            Image.DecompressionBombError,
-            OSError,
-            SyntaxError,
-        ) as error:
-            raise ValueError(f"{path} cannot be read as a picture: {error}") from None
+        """A picture and NO_LABEL."""
+        return read_picture(os.path.join(self.root, os.fsdecode(self.names[index]))), NO_LABEL
 
 
 class Cifar10:
     """CIFAR-10 in torchvision's format, downloaded to `root` unless it is there."""
 
     def __init__(self, root: str, train: bool) -> None:
-        _require_path(root)
+        require_path(root)
         try:
             if rank() == 0:
                 torchvision.datasets.CIFAR10(root, train=train, download=True)
@@ -74,6 +73,8 @@ class Cifar10:
                 f"DATA.DATA_PATH {root} holds no CIFAR-10 (looked for cifar-10-batches-py), "
                 f"and it could not be downloaded there: {reason}"
             ) from None
+        self.classes: list[str] = self.pictures.classes
+        self.labels: list[int] = self.pictures.targets
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -87,10 +88,13 @@ class Cifar10:
 class Shapes:
     """Ten classes of shapes, drawn on the fly from the index alone (data/shapes.py)."""
 
+    classes = list(CLASSES)
+
     def __init__(self, length: int, image_size: int, train: bool) -> None:
         self.length = length
         self.size = image_size + image_size // 4  # room for crops
         self.stream = 0 if train else 1
+        self.labels = [index % len(CLASSES) for index in range(length)]
 
     def __len__(self) -> int:
         return self.length
@@ -100,13 +104,15 @@ class Shapes:
         return draw_shape(index, self.size, self.stream)
 
 
-def _require_path(root: str) -> None:
+def require_path(root: str) -> None:
+    """ValueError where no data path is given."""
     if not root:
         raise ValueError("DATA.DATA_PATH is empty, expected a folder of images (--data-path DIR)")
 
 
-def _find_pictures(root: str) -> list[bytes]:
-    _require_path(root)
+def find_pictures(root: str) -> list[bytes]:
+    """Paths of all pictures at any depth below `root`, relative to it, in no order."""
+    require_path(root)
     if not Path(root).is_dir():
         raise ValueError(f"DATA.DATA_PATH {root} is not a folder, expected one that holds images")
     names = []

@@ -1,9 +1,12 @@
 """From a picture to a uint8 tensor, and from there to what the network sees."""
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
+from timm.data import Mixup, create_transform
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision import transforms
 
@@ -25,6 +28,71 @@ def pretrain_transform(image_size: int) -> transforms.Compose:
             transforms.PILToTensor(),
         ]
     )
+
+
+def train_transform(
+    image_size: int,
+    interpolation: str,
+    crop_scale: Sequence[float],
+    color_jitter: float,
+    auto_augment: str,
+) -> transforms.Compose:
+    """timm's augmentation for supervised training: RGB picture -> uint8 tensor (3, size, size).
+
+    What timm does to a normalized batch, random erasing and Mixup, is `BatchAugmentation`'s.
+    ValueError where timm does not understand `auto_augment`.
+    """
+    if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        raise ValueError(f"AUG.CROP_SCALE is {list(crop_scale)}, expected [from, to] within 0..1")
+    try:
+        augment = create_transform(
+            image_size,
+            is_training=True,
+            use_prefetcher=True,  # ends in uint8
+            scale=tuple(crop_scale),
+            color_jitter=color_jitter or None,
+            auto_augment=auto_augment if auto_augment not in ("", "none") else None,
+            interpolation=interpolation,
+            mean=IMAGENET_MEAN,
+        )
+    except (AssertionError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"AUG.AUTO_AUGMENT is {auto_augment!r}, which timm does not know ({error}); "
+            "for example rand-m9-mstd0.5-inc1, or none"
+        ) from None
+    return transforms.Compose([augment, torch.as_tensor])
+
+
+def eval_transform(image_size: int, interpolation: str, crop: bool) -> transforms.Compose:
+    """RGB picture -> uint8 tensor (3, image_size, image_size), without chance.
+
+    With `crop` the short side becomes 256/224 of the image size, then the centre is cut out;
+    without, the whole picture becomes a square.
+    """
+    mode = transforms.InterpolationMode(interpolation)
+    resize = [transforms.Resize((image_size, image_size), mode)]
+    if crop:
+        short_side = transforms.Resize(int(256 / 224 * image_size), mode)
+        resize = [short_side, transforms.CenterCrop(image_size)]
+    return transforms.Compose([*resize, transforms.PILToTensor()])
+
+
+class BatchAugmentation:
+    """timm's random erasing, then Mixup or CutMix, on a normalized batch.
+
+    Without `mixup` labels stay class indices.
+    """
+
+    def __init__(self, erase: RandomErasing, mixup: Mixup | None) -> None:
+        self.erase, self.mixup = erase, mixup
+
+    def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """float (B, 3, H, W) and labels (B,) -> images and targets (B,) or (B, num_classes)."""
+        image = self.erase(image)
+        if self.mixup is None:
+            return image, label
+        mixed: tuple[Tensor, Tensor] = self.mixup(image, label)
+        return mixed
 
 
 def normalize(image: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Encoders, heads, objectives, and SimMIM itself."""
 
-from models.build import build_classifier, build_pretrain_model
+from models.build import build_classifier, build_criterion, build_pretrain_model
+from models.pretrained import load_pretrained
 
-__all__ = ["build_classifier", "build_pretrain_model"]
+__all__ = ["build_classifier", "build_criterion", "build_pretrain_model", "load_pretrained"]

@@ -68,3 +68,8 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> nn.Module:
     """The encoder with a linear classification head."""
     classifier: nn.Module = build_encoder(cfg, num_classes=num_classes)
     return classifier
+
+
+def build_criterion(cfg: CfgNode, *, soft_targets: bool) -> nn.Module:
+    """Cross entropy of logits and targets; Mixup has already smoothed soft ones."""
+    return nn.CrossEntropyLoss(label_smoothing=0.0 if soft_targets else cfg.MODEL.LABEL_SMOOTHING)

@@ -5,6 +5,8 @@ python -m tools.reconstruct --cfg FILE [--resume CKPT] [--data-path DIR] --pictu
 Without --resume it takes the newest checkpoint of the run that the configuration names.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -16,8 +18,9 @@ from data.transforms import denormalize, normalize
 from models import build_pretrain_model
 from models.simmim import SimMIM, upsample_mask
 from utils.arguments import make_parser, read_config
-from utils.checkpoint import find_checkpoint, restore_model
+from utils.checkpoint import newest_checkpoint, restore_model
 from utils.run import choose_device, run_folder, run_program
+from utils.safe_load import model_weights, read_checkpoint
 
 COLUMNS = ("original", "masked", "reconstruction")
 _HIDDEN_GREY = 128
@@ -72,10 +75,14 @@ def main() -> None:
     cfg = read_config(arguments)
     device = choose_device(cfg.DEVICE)
     model = build_pretrain_model(cfg)
-    path, state = find_checkpoint(cfg.MODEL.RESUME, run_folder(cfg), warn=print)
-    if path is None or state is None:
+    path: Path | None
+    if cfg.MODEL.RESUME:
+        path, state = Path(cfg.MODEL.RESUME), read_checkpoint(cfg.MODEL.RESUME)
+    else:
+        path, state = newest_checkpoint(run_folder(cfg), warn=print)
+    if path is None:
         raise ValueError(f"no checkpoint in {run_folder(cfg)}: give --resume CKPT")
-    restore_model(state, model, path)
+    restore_model(model_weights(state, path), model, path)
     dataset = build_pretrain_dataset(cfg, patch_size=model.encoder.patch_size, train=False)
     picture = draw_reconstructions(model.to(device), dataset, device, arguments.rows)
     try:

@@ -16,6 +16,18 @@ FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
         dict(type=int, metavar="K", help="micro-batches per update"),
     ),
     "--resume": ("MODEL.RESUME", dict(metavar="CKPT", help="go on from this checkpoint")),
+    "--pretrained": (
+        "PRETRAINED",
+        dict(metavar="CKPT", help="fine-tuning starts from this checkpoint's encoder"),
+    ),
+    "--eval": (
+        "EVAL_MODE",
+        dict(action="store_true", default=None, help="evaluate the checkpoint of --resume"),
+    ),
+    "--throughput": (
+        "THROUGHPUT_MODE",
+        dict(action="store_true", default=None, help="measure images/s of the classifier"),
+    ),
     "--use-checkpoint": (
         "TRAIN.USE_CHECKPOINT",
         dict(action="store_true", default=None, help="less memory: recompute activations"),

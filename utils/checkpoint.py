@@ -1,19 +1,20 @@
 """Checkpoints: tensors and plain types, written whole or not at all, found again by epoch."""
 
 import os
-import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from yacs.config import CfgNode
 
+from utils.checks import require_same_classes, require_same_shapes
 from utils.config import to_plain
 from utils.distributed import equal_in_all_processes
+from utils.safe_load import Weights, model_weights, read_checkpoint
 
 State = dict[str, Any]
 
@@ -38,13 +39,7 @@ def save_checkpoint(path: Path, state: State) -> None:
 
 def load_checkpoint(path: Path) -> State:
     """Read a checkpoint on the CPU without running code from it; ValueError where it is none."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"checkpoint {path} does not exist") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise ValueError(f"checkpoint {path} cannot be read: {reason}") from None
+    state: State = read_checkpoint(path)
     missing = {"model", "optimizer", "lr_scheduler", "scaler", "epoch", "update"}
     missing -= set(state) if isinstance(state, dict) else set()
     if missing:
@@ -53,15 +48,6 @@ def load_checkpoint(path: Path) -> State:
             f"it holds no {', '.join(sorted(missing))}"
         )
     return state
-
-
-def find_checkpoint(
-    wanted: str, folder: Path, warn: Callable[[str], None]
-) -> tuple[Path, State] | tuple[None, None]:
-    """The checkpoint `wanted` if it is given, else the newest readable one of the folder."""
-    if wanted:
-        return Path(wanted), load_checkpoint(Path(wanted))
-    return newest_checkpoint(folder, warn)
 
 
 def newest_checkpoint(
@@ -81,16 +67,26 @@ def newest_checkpoint(
     return None, None
 
 
-def save_epoch(folder: Path, epoch: int, parts: Mapping[str, Any], cfg: CfgNode) -> Path:
-    """Save the state after an epoch (from 0).
+def save_epoch(
+    path: Path,
+    epoch: int,
+    parts: Mapping[str, Any],
+    cfg: CfgNode,
+    classes: Sequence[str] = (),
+) -> None:
+    """Save the state after an epoch (from 0), with the names of a classifier's classes.
 
     The random states follow from SEED and the update, so these two numbers stand for them.
     """
-    path = folder / f"ckpt_epoch_{epoch}.pth"
     state: State = {name: part.state_dict() for name, part in parts.items()}
     state |= {"epoch": epoch, "update": parts["lr_scheduler"].num_steps}
-    save_checkpoint(path, state | {"seed": cfg.SEED, "config": to_plain(cfg)})
-    return path
+    state |= {"seed": cfg.SEED, "config": to_plain(cfg), "classes": list(classes)}
+    save_checkpoint(path, state)
+
+
+def epoch_path(folder: Path, epoch: int) -> Path:
+    """Where the checkpoint of an epoch (from 0) lies."""
+    return folder / f"ckpt_epoch_{epoch}.pth"
 
 
 def resume(
@@ -99,6 +95,7 @@ def resume(
     cfg: CfgNode,
     updates_per_epoch: int,
     device: torch.device,
+    classes: Sequence[str] = (),
 ) -> tuple[int, list[str]]:
     """Load MODEL.RESUME, else the newest checkpoint of the folder, if any.
 
@@ -107,22 +104,28 @@ def resume(
     where the processes do not see the same files.
     """
     notes: list[str] = []
-    path, state = find_checkpoint(cfg.MODEL.RESUME, folder, notes.append)
+    path: Path | None
+    state: State | None
     if cfg.MODEL.RESUME:
+        path = Path(cfg.MODEL.RESUME)
+        state = load_checkpoint(path)
         others = [other.name for other in folder.glob("ckpt_epoch_*.pth") if other != path]
         if others:
             notes.append(f"{path} (--resume) wins over {len(others)} checkpoint(s) in {folder}")
-    elif path is not None and not cfg.TRAIN.AUTO_RESUME:
-        raise ValueError(
-            f"{folder} holds {path.name} of an earlier run and TRAIN.AUTO_RESUME is off: "
-            "give another --tag or --output, or --resume CKPT"
-        )
+    else:
+        path, state = newest_checkpoint(folder, notes.append)
+        if path is not None and not cfg.TRAIN.AUTO_RESUME:
+            raise ValueError(
+                f"{folder} holds {path.name} of an earlier run and TRAIN.AUTO_RESUME is off: "
+                "give another --tag or --output, or --resume CKPT"
+            )
     epoch = cfg.TRAIN.START_EPOCH if state is None else state["epoch"] + 1
     if not equal_in_all_processes(epoch, device):
         raise ValueError(f"the processes found different checkpoints: {folder} must be shared")
     if state is None or path is None:
         parts["lr_scheduler"].load_state_dict({"num_steps": epoch * updates_per_epoch})
         return epoch, notes
+    _check_stage(state, parts, classes, path)
     restore(state, parts, path)
     notes.append(f"resumed from {path}: epoch {epoch}, update {state['update']}")
     if state.get("seed") != cfg.SEED:
@@ -137,37 +140,42 @@ def resume(
     return epoch, notes
 
 
-def restore(state: State, parts: Mapping[str, Any], source: Path) -> None:
-    """Load every part, the model strictly; ValueError names the first differences.
+def _check_stage(
+    state: State, parts: Mapping[str, Any], classes: Sequence[str], source: Path
+) -> None:
+    """ValueError unless the checkpoint holds all parts of this stage, for these classes."""
+    missing = [name for name in parts if name not in state]
+    if missing:
+        raise ValueError(
+            f"checkpoint {source} does not go on here: it holds no {', '.join(missing)} "
+            "(fine-tuning starts from a pre-trained model with --pretrained)"
+        )
+    require_same_classes(classes, state.get("classes", []), f"the data and checkpoint {source}")
 
-    Nothing is changed unless the model fits. Settings of the optimizer (weight decay, betas) stay
+
+def restore(state: State, parts: Mapping[str, Any], source: Path) -> None:
+    """Load every part, models strictly; ValueError names the first differences.
+
+    Nothing is changed unless the models fit. Settings of the optimizer (weight decay, betas) stay
     those of the configuration; only its moments are read.
     """
-    restore_model(state, parts["model"], source)
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            restore_model(model_weights(state, source, (name,)), part, source)
     _restore_optimizer(state["optimizer"], parts["optimizer"], source)
-    parts["lr_scheduler"].load_state_dict(state["lr_scheduler"])
-    parts["scaler"].load_state_dict(state["scaler"])
+    for name, part in parts.items():
+        if not isinstance(part, nn.Module | Optimizer):
+            part.load_state_dict(state[name])
 
 
-def restore_model(state: State, model: nn.Module, source: Path) -> None:
+def restore_model(weights: Weights, model: nn.Module, source: Path) -> None:
     """Load the model strictly; ValueError names the first differences."""
-    _check_model(state["model"], model.state_dict(), source)
-    model.load_state_dict(state["model"])
-
-
-def _check_model(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: Path) -> None:
-    differences = [f"{name} is missing" for name in expected if name not in found]
-    differences += [f"{name} is not in the model" for name in found if name not in expected]
-    differences += [
-        f"{name} has shape {tuple(found[name].shape)}, the model {tuple(expected[name].shape)}"
-        for name in expected
-        if name in found and found[name].shape != expected[name].shape
-    ]
-    if differences:
-        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-        raise ValueError(
-            f"checkpoint {source} does not fit the model: {'; '.join(differences[:3])}{more}"
-        )
+    require_same_shapes(
+        {name: tuple(value.shape) for name, value in weights.items()},
+        {name: tuple(value.shape) for name, value in model.state_dict().items()},
+        f"checkpoint {source}",
+    )
+    model.load_state_dict(weights)
 
 
 def _restore_optimizer(state: State, optimizer: Optimizer, source: Path) -> None:

@@ -1,9 +1,10 @@
 """Messages for wrong names and sizes: what was given, what is possible, which key said it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 Part = TypeVar("Part")
+Shape = tuple[int, ...]
 
 
 def choose(table: Mapping[str, Part], name: str, key: str) -> Part:
@@ -30,3 +31,33 @@ def one_of(values: Iterable[object]) -> str:
     """Join values as "a, b or c"."""
     *first, last = [str(value) for value in values]
     return f"{', '.join(first)} or {last}" if first else last
+
+
+def require_same_shapes(
+    found: Mapping[str, Shape], expected: Mapping[str, Shape], what: str
+) -> None:
+    """ValueError names the first parameters that are missing, too many or of another shape."""
+    differences = [f"{name} is missing" for name in expected if name not in found]
+    differences += [f"{name} is not in the model" for name in found if name not in expected]
+    differences += [
+        f"{name} has shape {found[name]}, the model {expected[name]}"
+        for name in expected
+        if name in found and found[name] != expected[name]
+    ]
+    if differences:
+        more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+        raise ValueError(f"{what} does not fit the model: {'; '.join(differences[:3])}{more}")
+
+
+def require_same_classes(found: Sequence[str], expected: Sequence[str], what: str) -> None:
+    """ValueError names the first classes that only one of the two has."""
+    if list(found) == list(expected):
+        return
+    unknown = [name for name in found if name not in set(expected)]
+    missing = [name for name in expected if name not in set(found)]
+    kinds = {"unknown": unknown, "missing": missing}
+    details = [f"{kind}: {', '.join(names[:3])}" for kind, names in kinds.items() if names]
+    raise ValueError(
+        f"{what}: {len(found)} classes instead of {len(expected)} "
+        f"({'; '.join(details) or 'in another order'})"
+    )

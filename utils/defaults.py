@@ -20,6 +20,9 @@ DEFAULTS: dict[str, Any] = dict(
         MASK_PATCH_SIZE=32,
         MASK_RATIO=0.6,
         NUM_SHAPES=10000,  # images in one epoch of the `shapes` data set
+        NUM_VAL_SHAPES=1000,
+        VAL_LABELS="",  # a list of labels, where val/ has no class folders
+        IMAGES_PER_CLASS=0,  # fine-tune on the first so many of every class; 0: on all
     ),
     MODEL=dict(
         TYPE="swin",
@@ -65,6 +68,7 @@ DEFAULTS: dict[str, Any] = dict(
         ACCUMULATION_STEPS=0,  # micro-batches per update; 0 is 1
         USE_CHECKPOINT=False,
         LAYER_DECAY=1.0,
+        EMA_DECAY=0.0,  # of the average of a classifier's weights; 0: no average
         PRECISION="auto",
         LR_SCHEDULER=dict(
             NAME="cosine",
@@ -83,6 +87,7 @@ DEFAULTS: dict[str, Any] = dict(
         ),
     ),
     AUG=dict(
+        CROP_SCALE=[0.08, 1.0],  # share of a training picture's area
         COLOR_JITTER=0.4,
         AUTO_AUGMENT="rand-m9-mstd0.5-inc1",
         REPROB=0.25,
@@ -95,11 +100,13 @@ DEFAULTS: dict[str, Any] = dict(
         MIXUP_SWITCH_PROB=0.5,
         MIXUP_MODE="batch",
     ),
-    TEST=dict(CROP=True),
+    # Evaluation in float32 gives the same accuracy for any batch size; `auto` may be faster.
+    TEST=dict(CROP=True, PRECISION="float32"),
     DEVICE="auto",
     OUTPUT="",  # '' is ./output
     TAG="default",
     SAVE_FREQ=1,
+    EVAL_FREQ=1,  # epochs from one validation to the next
     PICTURE_FREQ=5,
     PRINT_FREQ=10,
     SEED=0,
@@ -109,10 +116,14 @@ DEFAULTS: dict[str, Any] = dict(
 )
 
 OPTIONAL = {"MODEL.SWIN.QK_SCALE": 0.0, "MODEL.VIT.INIT_VALUES": 0.0, "AUG.CUTMIX_MINMAX": [0.0]}
-FLOAT_LISTS = ("TRAIN.OPTIMIZER.BETAS", "AUG.CUTMIX_MINMAX")
+FLOAT_LISTS = ("TRAIN.OPTIMIZER.BETAS", "AUG.CUTMIX_MINMAX", "AUG.CROP_SCALE")
+_PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 CHOICES = {
+    "AUG.REMODE": ("const", "rand", "pixel"),
+    "AUG.MIXUP_MODE": ("batch", "pair", "elem"),
+    "TEST.PRECISION": _PRECISIONS,
     "DATA.INTERPOLATION": ("bicubic", "bilinear", "nearest"),
-    "TRAIN.PRECISION": ("auto", "bfloat16", "float16", "float32"),
+    "TRAIN.PRECISION": _PRECISIONS,
     "DEVICE": ("auto", "cpu", "cuda"),
 }
 _POSITIVE = (1, math.inf)
@@ -125,6 +136,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "DATA.MASK_PATCH_SIZE": _POSITIVE,
     "DATA.MASK_RATIO": _SHARE,
     "DATA.NUM_SHAPES": _POSITIVE,
+    "DATA.NUM_VAL_SHAPES": _POSITIVE,
+    "DATA.IMAGES_PER_CLASS": _NOT_NEGATIVE,
+    "AUG.COLOR_JITTER": _NOT_NEGATIVE,
+    "AUG.REPROB": _SHARE,
+    "AUG.RECOUNT": _POSITIVE,
+    "AUG.MIXUP": _NOT_NEGATIVE,
+    "AUG.CUTMIX": _NOT_NEGATIVE,
+    "AUG.MIXUP_PROB": _SHARE,
+    "AUG.MIXUP_SWITCH_PROB": _SHARE,
     "MODEL.NUM_CLASSES": _NOT_NEGATIVE,
     "MODEL.DROP_RATE": _SHARE,
     "MODEL.DROP_PATH_RATE": _SHARE,
@@ -145,8 +165,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "TRAIN.CLIP_GRAD": _NOT_NEGATIVE,
     "TRAIN.ACCUMULATION_STEPS": _NOT_NEGATIVE,
     "TRAIN.LAYER_DECAY": _SHARE,
+    "TRAIN.EMA_DECAY": _SHARE,
     "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": _POSITIVE,
     "SAVE_FREQ": _POSITIVE,
+    "EVAL_FREQ": _POSITIVE,
     "PICTURE_FREQ": _NOT_NEGATIVE,
     "PRINT_FREQ": _POSITIVE,
     "SEED": (0, 2**32 - 1),

@@ -54,11 +54,17 @@ def barrier() -> None:
         distributed.barrier()
 
 
-def mean_over_processes(values: Tensor) -> Tensor:
-    """Average a tensor over all processes, in place."""
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Add up a tensor over all processes, in place."""
     if world_size() > 1:
         distributed.all_reduce(values)
-        values /= world_size()
+    return values
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Average a tensor over all processes, in place."""
+    values = sum_over_processes(values)
+    values /= world_size()
     return values
 
 

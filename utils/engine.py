@@ -22,6 +22,7 @@ def train_one_epoch(
     optimizer: Optimizer,
     scheduler: Any,
     scaler: torch.amp.GradScaler,
+    after_update: Callable[[], None] = lambda: None,
     *,
     device: torch.device,
     accumulation_steps: int,
@@ -36,7 +37,8 @@ def train_one_epoch(
 
     An update averages the gradients of `accumulation_steps` micro-batches; what is random in it
     follows from (seed, update, micro-batch, rank), the update counted since the run's start by the
-    scheduler. `report` gets the figures of every `report_every`-th and of the last update.
+    scheduler. After each, `after_update` is called; `report` gets the figures of every
+    `report_every`-th and of the last one.
     """
     model.train()
     num_updates = len(loader) // accumulation_steps
@@ -63,6 +65,7 @@ def train_one_epoch(
         optimizer.zero_grad(set_to_none=True)
         lr = max(group["lr"] for group in optimizer.param_groups)
         scheduler.step()
+        after_update()
         metrics.add(losses, grad_norm)
         if index % report_every == 0 or index == num_updates - 1:
             record = metrics.summary()

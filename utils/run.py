@@ -1,6 +1,7 @@
 """What both entry points do first: configuration, device, processes, seeds, output folder."""
 
 import argparse
+import math
 import os
 import platform
 import subprocess
@@ -16,7 +17,8 @@ import timm
 import torch
 import torchvision
 import yaml
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
 from logger import RunLog
@@ -32,6 +34,7 @@ from utils.distributed import (
     stop_process_group,
     world_size,
 )
+from utils.engine import train_one_epoch
 
 _PRECISIONS = {
     "bfloat16": torch.bfloat16,
@@ -152,6 +155,43 @@ def open_log(run: Run, parts: dict[str, Any], notes: list[str]) -> RunLog:
     for note in notes:
         log.info("%s", note)
     return log
+
+
+def run_epoch(
+    run: Run,
+    log: RunLog,
+    epoch: int,
+    parts: dict[str, Any],
+    model: nn.Module,
+    loader: DataLoader[Any],
+    compute_loss: Callable[[nn.Module, Any], Tensor],
+    after_update: Callable[[], None] = lambda: None,
+) -> None:
+    """Train one epoch by the configuration; `model` is the distributed one."""
+    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    with log.epoch(epoch):
+        train_one_epoch(
+            model,
+            loader,
+            compute_loss,
+            parts["optimizer"],
+            parts["lr_scheduler"],
+            parts["scaler"],
+            after_update,
+            device=run.device,
+            accumulation_steps=run.accumulation_steps,
+            clip_grad=run.cfg.TRAIN.CLIP_GRAD or math.inf,
+            amp_dtype=run.amp_dtype,
+            seed=run.cfg.SEED,
+            report_every=run.cfg.PRINT_FREQ,
+            report=log.report,
+            progress=log.progress,
+        )
+
+
+def is_due(epoch: int, every: int, epochs: int) -> bool:
+    """True in every `every`-th epoch from 0 and in the last; never where `every` is 0."""
+    return every > 0 and (epoch % every == 0 or epoch == epochs - 1)
 
 
 def _versions() -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data import build_pretrain_dataset, build_pretrain_loader
+from data import build_pretrain_dataset, build_train_loader
 from data.build import EpochSampler, PretrainDataset
 from data.transforms import denormalize, normalize
 from utils.config import get_config
@@ -24,7 +24,7 @@ def dataset_of(*opts: Any) -> tuple[Any, PretrainDataset]:
 
 def epoch_of(workers: int, epoch: int) -> list[tuple[Tensor, Tensor]]:
     cfg, dataset = dataset_of("DATA.NUM_WORKERS", workers)
-    loader: Any = build_pretrain_loader(cfg, dataset, torch.device("cpu"))
+    loader: Any = build_train_loader(cfg, dataset, torch.device("cpu"))
     loader.sampler.set_epoch(epoch)
     return [tuple(batch) for batch in loader]
 
@@ -40,7 +40,7 @@ def test_batches_are_the_same_for_any_number_of_workers() -> None:
 
 def test_persistent_workers_follow_the_epoch() -> None:
     cfg, dataset = dataset_of("DATA.NUM_WORKERS", 2)
-    loader: Any = build_pretrain_loader(cfg, dataset, torch.device("cpu"))
+    loader: Any = build_train_loader(cfg, dataset, torch.device("cpu"))
     for epoch in (0, 1):
         loader.sampler.set_epoch(epoch)
         masks = torch.cat([mask for _, mask in loader])
@@ -109,7 +109,7 @@ def test_what_cannot_be_loaded_is_an_error(opts: list[Any], message: str) -> Non
 
     def build() -> None:
         cfg, dataset = dataset_of(*opts)
-        build_pretrain_loader(cfg, dataset, torch.device("cpu"))
+        build_train_loader(cfg, dataset, torch.device("cpu"))
 
     with pytest.raises(ValueError, match=message):
         build()

@@ -13,7 +13,14 @@ from torch import nn
 
 from lr_scheduler import build_scheduler
 from tests.small_runs import ROOT
-from utils.checkpoint import load_checkpoint, newest_checkpoint, resume, save_checkpoint, save_epoch
+from utils.checkpoint import (
+    epoch_path,
+    load_checkpoint,
+    newest_checkpoint,
+    resume,
+    save_checkpoint,
+    save_epoch,
+)
 from utils.config import get_config
 from utils.distributed import equal_in_all_processes
 
@@ -48,8 +55,8 @@ def train_a_little(parts: dict[str, Any]) -> None:
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     parts, fresh, cfg = parts_of(), parts_of(), get_config()
     train_a_little(parts)
-    path = save_epoch(tmp_path, 7, parts, cfg)
-    assert path.name == "ckpt_epoch_7.pth"
+    save_epoch(epoch_path(tmp_path, 7), 7, parts, cfg)
+    assert (tmp_path / "ckpt_epoch_7.pth").exists()
     epoch, notes = resume(tmp_path, fresh, cfg, UPDATES, CPU)
     assert epoch == 8
     assert "resumed from" in notes[0]
@@ -60,7 +67,8 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
 
 
 def test_checkpoints_hold_tensors_and_plain_types_only(tmp_path: Path) -> None:
-    state = torch.load(save_epoch(tmp_path, 0, parts_of(), get_config()), weights_only=True)
+    save_epoch(path := tmp_path / "any.pth", 0, parts_of(), get_config())
+    state = torch.load(path, weights_only=True)
     assert type(state["config"]) is dict
     assert state["config"]["TRAIN"]["OPTIMIZER"]["BETAS"] == [0.9, 0.999]
     assert {"epoch", "update", "seed", "scaler"} < set(state)
@@ -80,7 +88,7 @@ def test_a_save_that_fails_leaves_the_earlier_file_whole(tmp_path: Path) -> None
 
 def test_the_newest_readable_checkpoint_is_found_by_epoch(tmp_path: Path) -> None:
     for epoch in (2, 9, 10):
-        save_epoch(tmp_path, epoch, parts_of(), get_config())
+        save_epoch(epoch_path(tmp_path, epoch), epoch, parts_of(), get_config())
     whole = (tmp_path / "ckpt_epoch_10.pth").read_bytes()
     (tmp_path / "ckpt_epoch_10.pth").write_bytes(whole[: len(whole) // 2])
     (tmp_path / ".ckpt_epoch_11.pth.77.tmp").write_bytes(whole)
@@ -95,7 +103,7 @@ def test_the_newest_readable_checkpoint_is_found_by_epoch(tmp_path: Path) -> Non
 
 def test_an_explicit_checkpoint_wins_and_says_so(tmp_path: Path) -> None:
     for epoch in (3, 5):
-        save_epoch(tmp_path, epoch, parts_of(), get_config())
+        save_epoch(epoch_path(tmp_path, epoch), epoch, parts_of(), get_config())
     cfg = get_config(None, ["MODEL.RESUME", str(tmp_path / "ckpt_epoch_3.pth")])
     epoch, notes = resume(tmp_path, parts_of(), cfg, UPDATES, CPU)
     assert epoch == 4
@@ -103,14 +111,14 @@ def test_an_explicit_checkpoint_wins_and_says_so(tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_an_earlier_run_are_not_overwritten(tmp_path: Path) -> None:
-    save_epoch(tmp_path, 0, parts_of(), get_config())
+    save_epoch(epoch_path(tmp_path, 0), 0, parts_of(), get_config())
     cfg = get_config(None, ["TRAIN.AUTO_RESUME", False])
     with pytest.raises(ValueError, match="another --tag"):
         resume(tmp_path, parts_of(), cfg, UPDATES, CPU)
 
 
 def test_another_model_is_refused_with_the_first_differences(tmp_path: Path) -> None:
-    save_epoch(tmp_path, 0, parts_of(), get_config())
+    save_epoch(epoch_path(tmp_path, 0), 0, parts_of(), get_config())
     other = parts_of(width=6)
     before = other["model"].weight.clone()
     with pytest.raises(ValueError, match=r"weight has shape \(2, 4\), the model \(2, 6\)"):
@@ -119,7 +127,7 @@ def test_another_model_is_refused_with_the_first_differences(tmp_path: Path) -> 
 
 
 def test_settings_of_the_optimizer_stay_those_of_the_configuration(tmp_path: Path) -> None:
-    save_epoch(tmp_path, 0, parts_of(), get_config())
+    save_epoch(epoch_path(tmp_path, 0), 0, parts_of(), get_config())
     changed = parts_of()
     changed["optimizer"].param_groups[0]["weight_decay"] = 0.3
     resume(tmp_path, changed, get_config(), UPDATES, CPU)
@@ -129,7 +137,7 @@ def test_settings_of_the_optimizer_stay_those_of_the_configuration(tmp_path: Pat
 def test_another_number_of_updates_and_a_finished_run_are_said(tmp_path: Path) -> None:
     parts, cfg = parts_of(), get_config(None, ["TRAIN.EPOCHS", 20])
     parts["lr_scheduler"].num_steps = 200
-    save_epoch(tmp_path, 19, parts, cfg)
+    save_epoch(epoch_path(tmp_path, 19), 19, parts, cfg)
     _, notes = resume(tmp_path, parts_of(), cfg, 5, CPU)
     assert "an epoch is now 5 updates, it was 10" in notes[1]
     assert "nothing is left to train" in notes[2]
@@ -143,7 +151,7 @@ def test_a_start_epoch_starts_the_schedule_there(tmp_path: Path) -> None:
 
 
 def test_another_seed_is_noticed(tmp_path: Path) -> None:
-    save_epoch(tmp_path, 0, parts_of(), get_config())
+    save_epoch(epoch_path(tmp_path, 0), 0, parts_of(), get_config())
     _, notes = resume(tmp_path, parts_of(), get_config(None, ["SEED", 5]), UPDATES, CPU)
     assert "SEED is 5" in notes[1]
 

@@ -1,0 +1,157 @@
+"""Labelled picture files: class folders, CSV lists, a flat folder with a ground-truth list."""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.io import loadmat
+
+from data.datasets import find_pictures, read_picture, require_path
+
+
+class LabelledPictures:
+    """Files with labels, which are indices into `classes`."""
+
+    def __init__(self, paths: Sequence[str], labels: Sequence[int], classes: list[str]) -> None:
+        # Arrays instead of a million strings: worker processes then share their memory.
+        self.paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+        self.labels = np.array(labels, dtype=np.int64)
+        self.classes = classes
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """RGB picture and label; ValueError names a file that is no picture."""
+        return read_picture(os.fsdecode(self.paths[index])), int(self.labels[index])
+
+
+def class_folders(root: str) -> LabelledPictures:
+    """ROOT/CLASS/.../picture, classes in sorted order; ValueError names folders without one."""
+    require_path(root)
+    if not Path(root).is_dir():
+        raise ValueError(f"{root} is not a folder, expected one with a folder for each class")
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    if not classes:
+        raise ValueError(f"{root} holds no class folders (DATA.VAL_LABELS names a list of labels)")
+    paths: list[str] = []
+    labels: list[int] = []
+    empty = []
+    for label, name in enumerate(classes):
+        folder = os.path.join(root, name)
+        names = sorted(find_pictures(folder))
+        paths += [os.path.join(folder, os.fsdecode(picture)) for picture in names]
+        labels += [label] * len(names)
+        empty += [] if names else [name]
+    if empty:
+        raise ValueError(f"{root}: class folders without pictures: {_first(empty)}")
+    return LabelledPictures(paths, labels, classes)
+
+
+def csv_list(path: str, classes: Sequence[str] | None) -> LabelledPictures:
+    """A CSV file with the columns `path` (relative to the file) and `label` (a class).
+
+    Without `classes` they are the labels that occur, in sorted order (numbers by value).
+    ValueError where a column is missing or a label is not among the classes.
+    """
+    rows = list(csv.DictReader(_read_text(path).splitlines()))
+    if not rows or not {"path", "label"} <= rows[0].keys():
+        raise ValueError(f"{path} has no rows, or not the columns path,label in its first line")
+    words = [(row["label"] or "").strip() for row in rows]
+    names = list(classes) if classes is not None else _sorted_classes(set(words))
+    folder = os.path.dirname(path)
+    paths = [os.path.join(folder, row["path"] or "") for row in rows]
+    return LabelledPictures(paths, _indices(words, names, path, first_line=2), names)
+
+
+def listed_pictures(root: str, path: str, classes: Sequence[str]) -> LabelledPictures:
+    """All pictures below `root`, with the labels that the file `path` lists.
+
+    Its lines are `name label`, or `label` alone for the pictures in sorted order; a label is a
+    class or its index. The development kit's ILSVRC2012_validation_ground_truth.txt counts classes
+    in an order of its own, which `meta.mat` beside it explains. ValueError where pictures and lines
+    do not match or a label is out of range.
+    """
+    pictures = sorted(os.fsdecode(name) for name in find_pictures(root))
+    lines = [line.split() for line in _read_text(path).splitlines() if line.strip()]
+    names, words = pictures, [line[-1] for line in lines]
+    if any(len(line) > 1 for line in lines):
+        names = [os.path.normpath(" ".join(line[:-1])) for line in lines]
+    if sorted(names) != pictures or len(words) != len(pictures):
+        different = sorted(set(names) ^ set(pictures))
+        detail = f"; not in both: {_first(different)}" if different else ""
+        raise ValueError(
+            f"{path} lists {len(words)} labels, {root} holds {len(pictures)} pictures{detail}"
+        )
+    table = Path(path).with_name("meta.mat")
+    if names is pictures and table.exists():
+        words = _development_kit_labels(words, table)
+    labels = _indices(words, classes, path, first_line=1)
+    return LabelledPictures([os.path.join(root, name) for name in names], labels, list(classes))
+
+
+def first_of_each_class(labels: Sequence[int], number: int, classes: Sequence[str]) -> list[int]:
+    """Indices of the first `number` samples of every class; ValueError where one has fewer."""
+    found = np.asarray(labels)
+    chosen = []
+    for label, name in enumerate(classes):
+        indices = np.flatnonzero(found == label)[:number]
+        if len(indices) < number:
+            raise ValueError(
+                f"DATA.IMAGES_PER_CLASS is {number}, but class {name} has {len(indices)} pictures"
+            )
+        chosen += indices.tolist()
+    return chosen
+
+
+def _indices(words: list[str], classes: Sequence[str], source: str, first_line: int) -> list[int]:
+    """Labels as indices; where no class is a number, a number is an index."""
+    lookup: dict[str, int] = {}
+    if not any(name.isdecimal() for name in classes):
+        lookup = {str(index): index for index in range(len(classes))}
+    lookup |= {name: index for index, name in enumerate(classes)}
+    for line, word in enumerate(words, start=first_line):
+        if word not in lookup:
+            raise ValueError(
+                f"{source}, line {line}: label {word!r} is none of the {len(classes)} classes "
+                f"({_first(classes)})"
+            )
+    return [lookup[word] for word in words]
+
+
+def _development_kit_labels(words: list[str], table: Path) -> list[str]:
+    """ILSVRC2012_ID -> index of its WNID in sorted order, as the class folders have it."""
+    try:
+        synsets = loadmat(table, squeeze_me=True)["synsets"]
+        wnids = {
+            int(entry["ILSVRC2012_ID"]): str(entry["WNID"])
+            for entry in synsets
+            if int(entry["num_children"]) == 0
+        }
+    except Exception as error:  # a broken file can raise anything
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise ValueError(f"{table} is not the development kit's table: {reason}") from None
+    order = {wnid: index for index, wnid in enumerate(sorted(wnids.values()))}
+    ranks = {str(number): str(order[wnid]) for number, wnid in wnids.items()}
+    return [ranks.get(word, word) for word in words]
+
+
+def _sorted_classes(words: set[str]) -> list[str]:
+    """Sorted, numbers by their value."""
+    numbers = all(word.isdecimal() for word in words)
+    return sorted(words, key=int) if numbers else sorted(words)
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise ValueError(f"list {path} cannot be read: {reason}") from None
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,170 @@
+"""Fine-tune a pre-trained encoder as a classifier, or evaluate one.
+
+torchrun --nproc_per_node N main_finetune.py --cfg FILE --data-path DIR --pretrained CKPT
+torchrun --nproc_per_node N main_finetune.py --cfg FILE --data-path DIR --eval --resume CKPT
+python main_finetune.py --cfg FILE --throughput
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from data import (
+    build_batch_augmentation,
+    build_eval_dataset,
+    build_eval_loader,
+    build_train_dataset,
+    build_train_loader,
+)
+from data.build import LabelledDataset
+from data.transforms import normalize
+from logger import RunLog, progress_bar
+from models import build_classifier, build_criterion, load_pretrained
+from models.pretrained import head_classes
+from utils.arguments import make_parser
+from utils.checkpoint import epoch_path, restore_model, resume, save_epoch
+from utils.distributed import distribute, rank, world_size
+from utils.evaluation import Best, Evaluation, evaluate, measure_throughput
+from utils.run import (
+    Run,
+    build_parts,
+    choose_precision,
+    is_due,
+    open_log,
+    run_epoch,
+    run_program,
+    start_run,
+)
+from utils.safe_load import model_weights, read_checkpoint
+
+
+def main() -> None:
+    """One of three programs that share a command line."""
+    run = start_run(make_parser(__doc__ or "").parse_args())
+    if run.cfg.THROUGHPUT_MODE:
+        print_throughput(run)
+    elif run.cfg.EVAL_MODE:
+        evaluate_checkpoint(run)
+    else:
+        finetune(run)
+
+
+def finetune(run: Run) -> None:
+    """Data, model, what it starts from, optimizer, resume, epochs."""
+    cfg, notes = run.cfg, []
+    dataset = build_train_dataset(cfg)
+    val_dataset = build_eval_dataset(cfg, dataset.classes)
+    model = build_classifier(cfg, len(dataset.classes)).to(run.device)
+    # Later ones win: fresh weights, --pretrained, a checkpoint of this run or of --resume.
+    if cfg.PRETRAINED:
+        notes.append(f"{cfg.PRETRAINED}: {load_pretrained(model, cfg.PRETRAINED)}")
+    loader = build_train_loader(cfg, dataset, run.device)
+    updates_per_epoch = len(loader) // run.accumulation_steps
+    parts = build_parts(run, model, updates_per_epoch) | {"best": Best()}
+    average = ModelEmaV3(model, decay=cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None
+    if average is not None:
+        parts["model_ema"] = average.module
+    start = resume(run.folder, parts, cfg, updates_per_epoch, run.device, dataset.classes)
+    start_epoch, resume_notes = start
+    augment = build_batch_augmentation(cfg, len(dataset.classes), run.device)
+    criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
+
+    def compute_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
+        image, target = augment(normalize(batch[0]), batch[1])
+        loss: Tensor = criterion(model(image).float(), target)
+        return loss
+
+    def after_update() -> None:
+        if average is not None:
+            average.update(model)
+
+    log = open_log(run, parts, notes + resume_notes)  # only from here on files are written
+    log.info("%d images of %d classes to train on", len(dataset), len(dataset.classes))
+    distributed_model = distribute(model, run.device)
+    for epoch in range(start_epoch, cfg.TRAIN.EPOCHS):
+        run_epoch(run, log, epoch, parts, distributed_model, loader, compute_loss, after_update)
+        if is_due(epoch, cfg.EVAL_FREQ, cfg.TRAIN.EPOCHS):
+            validate(run, log, epoch, parts, val_dataset)
+        if rank() == 0 and is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS):
+            save_epoch(path := epoch_path(run.folder, epoch), epoch, parts, cfg, dataset.classes)
+            log.info("saved %s", path)
+    log.close()
+
+
+def validate(
+    run: Run, log: RunLog, epoch: int, parts: dict[str, Any], dataset: LabelledDataset
+) -> None:
+    """Evaluate the (averaged) weights, keep them as best.pth where none were better before."""
+    best: Best = parts["best"]
+    evaluation = evaluate_on(run, parts.get("model_ema", parts["model"]), dataset)
+    is_best = best.update(evaluation.acc1, epoch)
+    log.validated(str(evaluation), evaluation.loss, evaluation.acc1, evaluation.acc5)
+    log.info("best so far: %.3f %% after epoch %d", best.acc1, best.epoch)
+    if is_best and rank() == 0:
+        save_epoch(run.folder / "best.pth", epoch, parts, run.cfg, dataset.classes)
+
+
+def evaluate_on(run: Run, model: nn.Module, dataset: LabelledDataset) -> Evaluation:
+    """Evaluate a classifier in TEST.PRECISION, under a progress bar where a person looks."""
+    loader = build_eval_loader(run.cfg, dataset, run.device)
+    return evaluate(
+        model,
+        progress_bar(loader, "evaluation", rank()),
+        normalize,
+        len(dataset.classes),
+        device=run.device,
+        amp_dtype=choose_precision(run.cfg.TEST.PRECISION, run.device),
+    )
+
+
+def evaluate_checkpoint(run: Run) -> None:
+    """Evaluate the file of --resume; prints accuracies and writes them with those per class."""
+    cfg = run.cfg
+    path = Path(cfg.MODEL.RESUME)
+    if not cfg.MODEL.RESUME:
+        raise ValueError("--eval needs the checkpoint to evaluate: --resume CKPT")
+    state = read_checkpoint(path)
+    weights = model_weights(state, path)
+    classes = head_classes(state, weights, path)
+    model = build_classifier(cfg, len(classes))
+    restore_model(weights, model, path)
+    dataset = build_eval_dataset(cfg, classes)
+    evaluation = evaluate_on(run, model.to(run.device), dataset)
+    if rank() == 0:
+        print(evaluation, flush=True)
+        report = {"checkpoint": str(path), "data": cfg.DATA.DATA_PATH or cfg.DATA.DATASET}
+        report |= {"precision": cfg.TEST.PRECISION} | evaluation.to_plain(dataset.classes)
+        print(f"wrote {write_report(run.folder / f'eval__{path.stem}.json', report)}")
+
+
+def write_report(path: Path, report: dict[str, Any]) -> Path:
+    """Write a JSON file, with its folder; ValueError where that is impossible."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror} (--output DIR)") from None
+    return path
+
+
+def print_throughput(run: Run) -> None:
+    """Images per second of the classifier on synthetic images, forward passes only."""
+    keys = run.cfg.DATA
+    model: Any = build_classifier(run.cfg, run.cfg.MODEL.NUM_CLASSES).to(run.device)
+    shape = (keys.BATCH_SIZE, model.in_chans, keys.IMG_SIZE, keys.IMG_SIZE)
+    images_per_second = measure_throughput(
+        model, torch.randn(shape, device=run.device), run.amp_dtype
+    )
+    precision = str(run.amp_dtype).removeprefix("torch.")
+    print(
+        f"batch_size {keys.BATCH_SIZE} throughput {images_per_second:.1f} images/s "
+        f"(forward, {precision}, each of {world_size()} process(es))"
+    )
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,130 @@
+"""Start a classifier from a checkpoint of any origin, and account for every parameter."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.position_bias import resize_position_bias
+from utils.checks import require_same_shapes
+from utils.safe_load import Weights, model_weights, read_checkpoint
+
+_TABLE = "relative_position_bias_table"
+_SHARED_TABLE = f"rel_pos_bias.{_TABLE}"
+# What a file may lack, and what may be left over in it; anything else is another architecture.
+_MAY_LACK = ("head.", "fc_norm.")
+_MAY_BE_LEFT = ("decoder.", "mask_token", "head.")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of the parameters: names of the model's, and of those left over in the file."""
+
+    loaded: tuple[str, ...]
+    resized: tuple[str, ...]
+    initialized: tuple[str, ...]
+    left_over: tuple[str, ...]
+
+    def __str__(self) -> str:
+        names = {
+            "resized": self.resized,
+            "initialized": self.initialized,
+            "left over": self.left_over,
+        }
+        parts = [f"{kind}: {_shortened(which)}" for kind, which in names.items()]
+        return "; ".join([f"loaded: {len(self.loaded)}", *parts])
+
+
+def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
+    """Copy the encoder of a checkpoint into a classifier; what became of each parameter.
+
+    Reads checkpoints of this project, published ones, bare state dicts and safetensors. Position
+    biases of another size are resized (models/position_bias.py), a ViT's shared one is copied to
+    every block, a head of another size is left out. ValueError where anything but head, `fc_norm`
+    and position biases is missing, or anything but decoder, mask token and head is left over.
+    """
+    own = model.state_dict()
+    stored = model_weights(read_checkpoint(path), path)
+    weights = {name.removeprefix("encoder."): value for name, value in stored.items()}
+    _spread_shared_table(weights, own)
+    resized = _resize_tables(weights, own, path)
+    left_over = _take(weights, [name for name in weights if _may_be_left(name, weights, own)])
+    initialized = [name for name in own if name not in weights and _may_lack(name, weights)]
+    require_same_shapes(
+        {name: tuple(value.shape) for name, value in weights.items()},
+        {name: tuple(value.shape) for name, value in own.items() if name not in initialized},
+        f"checkpoint {path}",
+    )
+    model.load_state_dict(weights, strict=False)
+    loaded = [name for name in weights if name not in resized]
+    return LoadReport(tuple(loaded), tuple(resized), tuple(initialized), tuple(left_over))
+
+
+def head_classes(state: Any, weights: Weights, source: str | Path) -> list[str]:
+    """Names of the classes a checkpoint tells apart; "0", "1", ... where it does not name them.
+
+    ValueError where it has no classification head.
+    """
+    if "head.weight" not in weights:
+        raise ValueError(
+            f"checkpoint {source} has no classification head: a pre-trained model is fine-tuned "
+            "first (--pretrained CKPT)"
+        )
+    num_classes = len(weights["head.weight"])
+    names = state.get("classes")
+    if isinstance(names, list) and len(names) == num_classes:
+        return [str(name) for name in names]
+    return [str(index) for index in range(num_classes)]
+
+
+def _spread_shared_table(weights: Weights, own: Mapping[str, Tensor]) -> None:
+    """Copy a ViT's shared position bias to every block, where the model has one per block."""
+    tables = [name for name in own if name.endswith(_TABLE)]
+    if _SHARED_TABLE in weights and tables and _SHARED_TABLE not in own:
+        shared = weights.pop(_SHARED_TABLE)
+        weights.update({name: shared for name in tables if name not in weights})
+
+
+def _resize_tables(weights: Weights, own: Mapping[str, Tensor], source: str | Path) -> list[str]:
+    """Resize position biases to the model's number of rows; their names."""
+    names = [name for name in weights if name.endswith(_TABLE) and name in own]
+    resized = [name for name in names if len(weights[name]) != len(own[name])]
+    for name in resized:
+        if weights[name].ndim != 2:
+            continue  # no table: the comparison of shapes will name it
+        try:
+            weights[name] = resize_position_bias(weights[name], len(own[name]))
+        except ValueError as error:
+            raise ValueError(f"checkpoint {source}: {name}: {error}") from None
+    return resized
+
+
+def _may_be_left(name: str, weights: Weights, own: Mapping[str, Tensor]) -> bool:
+    """Whether a parameter of the file is not for this model, for a reason that is known."""
+    if name in own:
+        return name.startswith("head.") and weights[name].shape != own[name].shape
+    # A classifier that averages tokens has `fc_norm` in the place of the encoder's last norm.
+    replaced = name.startswith("norm.") and "fc_norm.weight" in own
+    return replaced or name.startswith(_MAY_BE_LEFT)
+
+
+def _may_lack(name: str, weights: Weights) -> bool:
+    """Whether the model keeps its own initial value, for a reason that is known."""
+    without_tables = not any(other.endswith(_TABLE) for other in weights)
+    return name.startswith(_MAY_LACK) or (without_tables and name.endswith(_TABLE))
+
+
+def _take(weights: Weights, names: Iterable[str]) -> list[str]:
+    """Remove parameters; their names."""
+    taken = list(names)
+    for name in taken:
+        del weights[name]
+    return taken
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    """Their number, and the first of them."""
+    first = ", ".join(names[:4])
+    return f"{len(names)}" + (f" ({first}{', ...' if len(names) > 4 else ''})" if names else "")

@@ -1,0 +1,133 @@
+"""Accuracy of a classifier, every image counted once on any number of processes, and its speed."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from utils.distributed import sum_over_processes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Counts of one pass over a data set: per class (num_classes,), and the mean loss."""
+
+    images: Tensor
+    correct1: Tensor
+    correct5: Tensor
+    loss: float
+
+    @property
+    def acc1(self) -> float:
+        """Top-1 accuracy in percent."""
+        return 100 * float(self.correct1.sum() / self.images.sum())
+
+    @property
+    def acc5(self) -> float:
+        """Top-5 accuracy in percent; 100 where there are five classes or fewer."""
+        return 100 * float(self.correct5.sum() / self.images.sum())
+
+    def __str__(self) -> str:
+        return f"* Acc@1 {self.acc1:.3f} Acc@5 {self.acc5:.3f}"
+
+    def to_plain(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Everything as numbers for a JSON file; a class without images has accuracy None."""
+        per_class = zip(classes, self.images.tolist(), self.correct1.tolist(), strict=True)
+        return {
+            "acc1": self.acc1,
+            "acc5": self.acc5,
+            "loss": self.loss,
+            "images": int(self.images.sum()),
+            "per_class": {
+                name: {"images": images, "acc1": 100 * correct / images if images else None}
+                for name, images, correct in per_class
+            },
+        }
+
+
+@dataclass
+class Best:
+    """The best top-1 accuracy so far, in percent, and its epoch; it is part of a checkpoint."""
+
+    acc1: float = -1.0
+    epoch: int = -1
+
+    def update(self, acc1: float, epoch: int) -> bool:
+        """Count an evaluation; whether it is the best, the first of equals."""
+        is_best = acc1 > self.acc1
+        if is_best:
+            self.acc1, self.epoch = acc1, epoch
+        return is_best
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"acc1": self.acc1, "epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from an earlier run."""
+        self.acc1, self.epoch = state["acc1"], state["epoch"]
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    prepare: Callable[[Tensor], Tensor],
+    num_classes: int,
+    *,
+    device: torch.device,
+    amp_dtype: torch.dtype,
+) -> Evaluation:
+    """Evaluate this process's share `batches` and add up the shares; call it in all processes.
+
+    `prepare` makes of uint8 images what the model takes. ValueError where outputs are not finite.
+    """
+    was_training = model.training
+    model.eval()
+    counts = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    for image, label in batches:
+        label = label.to(device, non_blocking=True)
+        with torch.autocast(device.type, amp_dtype, enabled=amp_dtype != torch.float32):
+            logits = model(prepare(image.to(device, non_blocking=True)))
+        ranking = logits.topk(min(5, num_classes), dim=1).indices  # (B, 5)
+        hits = ranking == label[:, None]
+        found = torch.stack((torch.ones_like(label), hits[:, 0].long(), hits.any(dim=1).long()))
+        counts.index_add_(1, label, found)
+        loss_sum += F.cross_entropy(logits.float(), label, reduction="sum")
+    model.train(was_training)
+    images, correct1, correct5 = sum_over_processes(counts).cpu()
+    loss = float(sum_over_processes(loss_sum)) / max(int(images.sum()), 1)
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss of the evaluation is {loss}: the weights are no use")
+    return Evaluation(images, correct1, correct5, loss)
+
+
+@torch.no_grad()
+def measure_throughput(
+    model: nn.Module, image: Tensor, amp_dtype: torch.dtype, *, seconds: float = 10.0
+) -> float:
+    """Images per second that `model` classifies in batches `image`, on one process.
+
+    Timed for `seconds` and at least three batches, after a warm-up of a fifth of that.
+    """
+    model.eval()
+
+    def classify_for(seconds: float) -> float:
+        num_batches, elapsed, start = 0, 0.0, time.perf_counter()
+        while num_batches < 3 or elapsed < seconds:
+            with torch.autocast(image.device.type, amp_dtype, enabled=amp_dtype != torch.float32):
+                model(image)
+            if image.device.type == "cuda":
+                torch.cuda.synchronize(image.device)
+            num_batches += 1
+            elapsed = time.perf_counter() - start
+        return num_batches * len(image) / elapsed
+
+    classify_for(seconds / 5)
+    return classify_for(seconds)
