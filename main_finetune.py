@@ -41,6 +41,8 @@ from utils.run import (
 )
 from utils.safe_load import model_weights, read_checkpoint
 
+THROUGHPUT_SECONDS = 10.0
+
 
 def main() -> None:
     """One of three programs that share a command line."""
@@ -157,7 +159,10 @@ def print_throughput(run: Run) -> None:
     model: Any = build_classifier(run.cfg, run.cfg.MODEL.NUM_CLASSES).to(run.device)
     shape = (keys.BATCH_SIZE, model.in_chans, keys.IMG_SIZE, keys.IMG_SIZE)
     images_per_second = measure_throughput(
-        model, torch.randn(shape, device=run.device), run.amp_dtype
+        model,
+        torch.randn(shape, device=run.device),
+        run.amp_dtype,
+        seconds=THROUGHPUT_SECONDS,
     )
     precision = str(run.amp_dtype).removeprefix("torch.")
     print(

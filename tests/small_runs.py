@@ -1,4 +1,4 @@
-"""Small real runs of main_simmim.py: in this process, in another, or under torchrun."""
+"""Small real runs of both programs: in this process, in another, or under torchrun."""
 
 import json
 import os
@@ -18,8 +18,9 @@ TINY = """
 MODEL: {NAME: pretrain, TYPE: %s, DROP_PATH_RATE: 0.2,
   SWIN: {PATCH_SIZE: 4, EMBED_DIM: 16, DEPTHS: [2, 1], NUM_HEADS: [1, 2], WINDOW_SIZE: 4},
   VIT: {PATCH_SIZE: 8, EMBED_DIM: 16, DEPTH: 2, NUM_HEADS: 2}}
-DATA: {DATASET: shapes, NUM_SHAPES: 32, IMG_SIZE: 32, MASK_PATCH_SIZE: 8, BATCH_SIZE: 4,
-  NUM_WORKERS: 0}
+DATA: {DATASET: shapes, NUM_SHAPES: 32, NUM_VAL_SHAPES: 37, IMG_SIZE: 32, MASK_PATCH_SIZE: 8,
+  BATCH_SIZE: 4, NUM_WORKERS: 0}
+AUG: {AUTO_AUGMENT: none, CROP_SCALE: [0.5, 1.0]}
 TRAIN: {EPOCHS: 2, WARMUP_EPOCHS: 1, BASE_LR: 0.05}
 PRINT_FREQ: 1
 DEVICE: cpu
@@ -34,26 +35,42 @@ def write_config(folder: Path, kind: str = "swin") -> Path:
     return path
 
 
-def run_folder(folder: Path, tag: str = "tiny") -> Path:
+def write_finetune_config(folder: Path, kind: str = "swin") -> Path:
+    """The same encoder as a classifier; its file."""
+    path = folder / f"{kind}_finetune.yaml"
+    path.write_text(
+        f"BASE: {write_config(folder, kind).name}\n"
+        "MODEL: {NAME: finetune, VIT: {USE_RPB: true, USE_SHARED_RPB: false, "
+        "USE_MEAN_POOLING: true}}\n"
+        "TRAIN: {LAYER_DECAY: 0.8}\n"
+    )
+    return path
+
+
+def run_folder(folder: Path, tag: str = "tiny", name: str = "pretrain") -> Path:
     """Where a run with `--output folder` keeps its files."""
-    return folder / "pretrain" / tag
+    return folder / name / tag
 
 
-def run_here(monkeypatch: pytest.MonkeyPatch, cfg: Path, *arguments: Any) -> int:
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, cfg: Path, *arguments: Any, program: Any = main_simmim
+) -> int:
     """Exit status of the program in this process."""
-    argv = ["main_simmim.py", "--cfg", str(cfg), *map(str, arguments)]
+    argv = [f"{program.__name__}.py", "--cfg", str(cfg), *map(str, arguments)]
     monkeypatch.setattr(sys, "argv", argv)
     try:
-        run_program(main_simmim.main)
+        run_program(program.main)
     except SystemExit as exit_:
         return int(exit_.code or 0)
     return 0
 
 
-def run_processes(number: int, cfg: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
+def run_processes(
+    number: int, cfg: Path, *arguments: Any, program: str = "main_simmim.py"
+) -> subprocess.CompletedProcess[str]:
     """The program under torchrun with `number` processes of one thread each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", str(number), "main_simmim.py", "--cfg", str(cfg)]
+    command += ["--nproc_per_node", str(number), program, "--cfg", str(cfg)]
     return subprocess.run(
         [*command, *map(str, arguments)],
         cwd=ROOT,
@@ -64,15 +81,17 @@ def run_processes(number: int, cfg: Path, *arguments: Any) -> subprocess.Complet
     )
 
 
-def metrics_of(folder: Path, tag: str = "tiny") -> list[dict[str, Any]]:
+def metrics_of(folder: Path, tag: str = "tiny", name: str = "pretrain") -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
-    lines = (run_folder(folder, tag) / "metrics.jsonl").read_text().splitlines()
+    lines = (run_folder(folder, tag, name) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
-def checkpoint_of(folder: Path, epoch: int, tag: str = "tiny") -> dict[str, Any]:
+def checkpoint_of(
+    folder: Path, epoch: int, tag: str = "tiny", name: str = "pretrain"
+) -> dict[str, Any]:
     """A run's checkpoint."""
-    path = run_folder(folder, tag) / f"ckpt_epoch_{epoch}.pth"
+    path = run_folder(folder, tag, name) / f"ckpt_epoch_{epoch}.pth"
     state: dict[str, Any] = torch.load(path, weights_only=True)
     return state
 
@@ -86,3 +105,8 @@ def equal(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(equal, one, other))
     return bool(one == other)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

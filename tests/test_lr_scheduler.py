@@ -12,9 +12,7 @@ from tests.golden_cases import read_golden
 from utils.config import get_config
 
 GOLDEN = read_golden("lr_schedules.json")
-# The fine-tuning recipes as far as their learning rates go.
-FINETUNE = {"EPOCHS": 100, "WARMUP_EPOCHS": 20, "BASE_LR": 1.25e-3, "WARMUP_LR": 2.5e-7}
-FINETUNE |= {"MIN_LR": 2.5e-7}
+RECIPES = {path.stem: path for path in Path("configs").rglob("*.yaml")}
 
 
 def scheduler_of(opts: dict[str, Any], peaks: list[float], updates_per_epoch: int) -> Scheduler:
@@ -39,9 +37,7 @@ def rates(scheduler: Scheduler, updates: int) -> list[float]:
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_published_schedules_agree_to_the_last_digit(name: str) -> None:
     case = GOLDEN[name]
-    files = {path.stem: path for path in Path("configs").rglob("*.yaml")}
-    opts = [item for key, value in FINETUNE.items() for item in (f"TRAIN.{key}", value)]
-    cfg = get_config(files[name]) if "pretrain" in name else get_config(None, opts)
+    cfg = get_config(RECIPES[name])
     batch = case["global_batch_size"]
     peak = scale_lr(cfg.TRAIN.BASE_LR, batch)
     optimizer = optimizer_with([peak * multiplier for multiplier in case["group_lr_multipliers"]])

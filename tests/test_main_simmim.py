@@ -19,6 +19,7 @@ from tests.small_runs import (
     run_folder,
     run_here,
     run_processes,
+    snapshot,
     write_config,
 )
 
@@ -107,10 +108,6 @@ def test_two_processes_resume_and_accumulate(tmp_path: Path) -> None:
     assert second.returncode == 0, second.stderr
     assert equal(checkpoint_of(tmp_path, 1), expected)
     assert len(metrics_of(tmp_path)) == 4
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 MISTAKES: dict[str, tuple[list[Any], str]] = {

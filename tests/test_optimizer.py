@@ -14,33 +14,15 @@ from utils.config import get_config
 GROUPS = read_golden("full_size/param_groups.json")
 MANIFEST = read_golden("full_size/state_dict_manifest.json")
 RECOMPUTED = ("relative_position_index", "attn_mask")
-VIT_FINETUNE = ["MODEL.VIT.USE_RPB", True, "MODEL.VIT.USE_SHARED_RPB", False]
-VIT_FINETUNE += ["MODEL.VIT.USE_MEAN_POOLING", True]
-# Fine-tuning recipe -> encoder block, image size, window, layer decay.
-FINETUNE: dict[str, tuple[str, list[Any]]] = {
-    "swin_base__img192_window6__100ep": (
-        "swin_base",
-        ["DATA.IMG_SIZE", 192, "MODEL.SWIN.WINDOW_SIZE", 6, "TRAIN.LAYER_DECAY", 0.9],
-    ),
-    "swin_base__img224_window7__100ep": ("swin_base", ["TRAIN.LAYER_DECAY", 0.9]),
-    "swin_base__img224_window7__800ep": ("swin_base", ["TRAIN.LAYER_DECAY", 0.8]),
-    "swin_large__img224_window14__800ep": (
-        "swin_large",
-        ["MODEL.SWIN.WINDOW_SIZE", 14, "TRAIN.LAYER_DECAY", 0.7],
-    ),
-    "vit_base__img224__800ep": ("vit_base", ["TRAIN.LAYER_DECAY", 0.65, *VIT_FINETUNE]),
-}
+RECIPES = {path.stem: path for path in Path("configs").rglob("*.yaml")}
 
 
 def published(name: str) -> tuple[Any, Any]:
     """Config and model (without memory) of a published recipe."""
+    cfg = get_config(RECIPES[name])
     with torch.device("meta"):
         if "pretrain" in name:
-            files = {path.stem: path for path in Path("configs").rglob("*.yaml")}
-            cfg = get_config(files[name])
             return cfg, build_pretrain_model(cfg)
-        block, opts = FINETUNE[name.removeprefix("simmim_finetune__")]
-        cfg = get_config(f"configs/_base_/{block}.yaml", ["TRAIN.BASE_LR", 1.25e-3, *opts])
         return cfg, build_classifier(cfg, 1000)
 
 

@@ -110,7 +110,7 @@ def evaluate(
 
 @torch.no_grad()
 def measure_throughput(
-    model: nn.Module, image: Tensor, amp_dtype: torch.dtype, *, seconds: float = 10.0
+    model: nn.Module, image: Tensor, amp_dtype: torch.dtype, *, seconds: float
 ) -> float:
     """Images per second that `model` classifies in batches `image`, on one process.
 

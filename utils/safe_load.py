@@ -91,12 +91,22 @@ def read_checkpoint(path: str | Path) -> Any:
     with _one_line_errors(path):
         if path.suffix == ".safetensors":
             return load_file(path)
-        if not zipfile.is_zipfile(path):  # the format before torch 1.6, or no checkpoint at all
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what matters becomes an error
-                return torch.load(path, map_location="cpu", weights_only=True)
+        if not zipfile.is_zipfile(path):
+            return _read_old_format(path)
         with zipfile.ZipFile(path) as archive:
             return _read_archive(archive, path.stat().st_size)
+
+
+def _read_old_format(path: Path) -> Any:
+    """The format before torch 1.6, if the file is a checkpoint at all."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters becomes an error
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's advice is to allow everything
+        raise ValueError(
+            "it is neither an archive of torch.save nor an old file of tensors and plain values"
+        ) from None
 
 
 def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Any:

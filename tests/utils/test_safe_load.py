@@ -1,0 +1,170 @@
+"""Files from anybody: published ones are read, and nothing in a file can run."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from yacs.config import CfgNode
+
+from tests.golden_cases import GOLDEN
+from utils.safe_load import model_weights, read_checkpoint
+
+
+class Evil:
+    """Pickles as a call of os.system."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> Any:
+        return os.system, (self.command,)
+
+
+def archive(path: Path, content: bytes, **parts: bytes) -> Path:
+    """A torch.save archive with this pickle in it."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", content)
+        for name, part in parts.items():
+            file.writestr(f"archive/data/{name}", part)
+    return path
+
+
+@pytest.mark.parametrize("name", ["swin_pretrain", "swin_finetune", "vit_pretrain"])
+def test_published_files_are_read_with_their_configuration_as_a_dict(name: str) -> None:
+    path = GOLDEN / f"checkpoints/{name}.pth"
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    state = read_checkpoint(path)
+    assert isinstance(state["config"], dict)
+    assert not isinstance(state["config"], CfgNode)
+    assert state["config"]["MODEL"]["TYPE"] == name.split("_")[0]
+    if "pretrain" in name:
+        assert state["amp"]["loss_scaler0"]["loss_scale"] == 65536.0
+        assert state["optimizer"]["state"]
+    expected = torch.load(path, weights_only=False, map_location="cpu")["model"]  # own file
+    for key, value in state["model"].items():
+        assert torch.equal(value, expected[key])
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_every_kind_of_tensor_comes_back(tmp_path: Path, old_format: bool) -> None:
+    base = torch.arange(24.0).view(4, 6)
+    kinds = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+    state: dict[str, Any] = {str(kind): base.to(kind) for kind in kinds}
+    state |= {"view": base[1:, ::2], "transposed": base.T, "empty": torch.empty(0, 3)}
+    state |= {"scalar": torch.tensor(2.5), "parameter": torch.nn.Parameter(base)}
+    torch.save(state, tmp_path / "x.pth", _use_new_zipfile_serialization=not old_format)
+    found = read_checkpoint(tmp_path / "x.pth")
+    assert found.keys() == state.keys()
+    for name, value in state.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(3)}, tmp_path / "x.safetensors")
+    assert torch.equal(read_checkpoint(tmp_path / "x.safetensors")["a"], torch.ones(3))
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("old_format", [False, True])
+def test_code_in_a_pickle_does_not_run(tmp_path: Path, protocol: int, old_format: bool) -> None:
+    witness = tmp_path / "pwned"
+    content = pickle.dumps({"model": {}, "x": Evil(f"touch {witness}")}, protocol=protocol)
+    path = tmp_path / "evil.pth"
+    if old_format:
+        path.write_bytes(content)
+    else:
+        archive(path, content)
+    with pytest.raises(ValueError, match=r"evil\.pth cannot be read") as error:
+        read_checkpoint(path)
+    assert "\n" not in str(error.value)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["builtins eval", "torch load", "torch.hub load", "os system", "builtins getattr"]
+)
+def test_nothing_outside_the_list_is_even_looked_up(tmp_path: Path, name: str) -> None:
+    module, function = name.split()
+    path = archive(tmp_path / "x.pth", f"c{module}\n{function}\n.".encode())
+    with pytest.raises(ValueError, match=f"it holds {module}.{function}, which is not plain data"):
+        read_checkpoint(path)
+
+
+def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path: Path) -> None:
+    torch.save({"x": torch.ones(4)}, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth") as file:
+        content = file.read("x/data.pkl")
+    # The size (4,) becomes (200,): BININT1 4, TUPLE1 -> BININT1 200, TUPLE1.
+    assert content.count(b"K\x04\x85") == 1
+    enlarged = content.replace(b"K\x04\x85", b"K\xc8\x85")
+    path = archive(tmp_path / "y.pth", enlarged, **{"0": bytes(16)})
+    with pytest.raises(ValueError, match="out of bounds"):
+        read_checkpoint(path)
+
+
+def test_an_archive_cannot_claim_more_than_the_file_holds(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
+        file.writestr("archive/data/0", bytes(10**7))
+    with pytest.raises(ValueError, match="claim to be larger than the file"):
+        read_checkpoint(tmp_path / "bomb.pth")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no checkpoint",
+        b"PK\x03\x04 torn",
+        (GOLDEN / "checkpoints/vit_finetune.pth").read_bytes()[:100_000],
+        (GOLDEN / "checkpoints/vit_finetune.pth").read_bytes()[1000:],
+        pickle.dumps([1, 2], protocol=4),
+    ],
+    ids=["empty", "text", "torn zip", "truncated", "beheaded", "bare pickle"],
+)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, content: bytes, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"checkpoint \S+x\.{suffix} cannot be read: .") as error:
+        read_checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+def test_another_zip_archive_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as file:
+        file.writestr("readme.txt", "hello")
+    with pytest.raises(ValueError, match=r"not one that torch\.save wrote"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"does not exist$"):
+        read_checkpoint(tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="does not exist as a file"):
+        read_checkpoint(tmp_path)
+
+
+def test_weights_are_found_wherever_they_lie() -> None:
+    one, two = {"a": torch.ones(1)}, {"a": torch.zeros(1)}
+    buffer = {"attn.relative_position_index": torch.ones(1), "layers.0.attn_mask": torch.ones(1)}
+    assert model_weights(one | buffer, "x") == one
+    assert model_weights({"model": one | buffer, "epoch": 3}, "x") == one
+    assert model_weights({"model": one, "model_ema": two}, "x") == two
+    assert model_weights({"model": one, "model_ema": two}, "x", ("model",)) == one
+
+
+@pytest.mark.parametrize(
+    "state",
+    [[], {}, {"model": {}}, {"model": 3}, {"model": {"a": 1}}, {"x": 1}, {3: torch.ones(1)}],
+)
+def test_files_without_weights_say_so(state: Any) -> None:
+    with pytest.raises(ValueError, match=r"x\.pth holds no weights"):
+        model_weights(state, "x.pth")
