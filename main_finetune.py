@@ -25,6 +25,7 @@ from data.transforms import normalize
 from logger import RunLog, progress_bar
 from models import build_classifier, build_criterion, load_pretrained
 from models.pretrained import head_classes
+from tools.augmentation import draw_augmentation
 from utils.arguments import make_parser
 from utils.checkpoint import epoch_path, restore_model, resume, save_epoch
 from utils.distributed import distribute, rank, world_size
@@ -86,6 +87,8 @@ def finetune(run: Run) -> None:
 
     log = open_log(run, parts, notes + resume_notes)  # only from here on files are written
     log.info("%d images of %d classes to train on", len(dataset), len(dataset.classes))
+    if rank() == 0 and start_epoch == 0:
+        log.picture("augmentation", draw_augmentation(dataset, augment, run.device))
     distributed_model = distribute(model, run.device)
     for epoch in range(start_epoch, cfg.TRAIN.EPOCHS):
         run_epoch(run, log, epoch, parts, distributed_model, loader, compute_loss, after_update)

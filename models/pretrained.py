@@ -34,6 +34,8 @@ class LoadReport:
             "left over": self.left_over,
         }
         parts = [f"{kind}: {_shortened(which)}" for kind, which in names.items()]
+        if "head.weight" in self.initialized and "head.weight" in self.left_over:
+            parts.append("the head has another number of classes and starts anew")
         return "; ".join([f"loaded: {len(self.loaded)}", *parts])
 
 

@@ -118,7 +118,7 @@ def test_a_run_leaves_everything_that_is_promised(finished: Path) -> None:
     folder = folder_of(finished)
     names = {path.name for path in folder.iterdir()}
     files = {"best.pth", "ckpt_epoch_0.pth", "ckpt_epoch_1.pth", "config.yaml", "log_rank0.txt"}
-    assert files | {"metrics.jsonl", "tensorboard"} <= names
+    assert files | {"augmentation.png", "metrics.jsonl", "tensorboard"} <= names
     state = checkpoint_of(finished, 1, name="finetune")
     assert state["classes"][0] == "circle"
     accuracies = [line.get("val_acc1", -1.0) for line in metrics_of(finished, name="finetune")]

@@ -9,7 +9,10 @@ from utils.config import get_config
 
 # Flag -> config key and what argparse needs; a flag that is not given changes nothing.
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "--data-path": ("DATA.DATA_PATH", dict(metavar="DIR", help="images, at any depth")),
+    "--data-path": (
+        "DATA.DATA_PATH",
+        dict(metavar="DIR", help="images; to fine-tune: with train/, val/"),
+    ),
     "--batch-size": ("DATA.BATCH_SIZE", dict(type=int, metavar="N", help="images per process")),
     "--accumulation-steps": (
         "TRAIN.ACCUMULATION_STEPS",

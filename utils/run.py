@@ -226,7 +226,10 @@ def run_program(main: Callable[[], None]) -> None:
         where = f"rank {rank()}: " if world_size() > 1 else ""
         _leave(f"{where}error: {_last_line(error)}", status=2)
     except KeyboardInterrupt:
-        _leave("interrupted; the same command goes on from the newest checkpoint", status=130)
+        _leave(
+            "interrupted; training goes on from its newest checkpoint with the same command",
+            status=130,
+        )
 
 
 def _last_line(error: ValueError) -> str:

@@ -162,3 +162,26 @@ def test_published_sizes_give_the_references_loss_in_float32(path: str) -> None:
         np.testing.assert_allclose(flat[:8], statistics["first"], rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(flat[-8:], statistics["last"], rtol=1e-3, atol=1e-3)
         assert np.linalg.norm(flat) == pytest.approx(statistics["l2"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "swin_base__800ep/simmim_finetune__swin_base__img224_window7__800ep",
+        "vit_base__800ep/simmim_finetune__vit_base__img224__800ep",
+    ],
+)
+def test_published_classifiers_give_the_references_logits_in_float32(path: str) -> None:
+    name = path.split("/")[1]
+    cfg = get_config(f"configs/{path}.yaml")
+    model: Any = build_classifier(cfg, 1000).eval()
+    fill_by_rule(model)
+    golden = FULL_SIZE[name]
+    image, _ = case_input(name, 1, cfg.DATA.IMG_SIZE, 32, model.patch_size, torch.float32)
+    with torch.no_grad():
+        logits = model(image).flatten().numpy()
+    assert sum(p.numel() for p in model.parameters()) == golden["num_parameters"]
+    statistics = golden["logits"]
+    np.testing.assert_allclose(logits[:8], statistics["first"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(logits[-8:], statistics["last"], rtol=1e-3, atol=1e-3)
+    assert np.linalg.norm(logits) == pytest.approx(statistics["l2"], rel=1e-4)

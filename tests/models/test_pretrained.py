@@ -99,6 +99,7 @@ def test_a_head_of_another_size_is_left_out_and_reported() -> None:
     report = load_pretrained(model, golden_file("swin_finetune"))
     assert set(report.left_over) == set(report.initialized) == {"head.weight", "head.bias"}
     assert torch.equal(model.head.weight, before)
+    assert str(report).endswith("the head has another number of classes and starts anew")
 
 
 def test_a_shared_position_bias_reaches_every_block() -> None:

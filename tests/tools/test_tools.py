@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.golden_cases import GOLDEN, options, read_golden
 from tests.small_runs import run_folder, run_here, write_config
-from tools import benchmark, reconstruct
+from tools import augmentation, benchmark, curves, reconstruct
 from utils.run import run_program
 
 
@@ -88,3 +89,46 @@ def test_times_are_taken_in_turn() -> None:
     times = benchmark.in_turn(calls, rounds=2)
     assert order == ["a", "b", "a", "b", "a", "b"]  # the first pair warms up
     assert [len(seconds) for seconds in times.values()] == [2, 2]
+
+
+def test_a_published_checkpoint_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = read_golden("checkpoints/expected.json")["swin"]["pretrain_config"]
+    (tmp_path / "x.yaml").write_text("DATA: {DATASET: shapes}\nDEVICE: cpu\n")
+    arguments = ["--cfg", tmp_path / "x.yaml", "--picture", tmp_path / "out.png", "--rows", 1]
+    arguments += ["--resume", GOLDEN / "checkpoints/swin_pretrain.pth", "--opts", *options(config)]
+    assert run_tool(monkeypatch, reconstruct, *arguments) == 0
+    assert Image.open(tmp_path / "out.png").width > 3 * 100
+
+
+def test_curves_of_several_runs_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        lines = [{"update": update, "loss": 1.0} for update in range(3)]
+        lines += [{"update": update, "val_acc1": 10.0 * update} for update in range(3)]
+        text = "\n".join(json.dumps(line) for line in lines)
+        (tmp_path / name / "metrics.jsonl").write_text(text)
+    picture = tmp_path / "out.png"
+    runs = [f"a={tmp_path / 'one'}", f"a={tmp_path / 'two'}", tmp_path / "two"]
+    assert run_tool(monkeypatch, curves, *runs, "--picture", picture) == 0
+    assert "val_acc1 of 3 run(s)" in capsys.readouterr().out
+    assert len(np.unique(np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3), axis=0)) > 9
+    for run, figure, message in (
+        (tmp_path, "loss", "metrics.jsonl cannot be read"),
+        (tmp_path / "one", "lr", "holds no lr"),
+    ):
+        assert run_tool(monkeypatch, curves, run, "--figure", figure) == 2
+        assert message in capsys.readouterr().err
+    assert run_tool(monkeypatch, curves, *runs, "--picture", tmp_path / "none/x.png") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_augmentations_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = tmp_path / "out.png"
+    arguments = ["--cfg", write_config(tmp_path), "--picture", picture]
+    assert run_tool(monkeypatch, augmentation, *arguments) == 0
+    image = np.asarray(Image.open(picture).convert("RGB"))
+    half = image.shape[1] // 2
+    assert image.shape[1] > 2 * 100
+    assert (image[40:, :half][:, : half - 6] != image[40:, half:][:, : half - 6]).any()

@@ -30,7 +30,7 @@ def test_ctrl_c_ends_with_status_130_and_says_how_to_go_on(
     with pytest.raises(SystemExit) as exit_:
         run_program(interrupted)
     assert exit_.value.code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "goes on from its newest checkpoint with the same command" in capsys.readouterr().err
 
 
 def test_other_errors_keep_their_traceback() -> None:

@@ -1,0 +1,44 @@
+"""Draw what fine-tuning makes of pictures: augmented | mixed and erased.
+
+python -m tools.augmentation --cfg FILE [--data-path DIR] --picture out.png
+"""
+
+import torch
+from PIL import Image
+
+from data import build_batch_augmentation, build_train_dataset
+from data.build import LabelledDataset
+from data.transforms import BatchAugmentation, denormalize, normalize
+from tools.picture import picture_grid, save_picture, spread
+from utils.arguments import make_parser, read_config
+from utils.run import run_program
+
+_ROWS = 8  # an even number, which Mixup pairs
+
+
+def draw_augmentation(
+    dataset: LabelledDataset, augment: BatchAugmentation, device: torch.device
+) -> Image.Image:
+    """Samples spread over the data set, after their own augmentation and after the batch's."""
+    samples = [dataset[0, index] for index in spread(_ROWS, len(dataset))]
+    image = torch.stack([image for image, _ in samples])
+    label = torch.tensor([label for _, label in samples])
+    seen = denormalize(augment(normalize(image.to(device)), label.to(device))[0])
+    return picture_grid({"augmented": image, "mixed and erased": seen})
+
+
+def main() -> None:
+    """Read the configuration, draw, write the picture."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--picture", default="augmentation.png", metavar="FILE")
+    arguments = parser.parse_args()
+    cfg = read_config(arguments)
+    dataset = build_train_dataset(cfg)
+    device = torch.device("cpu")
+    augment = build_batch_augmentation(cfg, len(dataset.classes), device)
+    save_picture(draw_augmentation(dataset, augment, device), arguments.picture)
+    print(f"wrote {arguments.picture} (augmented | mixed and erased, {_ROWS} rows)")
+
+
+if __name__ == "__main__":
+    run_program(main)

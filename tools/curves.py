@@ -1,0 +1,77 @@
+"""Draw a figure of one or more runs against the update, from their metrics.jsonl.
+
+python -m tools.curves [LABEL=]FOLDER ... [--figure val_acc1] --picture curves.png
+
+Runs of the same label share a colour. Needs matplotlib (pip install matplotlib).
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from utils.run import run_program
+
+FIGURES = {
+    "val_acc1": "top-1 accuracy, %",
+    "val_acc5": "top-5 accuracy, %",
+    "val_loss": "validation loss",
+    "loss": "training loss",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "images_per_second": "images per second",
+}
+
+
+def main() -> None:
+    """Read the runs, draw, write the picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="[LABEL=]FOLDER")
+    parser.add_argument("--figure", default="val_acc1", choices=FIGURES)
+    parser.add_argument("--picture", default="curves.png", metavar="FILE")
+    arguments = parser.parse_args()
+    curves = [read_run(run, arguments.figure) for run in arguments.runs]
+    draw(curves, arguments.figure, arguments.picture)
+    print(f"wrote {arguments.picture} ({arguments.figure} of {len(curves)} run(s))")
+
+
+def read_run(run: str, figure: str) -> tuple[str, list[tuple[int, float]]]:
+    """Label and points (update, value) of a run; ValueError where it has none."""
+    label, _, folder = run.rpartition("=")
+    path = Path(folder) / "metrics.jsonl"
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        points = [(record["update"], record[figure]) for record in records if figure in record]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not points:
+        raise ValueError(f"{path} holds no {figure}")
+    return label or Path(folder).name, points
+
+
+def draw(curves: list[tuple[str, list[tuple[int, float]]]], figure: str, picture: str) -> None:
+    """Write the picture; ValueError where matplotlib is missing or the file cannot be written."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("drawing curves needs matplotlib: pip install matplotlib") from None
+    chart = Figure(figsize=(7, 4), layout="constrained")
+    axes = chart.subplots()
+    colours: dict[str, str] = {}
+    for label, points in curves:
+        is_new = label not in colours
+        colour = colours.setdefault(label, f"C{len(colours)}")
+        updates, values = zip(*points, strict=True)
+        axes.plot(updates, values, color=colour, label=label if is_new else None, marker=".")
+    axes.set(xlabel="update", ylabel=FIGURES[figure])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    try:
+        chart.savefig(picture, dpi=120)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"picture {picture} cannot be written: {error}") from None
+
+
+if __name__ == "__main__":
+    run_program(main)
