@@ -34,6 +34,7 @@ from utils.run import (
     Run,
     build_parts,
     choose_precision,
+    dtype_name,
     is_due,
     open_log,
     run_epoch,
@@ -142,7 +143,8 @@ def evaluate_checkpoint(run: Run) -> None:
     if rank() == 0:
         print(evaluation, flush=True)
         report = {"checkpoint": str(path), "data": cfg.DATA.DATA_PATH or cfg.DATA.DATASET}
-        report |= {"precision": cfg.TEST.PRECISION} | evaluation.to_plain(dataset.classes)
+        precision = choose_precision(cfg.TEST.PRECISION, run.device)
+        report |= {"precision": dtype_name(precision)} | evaluation.to_plain(dataset.classes)
         print(f"wrote {write_report(run.folder / f'eval__{path.stem}.json', report)}")
 
 
@@ -167,10 +169,9 @@ def print_throughput(run: Run) -> None:
         run.amp_dtype,
         seconds=THROUGHPUT_SECONDS,
     )
-    precision = str(run.amp_dtype).removeprefix("torch.")
     print(
         f"batch_size {keys.BATCH_SIZE} throughput {images_per_second:.1f} images/s "
-        f"(forward, {precision}, each of {world_size()} process(es))"
+        f"(forward, {dtype_name(run.amp_dtype)}, each of {world_size()} process(es))"
     )
 
 

@@ -52,17 +52,21 @@ def run_folder(folder: Path, tag: str = "tiny", name: str = "pretrain") -> Path:
     return folder / name / tag
 
 
-def run_here(
-    monkeypatch: pytest.MonkeyPatch, cfg: Path, *arguments: Any, program: Any = main_simmim
-) -> int:
-    """Exit status of the program in this process."""
-    argv = [f"{program.__name__}.py", "--cfg", str(cfg), *map(str, arguments)]
-    monkeypatch.setattr(sys, "argv", argv)
+def call(monkeypatch: pytest.MonkeyPatch, program: Any, *arguments: Any) -> int:
+    """Exit status of a program (a module with `main`) in this process."""
+    monkeypatch.setattr(sys, "argv", [program.__name__, *map(str, arguments)])
     try:
         run_program(program.main)
     except SystemExit as exit_:
         return int(exit_.code or 0)
     return 0
+
+
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, cfg: Path, *arguments: Any, program: Any = main_simmim
+) -> int:
+    """Exit status of an entry point in this process."""
+    return call(monkeypatch, program, "--cfg", cfg, *arguments)
 
 
 def run_processes(

@@ -25,12 +25,12 @@ class Evaluation:
     @property
     def acc1(self) -> float:
         """Top-1 accuracy in percent."""
-        return 100 * float(self.correct1.sum() / self.images.sum())
+        return 100 * int(self.correct1.sum()) / int(self.images.sum())
 
     @property
     def acc5(self) -> float:
         """Top-5 accuracy in percent; 100 where there are five classes or fewer."""
-        return 100 * float(self.correct5.sum() / self.images.sum())
+        return 100 * int(self.correct5.sum()) / int(self.images.sum())
 
     def __str__(self) -> str:
         return f"* Acc@1 {self.acc1:.3f} Acc@5 {self.acc5:.3f}"

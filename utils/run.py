@@ -111,6 +111,11 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """For example "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def build_parts(run: Run, model: nn.Module, updates_per_epoch: int) -> dict[str, Any]:
     """What a checkpoint holds: model, optimizer, schedule and loss scaler."""
     cfg, images = run.cfg, run.images_per_update
@@ -140,9 +145,14 @@ def open_log(run: Run, parts: dict[str, Any], notes: list[str]) -> RunLog:
         ) from None
     log.info("configuration:\n%s", config)
     log.info("%s", _versions())
-    precision = str(run.amp_dtype).removeprefix("torch.")
     name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "CPU"
-    log.info("%d process(es), this one on %s (%s), %s", world_size(), run.device, name, precision)
+    log.info(
+        "%d process(es), this one on %s (%s), %s",
+        world_size(),
+        run.device,
+        name,
+        dtype_name(run.amp_dtype),
+    )
     num_parameters = sum(parameter.numel() for parameter in parts["model"].parameters())
     log.info("%s: %d parameters", cfg.MODEL.TYPE, num_parameters)
     lr = scale_lr(cfg.TRAIN.BASE_LR, run.images_per_update)

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import io
+import math
 import pickle
 import warnings
 import zipfile
@@ -37,7 +38,9 @@ class _ConfigNode(dict[str, Any]):
 
 
 def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
-    """A view of a storage; torch refuses one that reaches beyond it."""
+    """A view of a storage, refused where it reaches beyond it or repeats it into a large tensor."""
+    if math.prod(size) > len(storage):
+        raise ValueError("it holds a tensor that is out of bounds of its storage")
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 

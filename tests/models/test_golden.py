@@ -59,6 +59,13 @@ def gradient_norms(model: nn.Module, names: list[str]) -> np.ndarray:
     return np.array([float(norm) for norm in norms])
 
 
+def assert_statistics(values: Tensor, statistics: dict[str, Any]) -> None:
+    flat = values.flatten().numpy()
+    np.testing.assert_allclose(flat[:8], statistics["first"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(flat[-8:], statistics["last"], rtol=1e-3, atol=1e-3)
+    assert np.linalg.norm(flat) == pytest.approx(statistics["l2"], rel=1e-3)
+
+
 @pytest.mark.parametrize("name", PRETRAIN + FINETUNE)
 def test_parameter_names_and_shapes_are_the_references(name: str) -> None:
     _, model = build(CASES[name])
@@ -156,12 +163,8 @@ def test_published_sizes_give_the_references_loss_in_float32(path: str) -> None:
         loss = model(image, mask)
     assert sum(p.numel() for p in model.parameters()) == golden["num_parameters"]
     assert loss.item() == pytest.approx(golden["loss"], rel=1e-5)
-    for values, expected in ((features, "features"), (prediction, "reconstruction")):
-        flat = values.flatten().numpy()
-        statistics = golden[expected]
-        np.testing.assert_allclose(flat[:8], statistics["first"], rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(flat[-8:], statistics["last"], rtol=1e-3, atol=1e-3)
-        assert np.linalg.norm(flat) == pytest.approx(statistics["l2"], rel=1e-3)
+    assert_statistics(features, golden["features"])
+    assert_statistics(prediction, golden["reconstruction"])
 
 
 @pytest.mark.parametrize(
@@ -179,9 +182,6 @@ def test_published_classifiers_give_the_references_logits_in_float32(path: str) 
     golden = FULL_SIZE[name]
     image, _ = case_input(name, 1, cfg.DATA.IMG_SIZE, 32, model.patch_size, torch.float32)
     with torch.no_grad():
-        logits = model(image).flatten().numpy()
+        logits = model(image)
     assert sum(p.numel() for p in model.parameters()) == golden["num_parameters"]
-    statistics = golden["logits"]
-    np.testing.assert_allclose(logits[:8], statistics["first"], rtol=1e-3, atol=1e-3)
-    np.testing.assert_allclose(logits[-8:], statistics["last"], rtol=1e-3, atol=1e-3)
-    assert np.linalg.norm(logits) == pytest.approx(statistics["l2"], rel=1e-4)
+    assert_statistics(logits, golden["logits"])

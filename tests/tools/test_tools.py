@@ -1,7 +1,6 @@
 """The tools as a user runs them, on a small model."""
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.golden_cases import GOLDEN, options, read_golden
-from tests.small_runs import run_folder, run_here, write_config
+from tests.small_runs import call, run_folder, run_here, write_config
 from tools import augmentation, benchmark, curves, reconstruct
-from utils.run import run_program
-
-
-def run_tool(monkeypatch: pytest.MonkeyPatch, tool: Any, *arguments: Any) -> int:
-    monkeypatch.setattr(sys, "argv", ["tool", *map(str, arguments)])
-    try:
-        run_program(tool.main)
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
 
 
 def test_a_checkpoint_is_drawn(
@@ -33,7 +22,7 @@ def test_a_checkpoint_is_drawn(
     capsys.readouterr()
     checkpoint, picture = run_folder(tmp_path) / "ckpt_epoch_1.pth", tmp_path / "out.png"
     arguments = ["--cfg", cfg, "--resume", checkpoint, "--picture", picture, "--rows", 3]
-    assert run_tool(monkeypatch, reconstruct, *arguments) == 0
+    assert call(monkeypatch, reconstruct, *arguments) == 0
     assert "original | masked | reconstruction, 3 rows" in capsys.readouterr().out
     image = Image.open(picture)
     assert image.width > 3 * 100
@@ -68,7 +57,7 @@ def test_a_checkpoint_that_is_not_there_is_an_error(
     message: str,
 ) -> None:
     common = ["--cfg", write_config(tmp_path), "--output", tmp_path]
-    assert run_tool(monkeypatch, reconstruct, *common, *arguments) == 2
+    assert call(monkeypatch, reconstruct, *common, *arguments) == 2
     assert message in capsys.readouterr().err
 
 
@@ -76,7 +65,7 @@ def test_the_input_pipeline_is_compared_with_plain_pil(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["data", "--cfg", write_config(tmp_path), "--rounds", 1]
-    assert run_tool(monkeypatch, benchmark, *arguments) == 0
+    assert call(monkeypatch, benchmark, *arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "this project" in lines[0]
     assert "plain PIL" in lines[1]
@@ -96,7 +85,7 @@ def test_a_published_checkpoint_is_drawn(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "x.yaml").write_text("DATA: {DATASET: shapes}\nDEVICE: cpu\n")
     arguments = ["--cfg", tmp_path / "x.yaml", "--picture", tmp_path / "out.png", "--rows", 1]
     arguments += ["--resume", GOLDEN / "checkpoints/swin_pretrain.pth", "--opts", *options(config)]
-    assert run_tool(monkeypatch, reconstruct, *arguments) == 0
+    assert call(monkeypatch, reconstruct, *arguments) == 0
     assert Image.open(tmp_path / "out.png").width > 3 * 100
 
 
@@ -111,23 +100,23 @@ def test_curves_of_several_runs_are_drawn(
         (tmp_path / name / "metrics.jsonl").write_text(text)
     picture = tmp_path / "out.png"
     runs = [f"a={tmp_path / 'one'}", f"a={tmp_path / 'two'}", tmp_path / "two"]
-    assert run_tool(monkeypatch, curves, *runs, "--picture", picture) == 0
+    assert call(monkeypatch, curves, *runs, "--picture", picture) == 0
     assert "val_acc1 of 3 run(s)" in capsys.readouterr().out
     assert len(np.unique(np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3), axis=0)) > 9
     for run, figure, message in (
         (tmp_path, "loss", "metrics.jsonl cannot be read"),
         (tmp_path / "one", "lr", "holds no lr"),
     ):
-        assert run_tool(monkeypatch, curves, run, "--figure", figure) == 2
+        assert call(monkeypatch, curves, run, "--figure", figure) == 2
         assert message in capsys.readouterr().err
-    assert run_tool(monkeypatch, curves, *runs, "--picture", tmp_path / "none/x.png") == 2
+    assert call(monkeypatch, curves, *runs, "--picture", tmp_path / "none/x.png") == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
 def test_augmentations_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = tmp_path / "out.png"
     arguments = ["--cfg", write_config(tmp_path), "--picture", picture]
-    assert run_tool(monkeypatch, augmentation, *arguments) == 0
+    assert call(monkeypatch, augmentation, *arguments) == 0
     image = np.asarray(Image.open(picture).convert("RGB"))
     half = image.shape[1] // 2
     assert image.shape[1] > 2 * 100
