@@ -117,8 +117,7 @@ def _imagenet(keys: CfgNode, train: bool, classes: Sequence[str] | None) -> Labe
     folder = os.path.join(keys.DATA_PATH, "train" if train else "val")
     if train or not keys.VAL_LABELS:
         return class_folders(folder)
-    if classes is None:
-        raise ValueError("DATA.VAL_LABELS needs to know the classes")
+    assert classes is not None  # evaluation knows them from the training set or the checkpoint
     return listed_pictures(folder, keys.VAL_LABELS, classes)
 
 
@@ -162,6 +161,8 @@ def build_eval_dataset(cfg: CfgNode, classes: Sequence[str]) -> LabelledDataset:
     Classes that a checkpoint does not name are "0", "1", ...: then only their number is checked.
     """
     keys = cfg.DATA
+    if keys.VAL_LABELS and keys.DATASET != "imagenet":
+        raise ValueError(f"DATA.VAL_LABELS is for DATASET imagenet, not for {keys.DATASET}")
     pictures = choose(LABELLED, keys.DATASET, "DATA.DATASET")(keys, False, classes)
     unnamed = list(classes) == [str(index) for index in range(len(classes))]
     if not (unnamed and len(pictures.classes) == len(classes)):

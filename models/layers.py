@@ -106,15 +106,16 @@ class ChunkedAttention(torch.autograd.Function):
         batch, length, _, heads, width = qkv.shape
         mixed = qkv.new_empty(batch, length, heads, width)
         for chunk in _chunks(qkv, bias):
-            query, key, value = _by_head(qkv[chunk])
-            share = _attention_shares(query, key, bias, scale)
-            mixed[chunk] = (share @ value).unflatten(0, (-1, heads)).transpose(1, 2)
+            query, key, value, offset = _centred_by_head(qkv[chunk])
+            share = _attention_shares(query, key, bias, scale).to(qkv.dtype)
+            result = (share @ value) if offset is None else offset + share @ value
+            mixed[chunk] = result.unflatten(0, (-1, heads)).transpose(1, 2)
         return mixed.flatten(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        """Gradients of qkv and, summed over the batch in float32 at least, of the bias."""
+        """Gradients of qkv and, summed over the batch, of the bias; sums in float32 at least."""
         qkv, bias = ctx.saved_tensors
         heads = qkv.shape[3]
         grad = grad.view(*qkv.shape[:2], 1, heads, -1)
@@ -122,15 +123,15 @@ class ChunkedAttention(torch.autograd.Function):
         sum_dtype = torch.promote_types(qkv.dtype, torch.float32)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=sum_dtype)
         for chunk in _chunks(qkv, bias):
-            query, key, value = _by_head(qkv[chunk])
+            query, key, value, _ = _centred_by_head(qkv[chunk])
             (grad_mixed,) = _by_head(grad[chunk])
             share = _attention_shares(query, key, bias, ctx.scale)
-            grad_value = share.transpose(1, 2) @ grad_mixed
-            grad_score = (grad_mixed @ value.transpose(1, 2)).mul_(share)
+            grad_value = share.to(qkv.dtype).transpose(1, 2) @ grad_mixed
+            grad_score = (grad_mixed @ value.transpose(1, 2)).to(sum_dtype).mul_(share)
             grad_score.addcmul_(share, grad_score.sum(dim=-1, keepdim=True), value=-1)
             if bias is not None and grad_bias is not None:
-                grad_bias += grad_score.view(-1, *bias.shape).sum(0, dtype=sum_dtype)
-            grad_score.mul_(ctx.scale)
+                grad_bias += grad_score.view(-1, *bias.shape).sum(0)
+            grad_score = grad_score.mul_(ctx.scale).to(qkv.dtype)
             grads = (grad_score @ key, grad_score.transpose(1, 2) @ query, grad_value)
             grad_qkv[chunk] = torch.stack(grads).unflatten(1, (-1, heads)).permute(1, 3, 0, 2, 4)
         return grad_qkv, None if grad_bias is None else grad_bias.to(bias.dtype), None
@@ -149,13 +150,28 @@ def _by_head(packed: Tensor) -> tuple[Tensor, ...]:
     return packed.permute(2, 0, 3, 1, 4).flatten(1, 2).contiguous().unbind()
 
 
+def _centred_by_head(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Query, key and value, each (B * heads, L, d), and what was taken off every value.
+
+    Attention does not change when all keys of a head move together, and moves with its values. In
+    half precision both are moved so that their mean over the tokens is 0: otherwise what they
+    share, which cancels out of the gradient, leaves rounding errors that can outgrow it.
+    """
+    query, key, value = _by_head(qkv)
+    if qkv.dtype.itemsize > 2:
+        return query, key, value, None
+    offset = value.mean(dim=1, keepdim=True)
+    return query, key - key.mean(dim=1, keepdim=True), value - offset, offset
+
+
 def _attention_shares(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Softmax of the scores: (B * heads, L, d) -> (B * heads, L, L)."""
+    """Softmax of the scores, in float32 at least: (B * heads, L, d) -> (B * heads, L, L)."""
+    dtype = torch.promote_types(query.dtype, torch.float32)
     if bias is None:
-        return (query @ key.transpose(1, 2)).mul_(scale).softmax(dim=-1)
+        return (query @ key.transpose(1, 2)).mul_(scale).softmax(dim=-1, dtype=dtype)
     groups, heads = bias.shape[:2]
     scores = bias.repeat(len(query) // (groups * heads), 1, 1, 1).flatten(0, 1)
-    return scores.baddbmm_(query, key.transpose(1, 2), alpha=scale).softmax(dim=-1)
+    return scores.baddbmm_(query, key.transpose(1, 2), alpha=scale).softmax(dim=-1, dtype=dtype)
 
 
 def gather_position_bias(table: Tensor, index: Tensor) -> Tensor:

@@ -351,6 +351,10 @@ MISTAKES: dict[str, tuple[list[Any], str]] = {
         ["--eval", "--resume", "{best}", *FOLDERS, "{tmp}/odd"],
         "2 classes instead of 10 .unknown: ant, bee; missing: circle, ",
     ),
+    "a list for another data set": (
+        ["--opts", "DATA.VAL_LABELS", "{tmp}/truth.txt"],
+        "VAL_LABELS is for DATASET imagenet, not for shapes",
+    ),
     "--eval alone": (["--eval"], "--eval needs the checkpoint to evaluate: --resume CKPT"),
     "unknown data set": (["--opts", "DATA.DATASET", "cifar"], "choices: imagenet, csv, cifar10, "),
     "odd batch": (["--batch-size", 3], "Mixup and CutMix pair images"),
