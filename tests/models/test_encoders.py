@@ -211,3 +211,31 @@ def test_gradients_of_chunked_attention_are_right(
     bias = torch.randn(groups, 2, 5, 5, dtype=torch.float64, requires_grad=True)
     inputs: Any = (qkv, bias if groups else None, 0.5)
     assert torch.autograd.gradcheck(ChunkedAttention.apply, inputs)
+
+
+@pytest.mark.parametrize("groups", [0, 4])
+def test_gradients_in_half_precision_survive_what_all_tokens_share(groups: int) -> None:
+    """Keys and values far from 0, and near each other, as trained networks have them."""
+    torch.manual_seed(0)
+    qkv = torch.randn(8, 65, 3, 2, 32)
+    qkv[:, :, 1:] = 0.3 * qkv[:, :, 1:] + 4 * torch.randn(2, 2, 32)
+    bias = torch.randn(groups, 2, 65, 65) if groups else None
+    grad = torch.randn(8, 65, 64)
+    found, exact = (
+        attention_gradient(qkv, bias, grad, dtype) for dtype in (torch.bfloat16, torch.float64)
+    )
+    for index in range(3):  # query, key, value
+        error = (found[:, :, index] - exact[:, :, index]).norm() / exact[:, :, index].norm()
+        assert error < 0.01
+
+
+def attention_gradient(
+    qkv: torch.Tensor, bias: torch.Tensor | None, grad: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Gradient of qkv, computed in `dtype` from the same numbers, those of bfloat16."""
+    qkv = qkv.bfloat16().to(dtype).requires_grad_()
+    bias = None if bias is None else bias.bfloat16().to(dtype)
+    result: torch.Tensor = ChunkedAttention.apply(qkv, bias, 0.2)
+    result.backward(grad.bfloat16().to(dtype))
+    assert qkv.grad is not None
+    return qkv.grad.double()
