@@ -28,19 +28,10 @@ from models.pretrained import head_classes
 from tools.augmentation import draw_augmentation
 from utils.arguments import make_parser
 from utils.checkpoint import epoch_path, restore_model, resume, save_epoch
+from utils.device import choose_precision, dtype_name
 from utils.distributed import distribute, rank, world_size
 from utils.evaluation import Best, Evaluation, evaluate, measure_throughput
-from utils.run import (
-    Run,
-    build_parts,
-    choose_precision,
-    dtype_name,
-    is_due,
-    open_log,
-    run_epoch,
-    run_program,
-    start_run,
-)
+from utils.run import Run, build_parts, is_due, open_log, run_epoch, run_program, start_run
 from utils.safe_load import model_weights, read_checkpoint
 
 THROUGHPUT_SECONDS = 10.0

@@ -24,6 +24,7 @@ ALLOWED = {
     "utils.metrics": {"utils.distributed"},
     "utils.engine": {"utils.distributed", "utils.metrics"},
     "utils.evaluation": {"utils.distributed"},
+    "utils.device": set(),
     "utils.safe_load": set(),
     "utils.checkpoint": {
         "utils.checks",

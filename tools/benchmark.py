@@ -29,8 +29,9 @@ from data.masking import RandomMask
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, pretrain_transform
 from models import build_pretrain_model
 from utils.arguments import make_parser, read_config
+from utils.device import choose_device, choose_precision
 from utils.metrics import peak_memory_mb
-from utils.run import choose_device, choose_precision, run_program
+from utils.run import run_program
 
 OURS = "this project"
 THEIRS = "transformers"

@@ -18,7 +18,8 @@ from models.simmim import SimMIM, upsample_mask
 from tools.picture import picture_grid, save_picture, spread
 from utils.arguments import make_parser, read_config
 from utils.checkpoint import newest_checkpoint, restore_model
-from utils.run import choose_device, run_folder, run_program
+from utils.device import choose_device
+from utils.run import run_folder, run_program
 from utils.safe_load import model_weights, read_checkpoint
 
 COLUMNS = ("original", "masked", "reconstruction")

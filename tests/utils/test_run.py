@@ -1,24 +1,8 @@
-"""Device and precision choices, and the command line's ends."""
+"""The command line's ends."""
 
 import pytest
-import torch
 
-from utils.run import choose_device, choose_precision, run_program
-
-CPU = torch.device("cpu")
-
-
-def test_auto_is_a_gpu_if_there_is_one() -> None:
-    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert choose_device("cpu") == CPU
-
-
-def test_precision_on_cpus_is_bfloat16_where_it_is_fast() -> None:
-    assert choose_precision("auto", CPU) in (torch.bfloat16, torch.float32)
-    assert choose_precision("bfloat16", CPU) == torch.bfloat16
-    assert choose_precision("float32", CPU) == torch.float32
-    with pytest.raises(ValueError, match="needs a CUDA GPU"):
-        choose_precision("float16", CPU)
+from utils.run import run_program
 
 
 def test_ctrl_c_ends_with_status_130_and_says_how_to_go_on(
