@@ -5,11 +5,10 @@ import contextlib
 import io
 import math
 import pickle
-import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors.torch import load_file
@@ -19,6 +18,7 @@ Weights = dict[str, Tensor]
 
 # Buffers that models compute themselves; files may hold them.
 _RECOMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
+_OLD_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _STORAGES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -61,12 +61,11 @@ _DATA: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads the pickle of a torch.save archive, whose storages are files beside it."""
+    """Reads plain data and tensors; where their storages come from, a function says."""
 
-    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{folder}data.pkl")))
-        self.archive, self.folder = archive, folder
-        self.storages: dict[str, Tensor] = {}
+    def __init__(self, file: IO[bytes], read_storage: Callable[[Any], Tensor]) -> None:
+        super().__init__(file)
+        self.read_storage = read_storage
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands for `module.name`; UnpicklingError where that is not data."""
@@ -75,13 +74,8 @@ class _Unpickler(pickle.Unpickler):
         return _DATA[module, name]
 
     def persistent_load(self, identity: Any) -> Tensor:
-        """The storage ("storage", dtype, file, location, length), as a flat tensor."""
-        _, dtype, key, _, length = identity
-        if key not in self.storages:
-            content = bytearray(self.archive.read(f"{self.folder}data/{key}"))
-            flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0).to(dtype)
-            self.storages[key] = flat
-        return self.storages[key][:length]
+        """The storage ("storage", dtype, key, location, length, ...), as a flat tensor."""
+        return self.read_storage(identity)
 
 
 def read_checkpoint(path: str | Path) -> Any:
@@ -96,29 +90,61 @@ def read_checkpoint(path: str | Path) -> Any:
             return load_file(path)
         if not zipfile.is_zipfile(path):
             return _read_old_format(path)
-        with zipfile.ZipFile(path) as archive:
-            return _read_archive(archive, path.stat().st_size)
+        return _read_archive(path)
+
+
+def _read_archive(path: Path) -> Any:
+    """A zip archive with the pickle as data.pkl and each storage as data/KEY."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError("its parts claim to be larger than the file")
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ValueError("it is a zip archive, but not one that torch.save wrote")
+        folder = pickles[0].removesuffix("data.pkl")
+        storages: dict[str, Tensor] = {}
+
+        def read_storage(identity: Any) -> Tensor:
+            _, dtype, key, _, length = identity
+            if key not in storages:
+                content = bytearray(archive.read(f"{folder}data/{key}"))
+                empty = torch.empty(0, dtype=dtype)
+                storages[key] = torch.frombuffer(content, dtype=dtype) if content else empty
+            return storages[key][:length]
+
+        return _Unpickler(io.BytesIO(archive.read(pickles[0])), read_storage).load()
 
 
 def _read_old_format(path: Path) -> Any:
-    """The format before torch 1.6, if the file is a checkpoint at all."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters becomes an error
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's advice is to allow everything
-        raise ValueError(
-            "it is neither an archive of torch.save nor an old file of tensors and plain values"
-        ) from None
+    """The format before torch 1.6: five pickles (the fourth is the data), then the storages."""
+    left = path.stat().st_size
+    storages: dict[str, Tensor] = {}
 
+    def read_storage(identity: Any) -> Tensor:
+        nonlocal left
+        _, dtype, key, _, length, view = identity
+        if key not in storages:
+            left -= length * dtype.itemsize
+            if length < 0 or left < 0:
+                raise ValueError("its parts claim to be larger than the file")
+            storages[key] = torch.empty(length, dtype=dtype)  # filled below
+        return storages[key] if view is None else storages[key][view[1] : view[1] + view[2]]
 
-def _read_archive(archive: zipfile.ZipFile, file_size: int) -> Any:
-    if sum(entry.file_size for entry in archive.infolist()) > file_size:
-        raise ValueError("its parts claim to be larger than the file")
-    pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise ValueError("it is a zip archive, but not one that torch.save wrote")
-    return _Unpickler(archive, pickles[0].removesuffix("data.pkl")).load()
+    with open(path, "rb") as file:
+        if _Unpickler(file, read_storage).load() != _OLD_MAGIC_NUMBER:
+            raise ValueError("it is no file that torch.save wrote")
+        *_, state, keys = (_Unpickler(file, read_storage).load() for _ in range(4))
+        for key in keys:
+            file.read(8)  # the length, which is known
+            content = file.read(storages[key].nbytes)
+            if len(content) < storages[key].nbytes:
+                raise ValueError("it ends too early")
+            if content:
+                source = torch.frombuffer(bytearray(content), dtype=storages[key].dtype)
+                storages[key].copy_(source)
+        if set(keys) != set(storages):
+            raise ValueError("storages are missing")
+    return state
 
 
 @contextlib.contextmanager

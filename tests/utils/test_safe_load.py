@@ -66,6 +66,26 @@ def test_every_kind_of_tensor_comes_back(tmp_path: Path, old_format: bool) -> No
         assert torch.equal(found[name], value)
 
 
+def test_a_configuration_in_the_old_format_is_a_dict_too(tmp_path: Path) -> None:
+    state = {"model": {"a": torch.ones(2)}, "config": CfgNode({"MODEL": {"TYPE": "swin"}})}
+    torch.save(state, path := tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    found = read_checkpoint(path)
+    assert found["config"]["MODEL"]["TYPE"] == "swin"
+    assert torch.equal(found["model"]["a"], torch.ones(2))
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="it ends too early"):
+        read_checkpoint(path)
+
+
+def test_an_old_file_cannot_claim_more_than_it_holds(tmp_path: Path) -> None:
+    torch.save(torch.ones(200), path := tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert content.count(b"K\xc8N") == 1  # the storage's length 200, then no view
+    path.write_bytes(content.replace(b"K\xc8N", b"J\x00\x00\x00\x7fN"))
+    with pytest.raises(ValueError, match="claim to be larger than the file"):
+        read_checkpoint(path)
+
+
 def test_safetensors_are_read(tmp_path: Path) -> None:
     save_file({"a": torch.ones(3)}, tmp_path / "x.safetensors")
     assert torch.equal(read_checkpoint(tmp_path / "x.safetensors")["a"], torch.ones(3))
