@@ -1,6 +1,6 @@
 """Start a classifier from a checkpoint of any origin, and account for every parameter."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,9 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
     weights = {name.removeprefix("encoder."): value for name, value in stored.items()}
     _spread_shared_table(weights, own)
     resized = _resize_tables(weights, own, path)
-    left_over = _take(weights, [name for name in weights if _may_be_left(name, weights, own)])
+    left_over = [name for name in weights if _may_be_left(name, weights, own)]
+    for name in left_over:
+        del weights[name]
     initialized = [name for name in own if name not in weights and _may_lack(name, weights)]
     require_same_shapes(
         {name: tuple(value.shape) for name, value in weights.items()},
@@ -69,12 +71,13 @@ def head_classes(state: Any, weights: Weights, source: str | Path) -> list[str]:
 
     ValueError where it has no classification head.
     """
-    if "head.weight" not in weights:
+    head = weights.get("head.weight")
+    if head is None or head.ndim != 2:
         raise ValueError(
             f"checkpoint {source} has no classification head: a pre-trained model is fine-tuned "
             "first (--pretrained CKPT)"
         )
-    num_classes = len(weights["head.weight"])
+    num_classes = len(head)
     names = state.get("classes")
     if isinstance(names, list) and len(names) == num_classes:
         return [str(name) for name in names]
@@ -91,11 +94,10 @@ def _spread_shared_table(weights: Weights, own: Mapping[str, Tensor]) -> None:
 
 def _resize_tables(weights: Weights, own: Mapping[str, Tensor], source: str | Path) -> list[str]:
     """Resize position biases to the model's number of rows; their names."""
-    names = [name for name in weights if name.endswith(_TABLE) and name in own]
-    resized = [name for name in names if len(weights[name]) != len(own[name])]
+    # What has the name of a table and is none is left to the comparison of shapes.
+    tables = [name for name in weights if name.endswith(_TABLE) and weights[name].ndim == 2]
+    resized = [name for name in tables if name in own and len(weights[name]) != len(own[name])]
     for name in resized:
-        if weights[name].ndim != 2:
-            continue  # no table: the comparison of shapes will name it
         try:
             weights[name] = resize_position_bias(weights[name], len(own[name]))
         except ValueError as error:
@@ -116,14 +118,6 @@ def _may_lack(name: str, weights: Weights) -> bool:
     """Whether the model keeps its own initial value, for a reason that is known."""
     without_tables = not any(other.endswith(_TABLE) for other in weights)
     return name.startswith(_MAY_LACK) or (without_tables and name.endswith(_TABLE))
-
-
-def _take(weights: Weights, names: Iterable[str]) -> list[str]:
-    """Remove parameters; their names."""
-    taken = list(names)
-    for name in taken:
-        del weights[name]
-    return taken
 
 
 def _shortened(names: tuple[str, ...]) -> str:

@@ -152,6 +152,7 @@ WRONG: dict[str, tuple[dict[str, torch.Tensor | None], str]] = {
     "a table of no window": ({TABLE: torch.ones(120, 1)}, "120 rows belongs to no square window"),
     "a table of other heads": ({TABLE: torch.ones(121, 2)}, r"\(169, 2\), the model \(169, 1\)"),
     "a table that is none": ({TABLE: torch.ones(121)}, r"\(121,\), the model \(169, 1\)"),
+    "a number for a table": ({TABLE: torch.tensor(1.0)}, r"has shape \(\), the model \(169, 1\)"),
     "a norm too many": ({"encoder.fc_norm.weight": torch.ones(1)}, "fc_norm.weight is not in"),
 }
 
@@ -182,3 +183,5 @@ def test_classes_come_from_the_file_or_are_numbers() -> None:
     assert head_classes({}, weights, "x") == ["0", "1"]
     with pytest.raises(ValueError, match="no classification head"):
         head_classes({}, {"encoder.x": torch.ones(1)}, "x")
+    with pytest.raises(ValueError, match="no classification head"):
+        head_classes({}, {"head.weight": torch.tensor(1.0)}, "x")
