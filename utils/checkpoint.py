@@ -104,21 +104,7 @@ def resume(
     where the processes do not see the same files.
     """
     notes: list[str] = []
-    path: Path | None
-    state: State | None
-    if cfg.MODEL.RESUME:
-        path = Path(cfg.MODEL.RESUME)
-        state = load_checkpoint(path)
-        others = [other.name for other in folder.glob("ckpt_epoch_*.pth") if other != path]
-        if others:
-            notes.append(f"{path} (--resume) wins over {len(others)} checkpoint(s) in {folder}")
-    else:
-        path, state = newest_checkpoint(folder, notes.append)
-        if path is not None and not cfg.TRAIN.AUTO_RESUME:
-            raise ValueError(
-                f"{folder} holds {path.name} of an earlier run and TRAIN.AUTO_RESUME is off: "
-                "give another --tag or --output, or --resume CKPT"
-            )
+    path, state = _starting_point(folder, cfg, notes)
     epoch = cfg.TRAIN.START_EPOCH if state is None else state["epoch"] + 1
     if not equal_in_all_processes(epoch, device):
         raise ValueError(f"the processes found different checkpoints: {folder} must be shared")
@@ -138,6 +124,27 @@ def resume(
     if epoch >= cfg.TRAIN.EPOCHS:
         notes.append(f"nothing is left to train: TRAIN.EPOCHS is {cfg.TRAIN.EPOCHS}")
     return epoch, notes
+
+
+def _starting_point(
+    folder: Path, cfg: CfgNode, notes: list[str]
+) -> tuple[Path, State] | tuple[None, None]:
+    """The checkpoint of --resume, else the newest of the folder, else none."""
+    if cfg.MODEL.RESUME:
+        path = Path(cfg.MODEL.RESUME)
+        others = [other.name for other in folder.glob("ckpt_epoch_*.pth") if other != path]
+        if others:
+            notes.append(f"{path} (--resume) wins over {len(others)} checkpoint(s) in {folder}")
+        return path, load_checkpoint(path)
+    newest, state = newest_checkpoint(folder, notes.append)
+    if newest is None or state is None:
+        return None, None
+    if not cfg.TRAIN.AUTO_RESUME:
+        raise ValueError(
+            f"{folder} holds {newest.name} of an earlier run and TRAIN.AUTO_RESUME is off: "
+            "give another --tag or --output, or --resume CKPT"
+        )
+    return newest, state
 
 
 def _check_stage(
