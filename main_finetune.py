@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from data import (
     build_batch_augmentation,
@@ -20,7 +21,6 @@ from data import (
     build_train_dataset,
     build_train_loader,
 )
-from data.build import LabelledDataset
 from data.transforms import normalize
 from logger import RunLog, progress_bar
 from models import build_classifier, build_criterion, load_pretrained
@@ -52,7 +52,7 @@ def finetune(run: Run) -> None:
     """Data, model, what it starts from, optimizer, resume, epochs."""
     cfg, notes = run.cfg, []
     dataset = build_train_dataset(cfg)
-    val_dataset = build_eval_dataset(cfg, dataset.classes)
+    val_loader = build_eval_loader(cfg, build_eval_dataset(cfg, dataset.classes), run.device)
     model = build_classifier(cfg, len(dataset.classes)).to(run.device)
     # Later ones win: fresh weights, --pretrained, a checkpoint of this run or of --resume.
     if cfg.PRETRAINED:
@@ -85,7 +85,7 @@ def finetune(run: Run) -> None:
     for epoch in range(start_epoch, cfg.TRAIN.EPOCHS):
         run_epoch(run, log, epoch, parts, distributed_model, loader, compute_loss, after_update)
         if is_due(epoch, cfg.EVAL_FREQ, cfg.TRAIN.EPOCHS):
-            validate(run, log, epoch, parts, val_dataset)
+            validate(run, log, epoch, parts, val_loader, dataset.classes)
         if rank() == 0 and is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS):
             save_epoch(path := epoch_path(run.folder, epoch), epoch, parts, cfg, dataset.classes)
             log.info("saved %s", path)
@@ -93,26 +93,32 @@ def finetune(run: Run) -> None:
 
 
 def validate(
-    run: Run, log: RunLog, epoch: int, parts: dict[str, Any], dataset: LabelledDataset
+    run: Run,
+    log: RunLog,
+    epoch: int,
+    parts: dict[str, Any],
+    loader: DataLoader[Any],
+    classes: list[str],
 ) -> None:
     """Evaluate the (averaged) weights, keep them as best.pth where none were better before."""
     best: Best = parts["best"]
-    evaluation = evaluate_on(run, parts.get("model_ema", parts["model"]), dataset)
+    evaluation = evaluate_on(run, parts.get("model_ema", parts["model"]), loader, len(classes))
     is_best = best.update(evaluation.acc1, epoch)
     log.validated(str(evaluation), evaluation.loss, evaluation.acc1, evaluation.acc5)
     log.info("best so far: %.3f %% after epoch %d", best.acc1, best.epoch)
     if is_best and rank() == 0:
-        save_epoch(run.folder / "best.pth", epoch, parts, run.cfg, dataset.classes)
+        save_epoch(run.folder / "best.pth", epoch, parts, run.cfg, classes)
 
 
-def evaluate_on(run: Run, model: nn.Module, dataset: LabelledDataset) -> Evaluation:
+def evaluate_on(
+    run: Run, model: nn.Module, loader: DataLoader[Any], num_classes: int
+) -> Evaluation:
     """Evaluate a classifier in TEST.PRECISION, under a progress bar where a person looks."""
-    loader = build_eval_loader(run.cfg, dataset, run.device)
     return evaluate(
         model,
         progress_bar(loader, "evaluation", rank()),
         normalize,
-        len(dataset.classes),
+        num_classes,
         device=run.device,
         amp_dtype=choose_precision(run.cfg.TEST.PRECISION, run.device),
     )
@@ -130,7 +136,8 @@ def evaluate_checkpoint(run: Run) -> None:
     model = build_classifier(cfg, len(classes))
     restore_model(weights, model, path)
     dataset = build_eval_dataset(cfg, classes)
-    evaluation = evaluate_on(run, model.to(run.device), dataset)
+    loader = build_eval_loader(cfg, dataset, run.device)
+    evaluation = evaluate_on(run, model.to(run.device), loader, len(classes))
     if rank() == 0:
         print(evaluation, flush=True)
         report = {"checkpoint": str(path), "data": cfg.DATA.DATA_PATH or cfg.DATA.DATASET}
