@@ -25,6 +25,7 @@ class _ConsoleHandler(logging.Handler):
     """Prints above a progress bar, in colour on terminals."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print one record, with its time."""
         moment = datetime.datetime.fromtimestamp(record.created).strftime("%Y-%m-%d %H:%M:%S")
         colour = "green" if record.levelno < logging.WARNING else "yellow"
         prefix = colored(f"[{moment}]", colour) if sys.stdout.isatty() else f"[{moment}]"

@@ -63,7 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("kind", "number"), [("swin", 1), ("vit", 2)])
 def test_the_chain_from_pretraining_to_evaluation(tmp_path: Path, kind: str, number: int) -> None:
-    """Real commands on one and on two processes; the classifier learns what it is shown."""
+    """Real commands on one and on two processes; --eval finds what the training reported."""
     pretraining = run_processes(number, write_config(tmp_path, kind), "--output", tmp_path)
     assert pretraining.returncode == 0, pretraining.stderr
     cfg = write_finetune_config(tmp_path, kind)

@@ -119,6 +119,7 @@ def measure_throughput(
     model.eval()
 
     def classify_for(seconds: float) -> float:
+        """Images per second over at least three batches."""
         num_batches, elapsed, start = 0, 0.0, time.perf_counter()
         while num_batches < 3 or elapsed < seconds:
             with torch.autocast(image.device.type, amp_dtype, enabled=amp_dtype != torch.float32):

@@ -105,6 +105,7 @@ def _read_archive(path: Path) -> Any:
         storages: dict[str, Tensor] = {}
 
         def read_storage(identity: Any) -> Tensor:
+            """A storage, read when the first tensor names it."""
             _, dtype, key, _, length = identity
             if key not in storages:
                 content = bytearray(archive.read(f"{folder}data/{key}"))
@@ -121,6 +122,7 @@ def _read_old_format(path: Path) -> Any:
     storages: dict[str, Tensor] = {}
 
     def read_storage(identity: Any) -> Tensor:
+        """Room for a storage, which comes after the pickles; no more than the file can fill."""
         nonlocal left
         _, dtype, key, _, length, view = identity
         if key not in storages:
