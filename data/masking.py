@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from timm.layers import to_2tuple
 from torch import Tensor
 
 from utils.checks import require_divisible
@@ -12,31 +14,34 @@ from utils.checks import require_divisible
 class RandomMask:
     """Hide ceil(cells * ratio) square cells, drawn uniformly without replacement (section 3.1).
 
-    A call gives a bool tensor (image_size/patch_size, image_size/patch_size), True = hidden.
+    `image_size` is a side or (height, width); a call gives a bool tensor (height / patch_size,
+    width / patch_size), True = hidden.
     ValueError where the sizes do not divide or the ratio is outside (0, 1].
     """
 
     def __init__(
         self,
-        image_size: int = 192,
+        image_size: int | tuple[int, int] = 192,
         mask_patch_size: int = 32,
         patch_size: int = 4,
         mask_ratio: float = 0.6,
     ) -> None:
-        require_divisible(image_size, mask_patch_size, "DATA.IMG_SIZE", "DATA.MASK_PATCH_SIZE")
+        height, width = to_2tuple(image_size)
+        for side in (height, width):
+            require_divisible(side, mask_patch_size, "DATA.IMG_SIZE", "DATA.MASK_PATCH_SIZE")
         require_divisible(mask_patch_size, patch_size, "DATA.MASK_PATCH_SIZE", "PATCH_SIZE")
         if not 0 < mask_ratio <= 1:
             raise ValueError(f"DATA.MASK_RATIO is {mask_ratio}, expected more than 0, at most 1")
-        self.side = image_size // mask_patch_size
+        self.cells = height // mask_patch_size, width // mask_patch_size
         self.scale = mask_patch_size // patch_size
-        self.num_hidden = math.ceil(self.side**2 * mask_ratio)
+        self.num_hidden = math.ceil(math.prod(self.cells) * mask_ratio)
 
     def __call__(self) -> Tensor:
         """Draw one mask."""
-        mask = torch.zeros(self.side**2, dtype=torch.bool)
-        mask[torch.randperm(self.side**2)[: self.num_hidden]] = True
-        mask = mask.view(self.side, self.side)
+        mask = torch.zeros(math.prod(self.cells), dtype=torch.bool)
+        mask[torch.randperm(len(mask))[: self.num_hidden]] = True
+        mask = mask.view(self.cells)
         return mask.repeat_interleave(self.scale, 0).repeat_interleave(self.scale, 1)
 
 
-MASKS: dict[str, Callable[[int, int, int, float], Callable[[], Tensor]]] = {"random": RandomMask}
+MASKS: dict[str, Callable[[Any, int, int, float], Callable[[], Tensor]]] = {"random": RandomMask}

@@ -10,6 +10,7 @@ from models.decoders import linear_decoder
 from models.objectives import NormalizedPixelTarget, PixelTarget, masked_l1
 from models.simmim import Loss, SimMIM
 from models.swin_transformer import SwinTransformer
+from models.swin_transformer_v2 import SwinTransformerV2
 from models.vision_transformer import VisionTransformer
 from utils.checks import choose
 
@@ -23,13 +24,17 @@ def _swin(cfg: CfgNode, **shared: Any) -> SwinTransformer:
     return SwinTransformer(**_arguments(cfg.MODEL.SWIN), **shared)
 
 
+def _swinv2(cfg: CfgNode, **shared: Any) -> SwinTransformerV2:
+    return SwinTransformerV2(**_arguments(cfg.MODEL.SWINV2), **shared)
+
+
 def _vit(cfg: CfgNode, **shared: Any) -> VisionTransformer:
     # Pre-training cuts initial weights at one standard deviation, fine-tuning practically not.
     init_cut = 0.02 if shared["use_mask_token"] else 2.0
     return VisionTransformer(**_arguments(cfg.MODEL.VIT), **shared, init_cut=init_cut)
 
 
-ENCODERS: dict[str, Callable[..., Any]] = {"swin": _swin, "vit": _vit}
+ENCODERS: dict[str, Callable[..., Any]] = {"swin": _swin, "swinv2": _swinv2, "vit": _vit}
 DECODERS: dict[str, Callable[[int, int, int], nn.Module]] = {"linear": linear_decoder}
 TARGETS: dict[str, Callable[[CfgNode], nn.Module]] = {
     "pixels": lambda cfg: PixelTarget(),

@@ -1,4 +1,4 @@
-"""What several encoders share: patch embedding, mask token, windows, relative positions, MLP."""
+"""What several encoders share: patch embedding, mask token, attention, MLP."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,17 +15,22 @@ class PatchEmbed(nn.Module):
     """Cut (B, C, H, W) into patches and embed each: (B, H/p * W/p, embed_dim), row by row."""
 
     def __init__(
-        self, image_size: int, patch_size: int, in_chans: int, embed_dim: int, norm: bool = False
+        self,
+        image_size: tuple[int, int],
+        patch_size: int,
+        in_chans: int,
+        embed_dim: int,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         self.image_size = image_size
-        self.grid_size = image_size // patch_size
+        self.grid = image_size[0] // patch_size, image_size[1] // patch_size
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
         self.norm: nn.Module = nn.LayerNorm(embed_dim) if norm else nn.Identity()
 
     def forward(self, image: Tensor) -> Tensor:
         """Embed the patches; ValueError for an image of another size or channel count."""
-        expected = (self.proj.in_channels, self.image_size, self.image_size)
+        expected = (self.proj.in_channels, *self.image_size)
         if tuple(image.shape[1:]) != expected:
             raise ValueError(
                 f"image of shape {tuple(image.shape[1:])}, the model is for {expected}"
@@ -62,6 +67,16 @@ def drop_path(rate: float) -> nn.Module:
 def drop_path_rates(last_rate: float, depth: int) -> list[float]:
     """Linear from 0 in the first block to `last_rate` in the last."""
     return [last_rate * block / max(depth - 1, 1) for block in range(depth)]
+
+
+def project_qkv(
+    tokens: Tensor, weight: Tensor, q_bias: Tensor | None, v_bias: Tensor | None, num_heads: int
+) -> Tensor:
+    """Queries, keys and values; keys have no bias: (B, L, C) -> (B, L, 3, heads, d)."""
+    bias = None
+    if q_bias is not None and v_bias is not None:
+        bias = torch.cat((q_bias, torch.zeros_like(v_bias), v_bias))
+    return F.linear(tokens, weight, bias).unflatten(2, (3, num_heads, -1))
 
 
 def attend(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -172,33 +187,6 @@ def _attention_shares(query: Tensor, key: Tensor, bias: Tensor | None, scale: fl
     groups, heads = bias.shape[:2]
     scores = bias.repeat(len(query) // (groups * heads), 1, 1, 1).flatten(0, 1)
     return scores.baddbmm_(query, key.transpose(1, 2), alpha=scale).softmax(dim=-1, dtype=dtype)
-
-
-def gather_position_bias(table: Tensor, index: Tensor) -> Tensor:
-    """Table (offsets, heads) and its row for each pair of positions (L, L) -> (heads, L, L)."""
-    return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)
-
-
-def window_partition(feature_map: Tensor, window: int) -> Tensor:
-    """(B, H, W, C) -> (B * H/window * W/window, window^2, C)."""
-    batch, height, width, channels = feature_map.shape
-    grid = feature_map.view(batch, height // window, window, width // window, window, channels)
-    return grid.transpose(2, 3).reshape(-1, window * window, channels)
-
-
-def window_reverse(windows: Tensor, window: int, height: int, width: int) -> Tensor:
-    """Undo `window_partition`: -> (B, height, width, C)."""
-    grid = windows.view(-1, height // window, width // window, window, window, windows.shape[-1])
-    return grid.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
-
-
-def relative_position_index(height: int, width: int) -> Tensor:
-    """Row of the bias table for each pair of positions (L, L); (2 height - 1)(2 width - 1) rows."""
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    rows, columns = rows.flatten(), columns.flatten()
-    row_offset = rows[:, None] - rows[None, :] + height - 1
-    column_offset = columns[:, None] - columns[None, :] + width - 1
-    return row_offset * (2 * width - 1) + column_offset
 
 
 def run_block(block: Callable[..., Tensor], *inputs: Tensor | None, recompute: bool) -> Tensor:

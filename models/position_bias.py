@@ -1,4 +1,4 @@
-"""Resize tables of relative position biases, for weights of another window or image size."""
+"""Relative positions of weights from another window or image size: tables and coordinates."""
 
 import math
 
@@ -8,40 +8,53 @@ from scipy.interpolate import RectBivariateSpline
 from torch import Tensor
 
 _DEGREE = 3
-_EXTRA_ROWS = 3  # of a ViT's table: CLS to patch, patch to CLS, CLS to CLS
+_COORDINATE_RANGE = 8  # of Swin V2's coordinates before the logarithm
+
+Grid = tuple[int, int]
 
 
-def resize_position_bias(table: Tensor, num_rows: int) -> Tensor:
-    """Resize a table (rows, heads) to (num_rows, heads), each head by a bicubic spline.
+def resize_position_bias(table: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Resize a table (rows, heads) of the window `source` to `target`, each head by a spline.
 
-    Rows are the relative positions of a square window, (2W - 1)^2, and for a ViT three more, which
-    are kept. Known positions are laid out in geometrically growing steps, finest at the centre, as
-    BEiT does (arXiv 2106.08254). ValueError where one of the numbers of rows is of no window.
+    Rows are the relative positions of a window (h, w), (2h - 1)(2w - 1), then any number that are
+    kept (a ViT has three). Known positions are laid out in geometrically growing steps, finest at
+    the centre, as BEiT does (arXiv 2106.08254). ValueError where the source is too small.
     """
-    side, num_extra = _side_and_extra(len(table))
-    new_side, new_extra = _side_and_extra(num_rows)
-    if len(table) == num_rows:
-        return table
-    if num_extra != new_extra or side <= _DEGREE:
-        raise ValueError(f"a table of {len(table)} rows cannot be resized to {num_rows}")
-    known = _geometric_positions(side, new_side)
-    wanted = np.arange(-(new_side // 2), new_side // 2 + 1, dtype=np.float64)
-    heads = table[: side * side].T.reshape(-1, side, side).double().numpy()
+    sides, new_sides = _sides(source), _sides(target)
+    if min(sides) <= _DEGREE:
+        raise ValueError(f"position biases of a window of {source} are too few to resize")
+    known = [_geometric_positions(*pair) for pair in zip(sides, new_sides, strict=True)]
+    wanted = [np.arange(-(side // 2), side // 2 + 1, dtype=np.float64) for side in new_sides]
+    num_offsets = math.prod(sides)
+    heads = table[:num_offsets].T.reshape(-1, *sides).double().numpy()
     resized = [
-        RectBivariateSpline(known, known, head, kx=_DEGREE, ky=_DEGREE)(wanted, wanted).reshape(-1)
+        RectBivariateSpline(*known, head, kx=_DEGREE, ky=_DEGREE)(*wanted).reshape(-1)
         for head in heads
     ]
     offsets = torch.from_numpy(np.stack(resized, axis=1)).to(table.dtype)
-    return torch.cat((offsets, table[side * side :]))
+    return torch.cat((offsets, table[num_offsets:]))
 
 
-def _side_and_extra(num_rows: int) -> tuple[int, int]:
-    """Side of the square of relative positions, 2W - 1, and the number of rows after it."""
-    for extra in (0, _EXTRA_ROWS):
-        side = math.isqrt(max(num_rows - extra, 0))
-        if side % 2 and side * side == num_rows - extra:
-            return side, extra
-    raise ValueError(f"a table of {num_rows} rows belongs to no square window")
+def window_of_table(num_offsets: int, aspect: float) -> Grid:
+    """The window (h, w) with this many relative positions and h / w nearest to `aspect`.
+
+    At `aspect` 1 it is square; ValueError where there is none.
+    """
+    pairs = [
+        ((one + 1) // 2, (num_offsets // one + 1) // 2)
+        for one in range(1, max(num_offsets, 0) + 1, 2)
+        if num_offsets % one == 0 and num_offsets % 2
+    ]
+    if aspect == 1:
+        pairs = [pair for pair in pairs if pair[0] == pair[1]]
+    if not pairs:
+        raise ValueError(f"a table of {num_offsets} relative positions belongs to no such window")
+    return min(pairs, key=lambda pair: abs(math.log(pair[0] / pair[1] / aspect)))
+
+
+def _sides(window: Grid) -> Grid:
+    """Numbers of relative positions along both axes."""
+    return 2 * window[0] - 1, 2 * window[1] - 1
 
 
 def _geometric_positions(side: int, new_side: int) -> np.ndarray:
@@ -56,3 +69,28 @@ def _geometric_positions(side: int, new_side: int) -> np.ndarray:
             low = ratio
     distances = np.cumsum(ratio ** np.arange(side // 2))
     return np.concatenate((-distances[::-1], [0.0], distances))
+
+
+def relative_coordinates(window: Grid, pretrained_window: Grid) -> Tensor:
+    """Log-spaced coordinates of all relative positions (arXiv 2111.09883, section 3.3).
+
+    (1, 2h - 1, 2w - 1, 2), row and column, in units of the size of `pretrained_window`.
+    """
+    axes = [torch.arange(1 - side, side, dtype=torch.float32) for side in window]
+    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).unsqueeze(0)
+    reach = torch.tensor([max(side - 1, 1) for side in pretrained_window], dtype=torch.float32)
+    scaled = offsets / reach * _COORDINATE_RANGE
+    return scaled.sign() * (scaled.abs() + 1).log2() / math.log2(_COORDINATE_RANGE)
+
+
+def window_of_coordinates(coordinates: Tensor) -> Grid:
+    """The `pretrained_window` of stored `relative_coordinates`; ValueError where they are none."""
+    shape = tuple(coordinates.shape)
+    if len(shape) != 4 or not shape[1] * shape[2] % 2 or shape[3] != 2:
+        raise ValueError(f"relative coordinates of shape {shape}, expected (1, 2h - 1, 2w - 1, 2)")
+    window = []
+    for size, corner in zip(shape[1:3], coordinates[0, -1, -1].double().tolist(), strict=True):
+        # The largest offset, as a share of the largest in the window of pre-training.
+        share = (_COORDINATE_RANGE**corner - 1) / _COORDINATE_RANGE if 0 < corner < 8 else 1.0
+        window.append(round((size // 2) / share) + 1)
+    return window[0], window[1]

@@ -1,6 +1,6 @@
 """SimMIM: hide patches, encode what is left, predict the hidden pixels (arXiv 2111.09886)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -17,9 +17,13 @@ class Encoder(Protocol):
     stride: int
     num_features: int
     num_layers: int
+    blocks: Iterable[nn.Module]
 
     def forward_features(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), mask (B, H/patch, W/patch) -> (B, num_features, H/stride, W/stride)."""
+        """(B, C, H, W), mask (B, H/patch, W/patch) -> (B, num_features, H/stride, W/stride).
+
+        Sizes that the stride does not divide are rounded up.
+        """
 
     def layer_of(self, name: str) -> int:
         """Layer id of a parameter for layer-wise decay, 0 to num_layers + 1."""
@@ -41,8 +45,8 @@ class SimMIM(nn.Module):
     def predict(self, image: Tensor, mask: Tensor) -> Tensor:
         """Predict the target from what is visible: (B, C, H, W)."""
         features = self.encoder.forward_features(image, mask)
-        prediction: Tensor = self.decoder(features)
-        return prediction
+        prediction: Tensor = self.decoder(features)  # larger, where the stride does not divide
+        return prediction[..., : image.shape[-2], : image.shape[-1]]
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """Loss of normalized images (B, C, H, W); mask (B, H/p, W/p) bool, True = hidden."""
@@ -57,7 +61,7 @@ class SimMIM(nn.Module):
         return torch.where(upsample_mask(mask, image.shape[-1]), pixels, image)
 
 
-def upsample_mask(mask: Tensor, image_size: int) -> Tensor:
-    """Patches to pixels: (B, h, w) -> (B, 1, image_size, image_size)."""
-    scale = image_size // mask.shape[-1]
+def upsample_mask(mask: Tensor, image_width: int) -> Tensor:
+    """Patches to pixels: (B, h, w) -> (B, 1, H, image_width)."""
+    scale = image_width // mask.shape[-1]
     return mask.repeat_interleave(scale, 1).repeat_interleave(scale, 2).unsqueeze(1)

@@ -3,9 +3,8 @@
 from typing import Any
 
 import torch
-from timm.layers import trunc_normal_
+from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.layers import (
     Mlp,
@@ -13,37 +12,42 @@ from models.layers import (
     attend,
     drop_path,
     drop_path_rates,
-    gather_position_bias,
     hide_tokens,
     init_linear,
-    relative_position_index,
+    project_qkv,
     run_block,
 )
+from models.windows import Grid, gather_position_bias, relative_position_index
 from utils.checks import require_divisible
 
 _EPS = 1e-6
 
 
-def token_position_index(grid_size: int) -> Tensor:
+def token_position_index(grid: Grid) -> Tensor:
     """Row of the bias table for each pair of tokens, CLS first: (L + 1, L + 1).
 
     After the rows of the relative positions come CLS to patch, patch to CLS and CLS to CLS.
     """
-    num_offsets = (2 * grid_size - 1) ** 2
-    length = grid_size * grid_size + 1
+    num_offsets = _num_offsets(grid)
+    length = grid[0] * grid[1] + 1
     index = torch.empty(length, length, dtype=torch.long)
-    index[1:, 1:] = relative_position_index(grid_size, grid_size)
+    index[1:, 1:] = relative_position_index(*grid)
     index[0, :] = num_offsets
     index[:, 0] = num_offsets + 1
     index[0, 0] = num_offsets + 2
     return index
 
 
-def add_position_bias(module: nn.Module, grid_size: int, num_heads: int) -> None:
+def _num_offsets(grid: Grid) -> int:
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1)
+
+
+def add_position_bias(module: nn.Module, grid: Grid, num_heads: int) -> None:
     """Give `module` a bias table (rows, heads), which starts at 0, and the index into it."""
-    index = token_position_index(grid_size)
+    index = token_position_index(grid)
     module.register_buffer("relative_position_index", index, persistent=False)
-    table = torch.zeros((2 * grid_size - 1) ** 2 + 3, num_heads)
+    module.window = grid  # type: ignore[assignment]
+    table = torch.zeros(_num_offsets(grid) + 3, num_heads)
     module.register_parameter("relative_position_bias_table", nn.Parameter(table))
 
 
@@ -53,9 +57,9 @@ class RelativePositionBias(nn.Module):
     relative_position_bias_table: Tensor
     relative_position_index: Tensor
 
-    def __init__(self, grid_size: int, num_heads: int) -> None:
+    def __init__(self, grid: Grid, num_heads: int) -> None:
         super().__init__()
-        add_position_bias(self, grid_size, num_heads)
+        add_position_bias(self, grid, num_heads)
 
     def forward(self) -> Tensor:
         """(heads, L + 1, L + 1)."""
@@ -65,14 +69,14 @@ class RelativePositionBias(nn.Module):
 class Attention(nn.Module):
     """Self-attention over all tokens; the key bias is fixed at 0.
 
-    With `grid_size` it owns a relative position bias.
+    With `grid` it owns a relative position bias.
     """
 
     relative_position_bias_table: Tensor
     relative_position_index: Tensor
 
     def __init__(
-        self, dim: int, num_heads: int, qkv_bias: bool, drop: float, grid_size: int | None
+        self, dim: int, num_heads: int, qkv_bias: bool, drop: float, grid: Grid | None
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -80,19 +84,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, dim * 3, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
-        self.owns_position_bias = grid_size is not None
-        if grid_size is not None:
-            add_position_bias(self, grid_size, num_heads)
+        self.owns_position_bias = grid is not None
+        if grid is not None:
+            add_position_bias(self, grid, num_heads)
         self.proj = nn.Linear(dim, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, tokens: Tensor, shared_bias: Tensor | None = None) -> Tensor:
         """(B, L, C) -> (B, L, C); `shared_bias` (heads, L, L) is added to the scores."""
-        qkv_bias = None
-        if self.q_bias is not None and self.v_bias is not None:
-            qkv_bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        qkv = F.linear(tokens, self.qkv.weight, qkv_bias)
-        qkv = qkv.view(*tokens.shape[:2], 3, self.num_heads, -1)
+        qkv = project_qkv(tokens, self.qkv.weight, self.q_bias, self.v_bias, self.num_heads)
         return self.drop(self.proj(attend(qkv, self._bias(shared_bias), self.scale)))
 
     def _bias(self, shared_bias: Tensor | None) -> Tensor | None:
@@ -145,13 +145,14 @@ def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
 class VisionTransformer(nn.Module):
     """ViT that classifies images, or encodes them for SimMIM.
 
-    `num_classes` 0 leaves the head out; `use_mask_token` adds the token that hides patches;
-    truncated normals are cut at +-`init_cut` (absolute).
+    `image_size` is a side or (height, width); `num_classes` 0 leaves the head out;
+    `use_mask_token` adds the token that hides patches; truncated normals are cut at +-`init_cut`
+    (absolute).
     """
 
     def __init__(
         self,
-        image_size: int = 224,
+        image_size: int | Grid = 224,
         patch_size: int = 16,
         in_chans: int = 3,
         embed_dim: int = 768,
@@ -172,26 +173,28 @@ class VisionTransformer(nn.Module):
         init_cut: float = 2.0,
     ) -> None:
         super().__init__()
-        require_divisible(image_size, patch_size, "DATA.IMG_SIZE", "MODEL.VIT.PATCH_SIZE")
+        image_size = to_2tuple(image_size)
+        for side in image_size:
+            require_divisible(side, patch_size, "DATA.IMG_SIZE", "MODEL.VIT.PATCH_SIZE")
         require_divisible(embed_dim, num_heads, "MODEL.VIT.EMBED_DIM", "MODEL.VIT.NUM_HEADS")
         self.in_chans, self.patch_size, self.stride = in_chans, patch_size, patch_size
         self.num_features, self.num_layers = embed_dim, depth
         self.use_checkpoint = use_checkpoint
 
         self.patch_embed = PatchEmbed(image_size, patch_size, in_chans, embed_dim)
-        grid_size = self.patch_embed.grid_size
+        grid = self.patch_embed.grid
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         if use_mask_token:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed: nn.Parameter | None = None
         if use_ape:
-            self.pos_embed = nn.Parameter(torch.zeros(1, grid_size**2 + 1, embed_dim))
-        self.rel_pos_bias = RelativePositionBias(grid_size, num_heads) if use_shared_rpb else None
+            self.pos_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1] + 1, embed_dim))
+        self.rel_pos_bias = RelativePositionBias(grid, num_heads) if use_shared_rpb else None
         self.pos_drop = nn.Dropout(drop_rate)
 
         self.blocks = nn.ModuleList()
         for rate in drop_path_rates(drop_path_rate, depth):
-            own_grid = grid_size if use_rpb else None
+            own_grid = grid if use_rpb else None
             attention = Attention(embed_dim, num_heads, qkv_bias, drop_rate, own_grid)
             block = ViTBlock(embed_dim, attention, mlp_ratio, drop_rate, rate, init_values)
             self.blocks.append(block)
@@ -238,8 +241,8 @@ class VisionTransformer(nn.Module):
 
         Patches where `mask` (B, H/patch, W/patch) is True are hidden from the encoder.
         """
-        side = self.patch_embed.grid_size
-        return self._encode(image, mask)[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        tokens = self._encode(image, mask)[:, 1:]
+        return tokens.transpose(1, 2).unflatten(2, self.patch_embed.grid)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, num_classes); without a head, pooled features."""

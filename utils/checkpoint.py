@@ -17,6 +17,7 @@ from utils.distributed import equal_in_all_processes
 from utils.safe_load import Weights, model_weights, read_checkpoint
 
 State = dict[str, Any]
+_MAY_LACK = "relative_coords_table"
 
 
 def save_checkpoint(path: Path, state: State) -> None:
@@ -177,9 +178,12 @@ def restore(state: State, parts: Mapping[str, Any], source: Path) -> None:
 
 def restore_model(weights: Weights, model: nn.Module, source: Path) -> None:
     """Load the model strictly; ValueError names the first differences."""
+    own = model.state_dict()
+    # Buffers that follow from the configuration, where a file does not store them.
+    weights = {name: own[name] for name in own if name.endswith(_MAY_LACK)} | weights
     require_same_shapes(
         {name: tuple(value.shape) for name, value in weights.items()},
-        {name: tuple(value.shape) for name, value in model.state_dict().items()},
+        {name: tuple(value.shape) for name, value in own.items()},
         f"checkpoint {source}",
     )
     model.load_state_dict(weights)

@@ -14,7 +14,7 @@ import yaml
 from yacs.config import CfgNode
 
 from utils.checks import choose
-from utils.defaults import CHOICES, DEFAULTS, FLOAT_LISTS, OPTIONAL, RANGES
+from utils.defaults import CHOICES, DEFAULTS, FLOAT_LISTS, OPTIONAL, RANGES, SIZES
 
 
 def get_config(cfg_file: str | Path | None = None, opts: Sequence[Any] = ()) -> CfgNode:
@@ -108,9 +108,12 @@ def _convert(value: Any, key: str, source: str) -> Any:
             value = math.inf if value in ("inf", ".inf") else value
     if value is None and key in OPTIONAL:
         return None
+    if key in SIZES and isinstance(value, list | tuple) and len(value) == 2:
+        default = [default, default]
     converted = _as_type_of(default, value, key)
     if converted is None:
         kind = "list" if isinstance(default, list | tuple) else type(default).__name__
+        kind += " or [height, width]" if key in SIZES else ""
         raise ValueError(f"{source}: {key} is {value!r}, expected {kind} (default: {default!r})")
     return converted
 
@@ -145,7 +148,8 @@ def _check_values(cfg: CfgNode) -> None:
         choose(dict.fromkeys(choices), _get(cfg, key), key)
     for key, (low, high) in RANGES.items():
         value = _get(cfg, key)
-        if not low <= value <= high:
+        values = value if isinstance(value, list | tuple) else [value]
+        if not all(low <= number <= high for number in values):
             limit = f"from {low} to {high}" if math.isfinite(high) else f"at least {low}"
             raise ValueError(f"{key} is {value}, expected {limit}")
     if cfg.TRAIN.WARMUP_EPOCHS > cfg.TRAIN.EPOCHS:

@@ -12,7 +12,7 @@ DEFAULTS: dict[str, Any] = dict(
         BATCH_SIZE=128,  # images per process and micro-batch
         DATA_PATH="",
         DATASET="imagenet",
-        IMG_SIZE=224,
+        IMG_SIZE=224,  # or [height, width]
         INTERPOLATION="bicubic",  # fine-tuning and evaluation; pre-training crops are bilinear
         PIN_MEMORY=True,
         NUM_WORKERS=8,
@@ -33,7 +33,11 @@ DEFAULTS: dict[str, Any] = dict(
         DROP_PATH_RATE=0.1,
         LABEL_SMOOTHING=0.1,
         SWIN=_ENCODER | dict(QK_SCALE=None),
-        SWINV2=_ENCODER | dict(PRETRAINED_WINDOW_SIZES=[0, 0, 0, 0]),
+        SWINV2=_ENCODER
+        | dict(
+            PRETRAINED_WINDOW_SIZES=[0, 0, 0, 0],  # of the weights to start from; 0: WINDOW_SIZE
+            EXTRA_NORM_EVERY=0,  # a norm on the main branch after so many blocks; 0: none
+        ),
         VIT=dict(
             PATCH_SIZE=16,
             IN_CHANS=3,
@@ -67,6 +71,7 @@ DEFAULTS: dict[str, Any] = dict(
         AUTO_RESUME=True,
         ACCUMULATION_STEPS=0,  # micro-batches per update; 0 is 1
         USE_CHECKPOINT=False,
+        SHARDING="none",  # full: weights, gradients and optimizer divided over the processes
         LAYER_DECAY=1.0,
         EMA_DECAY=0.0,  # of the average of a classifier's weights; 0: no average
         PRECISION="auto",
@@ -116,11 +121,13 @@ DEFAULTS: dict[str, Any] = dict(
 )
 
 OPTIONAL = {"MODEL.SWIN.QK_SCALE": 0.0, "MODEL.VIT.INIT_VALUES": 0.0, "AUG.CUTMIX_MINMAX": [0.0]}
+SIZES = ("DATA.IMG_SIZE",)  # a side, or [height, width]
 FLOAT_LISTS = ("TRAIN.OPTIMIZER.BETAS", "AUG.CUTMIX_MINMAX", "AUG.CROP_SCALE")
 _PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 CHOICES = {
     "AUG.REMODE": ("const", "rand", "pixel"),
     "AUG.MIXUP_MODE": ("batch", "pair", "elem"),
+    "TRAIN.SHARDING": ("none", "full"),
     "TEST.PRECISION": _PRECISIONS,
     "DATA.INTERPOLATION": ("bicubic", "bilinear", "nearest"),
     "TRAIN.PRECISION": _PRECISIONS,
@@ -152,6 +159,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "MODEL.SWIN.PATCH_SIZE": _POSITIVE,
     "MODEL.SWIN.EMBED_DIM": _POSITIVE,
     "MODEL.SWIN.WINDOW_SIZE": _POSITIVE,
+    "MODEL.SWINV2.PATCH_SIZE": _POSITIVE,
+    "MODEL.SWINV2.EMBED_DIM": _POSITIVE,
+    "MODEL.SWINV2.WINDOW_SIZE": _POSITIVE,
+    "MODEL.SWINV2.EXTRA_NORM_EVERY": _NOT_NEGATIVE,
     "MODEL.VIT.PATCH_SIZE": _POSITIVE,
     "MODEL.VIT.EMBED_DIM": _POSITIVE,
     "MODEL.VIT.DEPTH": _POSITIVE,

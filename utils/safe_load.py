@@ -17,7 +17,8 @@ from torch import Tensor
 Weights = dict[str, Tensor]
 
 # Buffers that models compute themselves; files may hold them.
-_RECOMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
+_RECOMPUTED = ("relative_position_index", "attn_mask")
+_OLDER_NAMES = {".rpe_mlp.": ".cpb_mlp."}  # of Swin V2
 _OLD_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -164,7 +165,7 @@ def _one_line_errors(path: Path) -> Iterator[None]:
 def model_weights(
     state: Any, source: str | Path, keys: Sequence[str] = ("model_ema", "model")
 ) -> Weights:
-    """The parameters in what `read_checkpoint` returned, recomputed buffers left out.
+    """The parameters in what `read_checkpoint` returned, by today's names, without what is computed.
 
     They are below the first of `keys` that is there (averaged weights win), else they are the file
     itself. ValueError where there are none.
@@ -176,4 +177,7 @@ def model_weights(
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"checkpoint {source} holds no weights: {name!r} is no tensor")
-    return {name: value for name, value in weights.items() if not name.endswith(_RECOMPUTED)}
+    kept = {name: value for name, value in weights.items() if not name.endswith(_RECOMPUTED)}
+    for older, newer in _OLDER_NAMES.items():
+        kept = {name.replace(older, newer): value for name, value in kept.items()}
+    return kept

@@ -17,6 +17,12 @@ SMALL: dict[str, list[Any]] = {
         *("MODEL.SWIN.NUM_HEADS", [1, 2, 4], "MODEL.SWIN.WINDOW_SIZE", 4),
         *("MODEL.SWIN.PATCH_SIZE", 2, "DATA.IMG_SIZE", 32, "DATA.MASK_PATCH_SIZE", 8),
     ],
+    "swinv2": [
+        *("MODEL.TYPE", "swinv2", "MODEL.SWINV2.EMBED_DIM", 16, "MODEL.SWINV2.DEPTHS", [2, 2, 2]),
+        *("MODEL.SWINV2.NUM_HEADS", [1, 2, 4], "MODEL.SWINV2.WINDOW_SIZE", 4),
+        *("MODEL.SWINV2.PATCH_SIZE", 2, "DATA.IMG_SIZE", 32, "DATA.MASK_PATCH_SIZE", 8),
+        *("MODEL.SWINV2.EXTRA_NORM_EVERY", 2),
+    ],
     "vit": [
         *("MODEL.TYPE", "vit", "MODEL.VIT.EMBED_DIM", 32, "MODEL.VIT.DEPTH", 3),
         *("MODEL.VIT.NUM_HEADS", 2, "MODEL.VIT.PATCH_SIZE", 4),
@@ -162,28 +168,78 @@ def test_swin_weights_start_as_in_the_reference() -> None:
     assert block.attn.relative_position_bias_table.std() == pytest.approx(0.02, rel=0.2)
 
 
-def test_drop_path_grows_linearly_over_all_blocks() -> None:
-    encoder = small_model("swin", "MODEL.DROP_PATH_RATE", 0.5).encoder
-    blocks = [block for layer in encoder.layers for block in layer.blocks]
-    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks]
-    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+@torch.no_grad()
+def test_swinv2_blocks_start_as_the_identity() -> None:
+    encoder = small_model("swinv2", "MODEL.SWINV2.EXTRA_NORM_EVERY", 0).encoder
+    image, _ = sample(small_model("swinv2"))
+    tokens = encoder.patch_embed(image)
+    assert torch.equal(encoder.layers[0].blocks[0](tokens, encoder.layers[0].windows), tokens)
+    attention = encoder.blocks[0].attn
+    assert attention.logit_scale.exp().tolist() == [[[pytest.approx(10)]]]
+    assert attention.cpb_mlp[0].weight.std() == pytest.approx(0.02, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("size", "window", "legal"),
-    [
-        (200, 6, "192"),
-        (190, 6, "192"),
-        (192, 7, "224 or 448; or WINDOW_SIZE 3 or 6"),
-        (194, 6, "192"),
-    ],
-)
-def test_sizes_that_do_not_divide_name_the_nearest_legal_ones(
-    size: int, window: int, legal: str
-) -> None:
-    opts = ["MODEL.SWIN.WINDOW_SIZE", window, "DATA.IMG_SIZE", size]
-    with pytest.raises(ValueError, match=rf"(?s)nearest legal.*{legal}"):
-        build_pretrain_model(get_config(None, opts))
+def test_the_extra_norm_follows_every_nth_block_of_a_stage() -> None:
+    depths = ["MODEL.SWINV2.DEPTHS", [2, 7, 2], "MODEL.SWINV2.EXTRA_NORM_EVERY", 3]
+    encoder = small_model("swinv2", *depths).encoder
+    found = [name for name, _ in encoder.named_parameters() if name.endswith("norm3.weight")]
+    assert found == ["layers.1.blocks.2.norm3.weight", "layers.1.blocks.5.norm3.weight"]
+
+
+@torch.no_grad()
+def test_cosine_attention_forgets_the_length_of_queries_and_clamps_its_scale() -> None:
+    attention = small_model("swinv2").encoder.blocks[0].attn
+    tokens = torch.randn(2, 16, 16)
+    before = attention(tokens)
+    attention.qkv.weight[:32] *= 1e-6  # queries and keys, whose biases are 0
+    torch.testing.assert_close(attention(tokens), before)
+    attention.logit_scale.fill_(torch.tensor(100.0).log())
+    largest = attention(tokens)
+    attention.logit_scale.fill_(50.0)
+    torch.testing.assert_close(attention(tokens), largest)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_drop_path_grows_linearly_over_all_blocks(kind: str) -> None:
+    encoder = small_model(kind, "MODEL.DROP_PATH_RATE", 0.5).encoder
+    assert len(encoder.blocks) == encoder.num_layers
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in encoder.blocks]
+    last = encoder.num_layers - 1
+    assert rates == pytest.approx([0.5 * index / last for index in range(last + 1)])
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("size", [(32, 48), (40, 24), (56, 32)])
+def test_images_of_any_shape_are_encoded_and_predicted(kind: str, size: tuple[int, int]) -> None:
+    model = small_model(kind, "DATA.IMG_SIZE", list(size)).eval()
+    encoder = model.encoder
+    image = torch.randn(2, 3, *size)
+    mask = torch.rand(2, size[0] // 8, size[1] // 8) < 0.5
+    scale = 8 // encoder.patch_size
+    mask = mask.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    grid = tuple(-(-side // encoder.stride) for side in size)
+    assert encoder.forward_features(image, mask).shape == (2, encoder.num_features, *grid)
+    assert model.predict(image, mask).shape == image.shape
+    model(image, mask).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("size", [24, 12])
+def test_an_image_too_small_for_the_stages_is_an_error(size: int) -> None:
+    for kind in ("swin", "swinv2"):
+        opts = ["MODEL.TYPE", kind, "DATA.IMG_SIZE", size]
+        with pytest.raises(ValueError, match=rf"IMG_SIZE is {size}, too small.* at least 32"):
+            build_pretrain_model(get_config(None, opts))
+
+
+def test_a_patch_that_does_not_divide_the_image_names_the_nearest_sizes() -> None:
+    with pytest.raises(ValueError, match=r"190.*PATCH_SIZE = 4 .*nearest legal: 188 or 192"):
+        build_pretrain_model(get_config(None, ["DATA.IMG_SIZE", [192, 190]]))
+
+
+def test_pretrained_windows_are_one_for_each_stage() -> None:
+    with pytest.raises(ValueError, match=r"PRETRAINED_WINDOW_SIZES is \[4, 4\].*of the 3 stages"):
+        small_model("swinv2", "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES", [4, 4])
 
 
 def test_heads_that_do_not_divide_the_width_are_an_error() -> None:
@@ -191,6 +247,8 @@ def test_heads_that_do_not_divide_the_width_are_an_error() -> None:
         ValueError, match=r"width of stage 0 is 16, which MODEL\.SWIN\.NUM_HEADS = 5"
     ):
         small_model("swin", "MODEL.SWIN.NUM_HEADS", [5, 2, 4])
+    with pytest.raises(ValueError, match=r"MODEL\.SWINV2\.NUM_HEADS = 5"):
+        small_model("swinv2", "MODEL.SWINV2.NUM_HEADS", [5, 2, 4])
     with pytest.raises(ValueError, match=r"MODEL\.VIT\.NUM_HEADS"):
         small_model("vit", "MODEL.VIT.NUM_HEADS", 5)
 

@@ -20,9 +20,27 @@ from tests.golden_cases import (
 )
 from utils.config import get_config
 
-CASES = read_golden("models/cases.json")
+
+
+def v2_case(case: dict[str, Any]) -> dict[str, Any]:
+    """A case of models_v2, whose keys are an encoder's arguments, in the form of the others."""
+    keys = {f"MODEL.SWINV2.{key.upper()}": value for key, value in case["swinv2"].items()}
+    config = {
+        "MODEL.TYPE": "swinv2",
+        "MODEL.NUM_CLASSES": keys.pop("MODEL.SWINV2.NUM_CLASSES", 0),
+        "DATA.IMG_SIZE": keys.pop("MODEL.SWINV2.IMG_SIZE"),
+        "DATA.MASK_PATCH_SIZE": case["mask_patch_size"],
+        "MODEL.SIMMIM.NORM_TARGET.ENABLE": case["norm_target"][0],
+        "MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE": case["norm_target"][1],
+    }
+    return case | {"config": config | keys, "folder": "models_v2"}
+
+
+CASES = {name: case | {"folder": "models"} for name, case in read_golden("models/cases.json").items()}
+CASES |= {name: v2_case(case) for name, case in read_golden("models_v2/cases.json").items()}
 TRAJECTORIES = read_golden("models/trajectories.json")
 FULL_SIZE = read_golden("full_size/forward.json")
+V2_MANIFEST = read_golden("full_size/state_dict_manifest_swinv2.json")
 PRETRAIN = sorted(name for name in CASES if CASES[name]["stage"] == "pretrain")
 FINETUNE = sorted(name for name in CASES if CASES[name]["stage"] == "finetune")
 
@@ -76,7 +94,7 @@ def test_parameter_names_and_shapes_are_the_references(name: str) -> None:
 @pytest.mark.parametrize("name", PRETRAIN)
 def test_pretraining_forward_and_gradients_agree_to_1e_9(name: str) -> None:
     cfg, model = build(CASES[name])
-    golden = np.load(GOLDEN / f"models/{name}.npz")
+    golden = np.load(GOLDEN / f"{CASES[name]['folder']}/{name}.npz")
     image, mask = case_input(
         name,
         2,
@@ -91,6 +109,9 @@ def test_pretraining_forward_and_gradients_agree_to_1e_9(name: str) -> None:
     np.testing.assert_allclose(
         prediction[:, :, ::7, ::5].detach().numpy(), golden["reconstruction"], rtol=1e-9, atol=1e-12
     )
+    if "normalized_target" in golden:
+        target = model.target(image)[:, :, ::7, ::5]
+        np.testing.assert_allclose(target.numpy(), golden["normalized_target"], rtol=1e-9)
     loss = model(image, mask)
     assert loss.item() == pytest.approx(float(golden["loss"]), rel=1e-9)
     loss.backward()
@@ -103,7 +124,7 @@ def test_pretraining_forward_and_gradients_agree_to_1e_9(name: str) -> None:
 @pytest.mark.parametrize("name", FINETUNE)
 def test_classifier_logits_and_gradients_agree_to_1e_9(name: str) -> None:
     cfg, model = build(CASES[name])
-    golden = np.load(GOLDEN / f"models/{name}.npz")
+    golden = np.load(GOLDEN / f"{CASES[name]['folder']}/{name}.npz")
     size, patch = cfg.DATA.IMG_SIZE, model.patch_size
     image, _ = case_input(name, 2, size, 32, patch, torch.float64)
     np.testing.assert_allclose(
@@ -116,6 +137,32 @@ def test_classifier_logits_and_gradients_agree_to_1e_9(name: str) -> None:
     np.testing.assert_allclose(
         gradient_norms(model, names), golden["grad_norms"], rtol=1e-9, atol=1e-14
     )
+
+
+@pytest.mark.parametrize("name", sorted(V2_MANIFEST))
+def test_swinv2_recipes_have_the_published_names_and_shapes(name: str) -> None:
+    folder = "swinv2_base__800ep"
+    cfg = get_config(f"configs/{folder}/{name}.yaml")
+    pretrain = name.startswith("simmim_pretrain")
+    with torch.device("meta"):
+        model: Any = build_pretrain_model(cfg) if pretrain else build_classifier(cfg, 1000)
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    published = {key: tuple(shape) for key, (shape, _) in V2_MANIFEST[name].items()}
+    recomputed = {key for key in published if key.endswith(("position_index", "attn_mask"))}
+    assert own == {key: published[key] for key in published if key not in recomputed}
+
+
+# SPEC: millions of parameters with a head of 1000 classes.
+@pytest.mark.parametrize(
+    ("size", "millions"),
+    [("small", 49.7), ("base", 87.9), ("large", 196.7), ("huge", 658), ("giant", 1064.6)],
+)
+def test_swinv2_sizes_have_the_published_numbers_of_parameters(size: str, millions: float) -> None:
+    cfg = get_config(f"configs/_base_/swinv2_{size}.yaml", ["DATA.IMG_SIZE", 224])
+    with torch.device("meta"):
+        model = build_classifier(cfg, 1000)
+    count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert count == pytest.approx(millions, abs=0.5 if size == "huge" else 0.05)
 
 
 @pytest.mark.parametrize("name", sorted(TRAJECTORIES))

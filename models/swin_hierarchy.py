@@ -1,0 +1,166 @@
+"""What both versions of Swin are made of: stem, stages of shrinking maps, norm, head."""
+
+from collections.abc import Callable, Sequence
+
+from timm.layers import to_2tuple, trunc_normal_
+from torch import Tensor, nn
+import torch
+
+from models.layers import PatchEmbed, drop_path_rates, hide_tokens, run_block
+from models.windows import Grid, Windows, halved, join_neighbours, shrunk_window
+from utils.checks import require_divisible
+
+# (stage, block in the stage, width, heads, window, drop-path rate) -> block
+MakeBlock = Callable[[int, int, int, int, Grid, float], nn.Module]
+MakeMerging = Callable[[int], nn.Module]  # width -> (B, L, 4 * width) to (B, L, 2 * width)
+
+
+class SwinStage(nn.Module):
+    """Blocks of one resolution, every other one with shifted windows; then the merging."""
+
+    def __init__(
+        self, grid: Grid, window: int, blocks: Sequence[nn.Module], merging: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.windows = Windows(grid, window, shifted=False)
+        self.shifted_windows = Windows(grid, window, shifted=True)
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = merging
+
+    def forward(self, tokens: Tensor, recompute: bool = False) -> Tensor:
+        """(B, L, C) -> (B, L/4, 2C), or (B, L, C) in the last stage."""
+        for index, block in enumerate(self.blocks):
+            windows = self.shifted_windows if index % 2 else self.windows
+            tokens = run_block(block, tokens, windows, recompute=recompute)
+        if self.downsample is None:
+            return tokens
+        merged: Tensor = self.downsample(join_neighbours(tokens, self.grid))
+        return merged
+
+
+class SwinHierarchy(nn.Module):
+    """A Swin of any number of stages; classifies images, or encodes them for SimMIM.
+
+    `image_size` is a side or (height, width); `num_classes` 0 leaves the head out;
+    `use_mask_token` adds the token that hides patches; `section` names the configuration's keys.
+    """
+
+    def __init__(
+        self,
+        make_block: MakeBlock,
+        make_merging: MakeMerging,
+        section: str,
+        *,
+        image_size: int | Grid = 224,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        ape: bool = False,
+        patch_norm: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        num_classes: int = 1000,
+        use_mask_token: bool = False,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        image_size = to_2tuple(image_size)
+        _check_heads(embed_dim, depths, num_heads, section)
+        _check_size(image_size, patch_size, len(depths), section)
+        self.in_chans, self.patch_size, self.depths = in_chans, patch_size, list(depths)
+        self.stride = patch_size * 2 ** (len(depths) - 1)
+        self.num_features = embed_dim * 2 ** (len(depths) - 1)
+        self.num_layers = sum(depths)
+        self.use_checkpoint = use_checkpoint
+
+        self.patch_embed = PatchEmbed(image_size, patch_size, in_chans, embed_dim, norm=patch_norm)
+        grid = self.patch_embed.grid
+        self.absolute_pos_embed: nn.Parameter | None = None
+        if ape:
+            self.absolute_pos_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1], embed_dim))
+            trunc_normal_(self.absolute_pos_embed, std=0.02)
+        if use_mask_token:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+            trunc_normal_(self.mask_token, std=0.02)
+        self.pos_drop = nn.Dropout(drop_rate)
+        rates = iter(drop_path_rates(drop_path_rate, self.num_layers))
+        self.layers = nn.ModuleList()
+        for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
+            grid = halved(grid) if stage else grid
+            dim, window = embed_dim * 2**stage, shrunk_window(grid, window_size)
+            blocks = [
+                make_block(stage, index, dim, heads, window, next(rates)) for index in range(depth)
+            ]
+            merging = make_merging(dim) if stage < len(depths) - 1 else None
+            self.layers.append(SwinStage(grid, window_size, blocks, merging))
+        self.last_grid = grid
+        self.norm = nn.LayerNorm(self.num_features)
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else None
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All blocks, first to last."""
+        return [block for layer in self.layers for block in layer.blocks]  # type: ignore[union-attr]
+
+    def forward_features(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, num_features, H/stride, W/stride), rounded up.
+
+        Patches where `mask` (B, H/patch, W/patch) is True are hidden from the encoder.
+        """
+        tokens = self.patch_embed(image)
+        if mask is not None:
+            tokens = hide_tokens(tokens, self.mask_token, mask)
+        if self.absolute_pos_embed is not None:
+            tokens = tokens + self.absolute_pos_embed
+        tokens = self.pos_drop(tokens)
+        for layer in self.layers:
+            tokens = layer(tokens, recompute=self.use_checkpoint and self.training)
+        return self.norm(tokens).transpose(1, 2).unflatten(2, self.last_grid)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, num_classes); without a head, pooled features."""
+        pooled = self.forward_features(image).flatten(2).mean(dim=2)
+        return pooled if self.head is None else self.head(pooled)
+
+    def layer_of(self, name: str) -> int:
+        """Layer id: 0 stem, block + 1, merging as the last block of its stage, n + 1 all else."""
+        part, *rest = name.split(".")
+        if part in ("patch_embed", "mask_token", "absolute_pos_embed"):
+            return 0
+        if part != "layers":
+            return self.num_layers + 1
+        stage = int(rest[0])
+        block = int(rest[2]) if rest[1] == "blocks" else self.depths[stage] - 1
+        return sum(self.depths[:stage]) + block + 1
+
+    def no_weight_decay(self, name: str) -> bool:
+        """The absolute position embedding and the mask token; a version adds its own."""
+        return name in ("absolute_pos_embed", "mask_token")
+
+
+def _check_heads(
+    embed_dim: int, depths: Sequence[int], num_heads: Sequence[int], section: str
+) -> None:
+    if len(depths) != len(num_heads):
+        raise ValueError(
+            f"{section}: DEPTHS {list(depths)} and NUM_HEADS {list(num_heads)} differ in length"
+        )
+    for stage, heads in enumerate(num_heads):
+        width = embed_dim * 2**stage
+        require_divisible(width, heads, f"the width of stage {stage}", f"{section}.NUM_HEADS")
+
+
+def _check_size(image_size: Grid, patch_size: int, num_stages: int, section: str) -> None:
+    """ValueError unless patches divide the image, and the last map has at least one whole cell."""
+    stride = patch_size * 2 ** (num_stages - 1)
+    for side in image_size:
+        require_divisible(side, patch_size, "DATA.IMG_SIZE", f"{section}.PATCH_SIZE")
+        if side < stride:
+            raise ValueError(
+                f"DATA.IMG_SIZE is {side}, too small for {num_stages} stages and patches of "
+                f"{patch_size}: expected at least {stride}"
+            )
