@@ -13,6 +13,8 @@ from utils.config import get_config
 
 GROUPS = read_golden("full_size/param_groups.json")
 MANIFEST = read_golden("full_size/state_dict_manifest.json")
+MANIFEST |= read_golden("full_size/state_dict_manifest_swinv2.json")
+V2_CASES = read_golden("models_v2/cases.json")
 RECOMPUTED = ("relative_position_index", "attn_mask")
 RECIPES = {path.stem: path for path in Path("configs").rglob("*.yaml")}
 
@@ -53,7 +55,26 @@ def test_published_recipes_have_the_references_groups(name: str) -> None:
         assert numbers == pytest.approx(expected[names], rel=1e-12)
 
 
-@pytest.mark.parametrize("block", ["swin_base", "vit_base"])
+@pytest.mark.parametrize("name", sorted(V2_CASES))
+def test_swinv2_decays_what_the_reference_does(name: str) -> None:
+    """The reference looks for the listed names and parts of names, with their prefix."""
+    case = V2_CASES[name]
+    recipe = f"sim{name.split('_')[1].replace('pre', 'mim_pre').replace('fine', 'mim_fine')}"
+    (path,) = Path("configs/swinv2_base__800ep").glob(f"{recipe}__*.yaml")
+    _, model = published(path.stem)
+    groups = parameter_groups(model, 1.0, 0.05, 1.0, "published")
+    decayed = {name for group in groups if group["weight_decay"] for name in group["names"]}
+    assert decayed == {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1
+        and not name.endswith(".bias")
+        and name not in case["no_weight_decay"]
+        and not any(word in name for word in case["no_weight_decay_keywords"])
+    }
+
+
+@pytest.mark.parametrize("block", ["swin_base", "swinv2_base", "vit_base"])
 def test_the_intended_exclusion_spares_tables_and_tokens(block: str) -> None:
     with torch.device("meta"):
         model = build_pretrain_model(get_config(f"configs/_base_/{block}.yaml"))
@@ -68,7 +89,8 @@ def test_the_intended_exclusion_spares_tables_and_tokens(block: str) -> None:
     }
     spared = decayed["published"] - decayed["intended"]
     assert decayed["intended"] < decayed["published"]
-    assert all(name.endswith(("bias_table", "mask_token")) for name in spared)
+    positions = ("bias_table", "mask_token", "cpb_mlp", "logit_scale")
+    assert all(any(part in name for part in positions) for name in spared)
     assert any(name.endswith("relative_position_bias_table") for name in spared)
 
 

@@ -9,7 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from models import build_classifier, build_pretrain_model, load_pretrained
-from models.position_bias import resize_position_bias
+from models.position_bias import (
+    relative_coordinates,
+    resize_position_bias,
+    window_of_coordinates,
+    window_of_table,
+)
 from models.pretrained import head_classes
 from tests.golden_cases import GOLDEN, case_input, fill_by_rule, options, read_golden
 from utils.config import get_config
@@ -40,21 +45,52 @@ def golden_file(name: str) -> Path:
 
 @pytest.mark.parametrize("name", sorted(key[:-6] for key in TABLES if key.endswith("_input")))
 def test_position_biases_are_resized_as_the_reference_does(name: str) -> None:
-    expected = TABLES[f"{name}_output"]
-    found = resize_position_bias(torch.from_numpy(TABLES[f"{name}_input"]), len(expected))
+    expected, table = TABLES[f"{name}_output"], torch.from_numpy(TABLES[f"{name}_input"])
+    num_kept = 3 if name.startswith("vit") else 0
+    source, target = (window_of_table(len(rows) - num_kept, 1.0) for rows in (table, expected))
+    found = resize_position_bias(table, source, target)
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-6)
 
 
-def test_a_table_of_the_same_size_is_untouched_and_a_larger_one_shrinks() -> None:
-    table = torch.randn(169, 4)
-    assert resize_position_bias(table, 169) is table
-    assert resize_position_bias(table, 121).shape == (121, 4)
+def test_windows_need_not_be_square() -> None:
+    table = torch.randn(11 * 7, 4)
+    resized = resize_position_bias(table, (6, 4), (12, 8))
+    assert resized.shape == (23 * 15, 4)
+    transposed = table.view(11, 7, 4).transpose(0, 1).reshape(-1, 4)
+    expected = resize_position_bias(transposed, (4, 6), (8, 12)).view(15, 23, 4).transpose(0, 1)
+    torch.testing.assert_close(resized, expected.reshape(-1, 4))
+    assert torch.equal(resized.view(23, 15, 4)[11, 7], table.view(11, 7, 4)[5, 3])  # the centre
 
 
-@pytest.mark.parametrize(("rows", "new_rows"), [(120, 169), (9, 169), (172, 121), (169, 170)])
-def test_tables_of_no_window_are_refused(rows: int, new_rows: int) -> None:
-    with pytest.raises(ValueError, match=r"a table of \d+ rows"):
-        resize_position_bias(torch.zeros(rows, 2), new_rows)
+@pytest.mark.parametrize(
+    ("num_offsets", "aspect", "window"),
+    [(169, 1.0, (7, 7)), (11 * 7, 2.0, (6, 4)), (11 * 7, 0.5, (4, 6)), (225, 2.5, (13, 5))],
+)
+def test_a_table_is_of_the_window_nearest_to_the_images_shape(
+    num_offsets: int, aspect: float, window: tuple[int, int]
+) -> None:
+    assert window_of_table(num_offsets, aspect) == window
+
+
+@pytest.mark.parametrize(("num_offsets", "aspect"), [(120, 1.0), (-3, 1.0), (77, 1.0), (120, 2.0)])
+def test_tables_of_no_window_are_refused(num_offsets: int, aspect: float) -> None:
+    with pytest.raises(ValueError, match=r"a table of -?\d+ relative positions"):
+        window_of_table(num_offsets, aspect)
+
+
+def test_a_table_that_is_too_small_is_refused() -> None:
+    with pytest.raises(ValueError, match="too few to resize"):
+        resize_position_bias(torch.zeros(9, 2), (2, 2), (7, 7))
+
+
+@pytest.mark.parametrize("window", [(12, 12), (6, 14), (1, 1), (1, 4), (32, 32)])
+@pytest.mark.parametrize("pretrained", [(12, 12), (6, 6), (7, 21)])
+def test_coordinates_tell_for_which_window_they_were_made(
+    window: tuple[int, int], pretrained: tuple[int, int]
+) -> None:
+    found = window_of_coordinates(relative_coordinates(window, pretrained))
+    told = [side for side, size in zip(found, window, strict=True) if size > 1]
+    assert told == [side for side, size in zip(pretrained, window, strict=True) if size > 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -130,6 +166,110 @@ def test_this_projects_pretraining_model_is_a_start(tmp_path: Path) -> None:
     assert torch.equal(model.state_dict()["layers.2.blocks.1.mlp.fc1.weight"], weight)
 
 
+def swinv2(size: int, window: int, *opts: Any, pretrain: bool = False) -> Any:
+    """A Swin V2 of three stages with maps of size / 2, / 4 and / 8."""
+    keys = ["MODEL.TYPE", "swinv2", "MODEL.SWINV2.EMBED_DIM", 8, "MODEL.SWINV2.PATCH_SIZE", 2]
+    keys += ["MODEL.SWINV2.DEPTHS", [1, 1, 1], "MODEL.SWINV2.NUM_HEADS", [1, 1, 1]]
+    keys += ["MODEL.SWINV2.WINDOW_SIZE", window, "DATA.IMG_SIZE", size]
+    cfg = get_config(None, [*keys, "DATA.MASK_PATCH_SIZE", 8, *opts])
+    torch.manual_seed(0)
+    return build_pretrain_model(cfg) if pretrain else build_classifier(cfg, 3)
+
+
+def coordinates(model: Any) -> list[torch.Tensor]:
+    return [block.attn.relative_coords_table for block in model.blocks]
+
+
+def test_swinv2_counts_positions_in_the_windows_of_the_file(tmp_path: Path) -> None:
+    torch.save({"model": swinv2(48, 12, pretrain=True).state_dict()}, tmp_path / "x.pth")
+    model = swinv2(56, 14)
+    report = load_pretrained(model, tmp_path / "x.pth")
+    assert str(report).endswith("were learned in windows of 12x12, 12x12, 6x6, says the file")
+    assert not report.resized
+    configured = swinv2(56, 14, "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES", [12, 12, 6])
+    for found, expected in zip(coordinates(model), coordinates(configured), strict=True):
+        assert torch.equal(found, expected)
+    torch.save({"model": model.state_dict()}, tmp_path / "finetuned.pth")
+    larger = swinv2(96, 24)  # fine-tuned once more: the windows of pre-training stay
+    load_pretrained(larger, tmp_path / "finetuned.pth")
+    configured = swinv2(96, 24, "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES", [12, 12, 6])
+    for found, expected in zip(coordinates(larger), coordinates(configured), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_swinv2_files_without_coordinates_and_with_older_names(tmp_path: Path, tells: bool) -> None:
+    pretrained = swinv2(48, 12, pretrain=True)
+    weights = {
+        name.replace("cpb_mlp", "rpe_mlp"): value
+        for name, value in pretrained.state_dict().items()
+        if "coords_table" not in name
+    }
+    keys = {"WINDOW_SIZE": 12, "PATCH_SIZE": 2, "PRETRAINED_WINDOW_SIZES": [0, 0, 0]}
+    config = {"DATA": {"IMG_SIZE": 48}, "MODEL": {"SWINV2": keys}} if tells else {}
+    torch.save({"model": weights, "config": config}, tmp_path / "x.pth")
+    model = swinv2(56, 14)
+    before = coordinates(model)
+    load_pretrained(model, tmp_path / "x.pth")
+    assert torch.equal(model.blocks[1].attn.cpb_mlp[0].weight, weights_of(pretrained, 1))
+    configured = swinv2(56, 14, "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES", [12, 12, 6])
+    wanted = coordinates(configured) if tells else before
+    for found, expected in zip(coordinates(model), wanted, strict=True):
+        assert torch.equal(found, expected)
+
+
+def weights_of(model: Any, block: int) -> torch.Tensor:
+    found: torch.Tensor = model.encoder.blocks[block].attn.cpb_mlp[0].weight
+    return found
+
+
+def test_broken_coordinates_are_one_clear_error(tmp_path: Path) -> None:
+    state = swinv2(48, 12, pretrain=True).state_dict()
+    name = "encoder.layers.1.blocks.0.attn.relative_coords_table"
+    torch.save(state | {name: torch.zeros(3, 3)}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth.*coordinates of shape \(3, 3\), expected"):
+        load_pretrained(swinv2(56, 14), tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(("size", "new_size"), [([32, 64], [64, 96]), ([64, 32], [32, 64])])
+def test_position_biases_follow_images_that_are_not_square(
+    tmp_path: Path, size: list[int], new_size: list[int]
+) -> None:
+    keys = ["MODEL.TYPE", "vit", "MODEL.VIT.EMBED_DIM", 16, "MODEL.VIT.DEPTH", 1]
+    keys += ["MODEL.VIT.NUM_HEADS", 1, "MODEL.VIT.PATCH_SIZE", 4, "MODEL.VIT.USE_SHARED_RPB", False]
+    keys += ["MODEL.VIT.USE_RPB", True]
+    small, large = (
+        build_classifier(get_config(None, [*keys, "DATA.IMG_SIZE", each]), 3)
+        for each in (size, new_size)
+    )
+    fill_by_rule(small)
+    state = {"model": small.state_dict(), "config": {"DATA": {"IMG_SIZE": size}}}
+    torch.save(state, tmp_path / "x.pth")
+    report = load_pretrained(large, tmp_path / "x.pth")
+    assert report.resized == ("blocks.0.attn.relative_position_bias_table",)
+    source, target = ((side[0] // 4, side[1] // 4) for side in (size, new_size))
+    tables = [model.get_parameter(report.resized[0]) for model in (small, large)]
+    expected = resize_position_bias(tables[0].detach(), source, target)
+    assert torch.equal(tables[1].detach(), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_a_stem_for_rgb_is_adapted_to_other_channels(channels: int) -> None:
+    model = classifier("swin", "MODEL.SWIN.IN_CHANS", channels)
+    report = load_pretrained(model, golden_file("swin_pretrain"))
+    stem = model_weights(read_checkpoint(golden_file("swin_pretrain")), "x")
+    rgb = stem["encoder.patch_embed.proj.weight"]
+    found = model.patch_embed.proj.weight
+    if channels == 1:
+        torch.testing.assert_close(found, rgb.sum(1, keepdim=True))
+        assert "weights of the stem for RGB summed for 1 channel(s)" in str(report)
+    else:
+        rows = [rgb[:, index % 3] * 3 / channels for index in range(channels)]
+        torch.testing.assert_close(found, torch.stack(rows, dim=1))
+        assert f"repeated, times 3/{channels} for {channels} channel(s)" in str(report)
+    assert "patch_embed.proj.weight" in report.resized
+
+
 def changed(change: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
     """The pre-trained golden Swin's weights with some replaced or, by None, removed."""
     weights = model_weights(read_checkpoint(golden_file("swin_pretrain")), "x") | change
@@ -149,7 +289,7 @@ WRONG: dict[str, tuple[dict[str, torch.Tensor | None], str]] = {
         {"encoder.patch_embed.norm.weight": torch.ones(9)},
         r"norm\.weight has shape \(9,\), the model \(8,\)",
     ),
-    "a table of no window": ({TABLE: torch.ones(120, 1)}, "120 rows belongs to no square window"),
+    "a table of no window": ({TABLE: torch.ones(120, 1)}, "120 relative positions belongs to no"),
     "a table of other heads": ({TABLE: torch.ones(121, 2)}, r"\(169, 2\), the model \(169, 1\)"),
     "a table that is none": ({TABLE: torch.ones(121)}, r"\(121,\), the model \(169, 1\)"),
     "a number for a table": ({TABLE: torch.tensor(1.0)}, r"has shape \(\), the model \(169, 1\)"),
