@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import to_2tuple
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -21,7 +22,6 @@ from data import (
     build_train_dataset,
     build_train_loader,
 )
-from data.transforms import normalize
 from logger import RunLog, progress_bar
 from models import build_classifier, build_criterion, load_pretrained
 from models.pretrained import head_classes
@@ -69,7 +69,7 @@ def finetune(run: Run) -> None:
     criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
 
     def compute_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
-        image, target = augment(normalize(batch[0]), batch[1])
+        image, target = augment(dataset.normalize(batch[0]), batch[1])
         loss: Tensor = criterion(model(image).float(), target)
         return loss
 
@@ -117,7 +117,7 @@ def evaluate_on(
     return evaluate(
         model,
         progress_bar(loader, "evaluation", rank()),
-        normalize,
+        loader.dataset.normalize,  # type: ignore[attr-defined]
         num_classes,
         device=run.device,
         amp_dtype=choose_precision(run.cfg.TEST.PRECISION, run.device),
@@ -160,7 +160,7 @@ def print_throughput(run: Run) -> None:
     """Images per second of the classifier on synthetic images, forward passes only."""
     keys = run.cfg.DATA
     model: Any = build_classifier(run.cfg, run.cfg.MODEL.NUM_CLASSES).to(run.device)
-    shape = (keys.BATCH_SIZE, model.in_chans, keys.IMG_SIZE, keys.IMG_SIZE)
+    shape = (keys.BATCH_SIZE, model.in_chans, *to_2tuple(keys.IMG_SIZE))
     images_per_second = measure_throughput(
         model,
         torch.randn(shape, device=run.device),

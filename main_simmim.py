@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data import build_pretrain_dataset, build_train_loader
-from data.build import PretrainDataset
-from data.transforms import normalize
+from data.samples import PretrainDataset
 from logger import RunLog
 from models import build_pretrain_model
 from tools.reconstruct import draw_reconstructions
@@ -18,13 +17,6 @@ from utils.arguments import make_parser
 from utils.checkpoint import epoch_path, resume, save_epoch
 from utils.distributed import distribute, rank
 from utils.run import Run, build_parts, is_due, open_log, run_epoch, run_program, start_run
-
-
-def compute_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
-    """Loss of a batch of uint8 images and masks."""
-    image, mask = batch
-    loss: Tensor = model(normalize(image), mask)
-    return loss
 
 
 def main() -> None:
@@ -57,6 +49,12 @@ def train(
 ) -> None:
     """Train the remaining epochs, with checkpoints and pictures from the first process."""
     cfg, model = run.cfg, parts["model"]
+
+    def compute_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
+        image, mask = batch
+        loss: Tensor = model(dataset.normalize(image), mask)
+        return loss
+
     distributed_model = distribute(model, run.device)
     for epoch in range(start_epoch, cfg.TRAIN.EPOCHS):
         run_epoch(run, log, epoch, parts, distributed_model, loader, compute_loss)

@@ -2,17 +2,16 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from yacs.config import CfgNode
 
-from data.datasets import DATASETS, Cifar10, PictureSet, Shapes, require_path
+from data.datasets import DATASETS, Cifar10, Shapes
 from data.labelled import (
     LabelledPictures,
     class_folders,
@@ -21,98 +20,47 @@ from data.labelled import (
     listed_pictures,
 )
 from data.masking import MASKS
+from data.pictures import require_path
+from data.samples import EpochSampler, Key, LabelledDataset, PretrainDataset, ShareSampler
 from data.transforms import (
     BatchAugmentation,
+    Normalizer,
     eval_transform,
     pretrain_transform,
     train_transform,
 )
 from utils.checks import choose, require_same_classes
-from utils.distributed import SAMPLE_STREAM, rank, seeded, world_size
-
-Key = tuple[int, int]  # (epoch, index of the sample)
-
-
-class PretrainDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Image and mask of a sample, both a function of (seed, epoch, index) alone."""
-
-    def __init__(
-        self,
-        pictures: PictureSet,
-        transform: Callable[[Any], Tensor],
-        mask: Callable[[], Tensor],
-        seed: int,
-    ) -> None:
-        self.pictures, self.transform, self.mask, self.seed = pictures, transform, mask, seed
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
-        """uint8 image (3, H, W) and bool mask (H/patch, W/patch) of (epoch, index)."""
-        epoch, index = key
-        picture, _ = self.pictures[index]
-        with seeded(SAMPLE_STREAM, self.seed, epoch, index):
-            return self.transform(picture), self.mask()
-
-
-class LabelledDataset(Dataset[tuple[Tensor, int]]):
-    """Image and label; what the transform leaves to chance follows from (seed, epoch, index)."""
-
-    def __init__(
-        self,
-        pictures: PictureSet,
-        transform: Callable[[Any], Tensor],
-        classes: list[str],
-        seed: int,
-    ) -> None:
-        self.pictures, self.transform, self.seed = pictures, transform, seed
-        self.classes = classes
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        """uint8 image (3, H, W) and label of (epoch, index)."""
-        epoch, index = key
-        picture, label = self.pictures[index]
-        with seeded(SAMPLE_STREAM, self.seed, epoch, index):
-            return self.transform(picture), label
-
-
-class EpochSampler(DistributedSampler):
-    """This process's shuffled share of an epoch; its keys carry the epoch to the workers."""
-
-    def __iter__(self) -> Iterator[Key]:
-        return ((self.epoch, index) for index in super().__iter__())
-
-
-class ShareSampler(Sampler[Key]):
-    """This process's share of a data set: all shares together are every sample once."""
-
-    def __init__(self, num_samples: int) -> None:
-        self.indices = range(rank(), num_samples, world_size())
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[Key]:
-        return ((0, index) for index in self.indices)
+from utils.distributed import rank, world_size
 
 
 def build_pretrain_dataset(cfg: CfgNode, *, patch_size: int, train: bool = True) -> PretrainDataset:
     """Pictures with augmentation and masks; `patch_size` is the encoder's."""
-    keys = cfg.DATA
+    keys, size = cfg.DATA, cfg.DATA.IMG_SIZE
     pictures = choose(DATASETS, keys.DATASET, "DATA.DATASET")(
-        keys.DATA_PATH, keys.IMG_SIZE, keys.NUM_SHAPES, train
+        keys.DATA_PATH, size, keys.NUM_SHAPES, train, _channels(cfg)
     )
     mask = choose(MASKS, keys.MASK, "DATA.MASK")(
-        keys.IMG_SIZE, keys.MASK_PATCH_SIZE, patch_size, keys.MASK_RATIO
+        size, keys.MASK_PATCH_SIZE, patch_size, keys.MASK_RATIO
     )
-    return PretrainDataset(pictures, pretrain_transform(keys.IMG_SIZE), mask, cfg.SEED)
+    return PretrainDataset(pictures, pretrain_transform(size), mask, _normalizer(cfg), cfg.SEED)
 
 
-def _imagenet(keys: CfgNode, train: bool, classes: Sequence[str] | None) -> LabelledPictures:
+def _channels(cfg: CfgNode) -> int:
+    """IN_CHANS of the encoder that MODEL.TYPE names."""
+    sections = {
+        name.lower(): keys.IN_CHANS
+        for name, keys in cfg.MODEL.items()
+        if isinstance(keys, CfgNode) and "IN_CHANS" in keys
+    }
+    return int(choose(sections, cfg.MODEL.TYPE, "MODEL.TYPE"))
+
+
+def _normalizer(cfg: CfgNode) -> Normalizer:
+    return Normalizer(cfg.DATA.MEAN, cfg.DATA.STD, _channels(cfg))
+
+
+def _imagenet(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> LabelledPictures:
+    keys = cfg.DATA
     require_path(keys.DATA_PATH)
     folder = os.path.join(keys.DATA_PATH, "train" if train else "val")
     if train or not keys.VAL_LABELS:
@@ -121,38 +69,50 @@ def _imagenet(keys: CfgNode, train: bool, classes: Sequence[str] | None) -> Labe
     return listed_pictures(folder, keys.VAL_LABELS, classes)
 
 
-def _csv(keys: CfgNode, train: bool, classes: Sequence[str] | None) -> LabelledPictures:
-    require_path(keys.DATA_PATH)
-    return csv_list(os.path.join(keys.DATA_PATH, "train.csv" if train else "val.csv"), classes)
+def _csv(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> LabelledPictures:
+    path = cfg.DATA.DATA_PATH
+    require_path(path)
+    return csv_list(os.path.join(path, "train.csv" if train else "val.csv"), classes)
 
 
-# Name -> (section DATA, train, classes if they are known) -> pictures with labels and classes
+def _shapes(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Shapes:
+    number = cfg.DATA.NUM_SHAPES if train else cfg.DATA.NUM_VAL_SHAPES
+    return Shapes(number, cfg.DATA.IMG_SIZE, train, _channels(cfg))
+
+
+# Name -> (configuration, train, classes if they are known) -> pictures with labels and classes
 LABELLED: dict[str, Callable[[CfgNode, bool, Sequence[str] | None], Any]] = {
     "imagenet": _imagenet,
     "csv": _csv,
-    "cifar10": lambda keys, train, classes: Cifar10(keys.DATA_PATH, train),
-    "shapes": lambda keys, train, classes: Shapes(
-        keys.NUM_SHAPES if train else keys.NUM_VAL_SHAPES, keys.IMG_SIZE, train
-    ),
+    "cifar10": lambda cfg, train, classes: Cifar10(cfg.DATA.DATA_PATH, train, _channels(cfg)),
+    "shapes": _shapes,
 }
+
+
+def _labelled(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Any:
+    """The data set that DATA.DATASET names, its pictures with as many channels as the encoder."""
+    pictures = choose(LABELLED, cfg.DATA.DATASET, "DATA.DATASET")(cfg, train, classes)
+    pictures.channels = _channels(cfg)
+    return pictures
 
 
 def build_train_dataset(cfg: CfgNode) -> LabelledDataset:
     """Labelled training pictures with augmentation; their classes are the classifier's."""
     keys = cfg.DATA
-    pictures = choose(LABELLED, keys.DATASET, "DATA.DATASET")(keys, True, None)
+    pictures = _labelled(cfg, True, None)
     transform = train_transform(
         keys.IMG_SIZE,
         keys.INTERPOLATION,
         cfg.AUG.CROP_SCALE,
         cfg.AUG.COLOR_JITTER,
         cfg.AUG.AUTO_AUGMENT,
+        keys.MEAN,
     )
     classes = pictures.classes
     if keys.IMAGES_PER_CLASS:
         chosen = first_of_each_class(pictures.labels, keys.IMAGES_PER_CLASS, classes)
         pictures = Subset(pictures, chosen)
-    return LabelledDataset(pictures, transform, classes, cfg.SEED)
+    return LabelledDataset(pictures, transform, classes, _normalizer(cfg), cfg.SEED)
 
 
 def build_eval_dataset(cfg: CfgNode, classes: Sequence[str]) -> LabelledDataset:
@@ -163,13 +123,13 @@ def build_eval_dataset(cfg: CfgNode, classes: Sequence[str]) -> LabelledDataset:
     keys = cfg.DATA
     if keys.VAL_LABELS and keys.DATASET != "imagenet":
         raise ValueError(f"DATA.VAL_LABELS is for DATASET imagenet, not for {keys.DATASET}")
-    pictures = choose(LABELLED, keys.DATASET, "DATA.DATASET")(keys, False, classes)
+    pictures = _labelled(cfg, False, classes)
     unnamed = list(classes) == [str(index) for index in range(len(classes))]
     if not (unnamed and len(pictures.classes) == len(classes)):
         what = f"validation pictures of {keys.DATASET} {keys.DATA_PATH}".rstrip()
         require_same_classes(pictures.classes, classes, what)
     transform = eval_transform(keys.IMG_SIZE, keys.INTERPOLATION, cfg.TEST.CROP)
-    return LabelledDataset(pictures, transform, pictures.classes, cfg.SEED)
+    return LabelledDataset(pictures, transform, pictures.classes, _normalizer(cfg), cfg.SEED)
 
 
 def build_batch_augmentation(

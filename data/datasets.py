@@ -1,19 +1,27 @@
-"""Data sets: index -> (RGB picture, label), and the table that names them."""
+"""Data sets: index -> (picture, label), and the table that names them."""
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torchvision
-from PIL import Image, UnidentifiedImageError
+from timm.layers import to_2tuple
 
+from data.pictures import (
+    ARRAY_SUFFIX,
+    IMAGE_SUFFIXES,
+    RGB,
+    Picture,
+    as_channels,
+    find_pictures,
+    read_picture,
+    require_path,
+)
 from data.shapes import CLASSES, draw_shape
-from data.transforms import to_rgb
+from data.transforms import Size
 from utils.distributed import barrier, rank
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 NO_LABEL = -1
 
 
@@ -22,46 +30,38 @@ class PictureSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """RGB picture and label (NO_LABEL where there is none)."""
-
-
-def read_picture(path: str) -> Image.Image:
-    """A file as an RGB picture; ValueError names one that is none."""
-    try:
-        with open(path, "rb") as file, Image.open(file) as image:
-            image.load()  # here, where the file is open and an error names it
-            return to_rgb(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from None
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
+        """Picture and label (NO_LABEL where there is none)."""
 
 
 class ImageFolder:
     """All pictures below a folder, at any depth, in sorted order; labels are not read."""
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, root: str, channels: int = RGB) -> None:
+        self.root, self.channels = root, channels
         # One array instead of a million strings: worker processes then share its memory.
         self.names = np.array(sorted(find_pictures(root)), dtype=np.bytes_)
         if not len(self.names):
             raise ValueError(
                 f"DATA.DATA_PATH {root} holds no picture, at any depth "
-                f"(looked for {', '.join(IMAGE_SUFFIXES)})"
+                f"(looked for {', '.join((*IMAGE_SUFFIXES, ARRAY_SUFFIX))})"
             )
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
         """A picture and NO_LABEL."""
-        return read_picture(os.path.join(self.root, os.fsdecode(self.names[index]))), NO_LABEL
+        path = os.path.join(self.root, os.fsdecode(self.names[index]))
+        return read_picture(path, self.channels), NO_LABEL
 
 
 class Cifar10:
     """CIFAR-10 in torchvision's format, downloaded to `root` unless it is there."""
 
-    def __init__(self, root: str, train: bool) -> None:
+    def __init__(self, root: str, train: bool, channels: int = RGB) -> None:
         require_path(root)
+        self.channels = rgb_or_grey(channels, "cifar10")
         try:
             if rank() == 0:
                 torchvision.datasets.CIFAR10(root, train=train, download=True)
@@ -79,10 +79,10 @@ class Cifar10:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
         """A 32 x 32 picture and its class."""
         picture, label = self.pictures[index]
-        return picture, label
+        return as_channels(picture, self.channels), label
 
 
 class Shapes:
@@ -90,46 +90,35 @@ class Shapes:
 
     classes = list(CLASSES)
 
-    def __init__(self, length: int, image_size: int, train: bool) -> None:
+    def __init__(self, length: int, image_size: Size, train: bool, channels: int = RGB) -> None:
         self.length = length
-        self.size = image_size + image_size // 4  # room for crops
+        self.channels = rgb_or_grey(channels, "shapes")
+        side = max(to_2tuple(image_size))
+        self.size = side + side // 4  # room for crops
         self.stream = 0 if train else 1
         self.labels = [index % len(CLASSES) for index in range(length)]
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
         """A square picture, a quarter larger than the image size, and its class."""
-        return draw_shape(index, self.size, self.stream)
+        picture, label = draw_shape(index, self.size, self.stream)
+        return as_channels(picture, self.channels), label
 
 
-def require_path(root: str) -> None:
-    """ValueError where no data path is given."""
-    if not root:
-        raise ValueError("DATA.DATA_PATH is empty, expected a folder of images (--data-path DIR)")
+def rgb_or_grey(channels: int, name: str) -> int:
+    """Three or one; ValueError where a data set of RGB pictures has not the wanted channels."""
+    if channels not in (1, RGB):
+        raise ValueError(f"IN_CHANS is {channels}, but the data set {name} has RGB (3) or grey (1)")
+    return channels
 
 
-def find_pictures(root: str) -> list[bytes]:
-    """Paths of all pictures at any depth below `root`, relative to it, in no order."""
-    require_path(root)
-    if not Path(root).is_dir():
-        raise ValueError(f"DATA.DATA_PATH {root} is not a folder, expected one that holds images")
-    names = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders.sort()
-        relative = os.path.relpath(folder, root)
-        names += [
-            os.fsencode(os.path.normpath(os.path.join(relative, name)))
-            for name in files
-            if name.lower().endswith(IMAGE_SUFFIXES)
-        ]
-    return names
-
-
-# Name -> (data path, image size, number of shapes, train) -> data set
-DATASETS: dict[str, Callable[[str, int, int, bool], Any]] = {
-    "imagenet": lambda path, image_size, num_shapes, train: ImageFolder(path),
-    "cifar10": lambda path, image_size, num_shapes, train: Cifar10(path, train),
-    "shapes": lambda path, image_size, num_shapes, train: Shapes(num_shapes, image_size, train),
+# Name -> (data path, image size, number of shapes, train, channels) -> data set
+DATASETS: dict[str, Callable[[str, Size, int, bool, int], Any]] = {
+    "imagenet": lambda path, size, num_shapes, train, channels: ImageFolder(path, channels),
+    "cifar10": lambda path, size, num_shapes, train, channels: Cifar10(path, train, channels),
+    "shapes": lambda path, size, num_shapes, train, channels: Shapes(
+        num_shapes, size, train, channels
+    ),
 }

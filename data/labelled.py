@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy.io import loadmat
 
-from data.datasets import find_pictures, read_picture, require_path
+from data.pictures import RGB, Picture, find_pictures, read_picture, require_path
 
 
 class LabelledPictures:
     """Files with labels, which are indices into `classes`."""
+
+    channels = RGB
 
     def __init__(self, paths: Sequence[str], labels: Sequence[int], classes: list[str]) -> None:
         # Arrays instead of a million strings: worker processes then share their memory.
@@ -24,9 +25,10 @@ class LabelledPictures:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """RGB picture and label; ValueError names a file that is no picture."""
-        return read_picture(os.fsdecode(self.paths[index])), int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
+        """Picture of `channels` channels and label; ValueError names a file that is none."""
+        path = os.fsdecode(self.paths[index])
+        return read_picture(path, self.channels), int(self.labels[index])
 
 
 def class_folders(root: str) -> LabelledPictures:

@@ -1,80 +1,148 @@
-"""From a picture to a uint8 tensor, and from there to what the network sees."""
+"""From a picture to a tensor, and from there to what the network sees."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
 from timm.data import Mixup, create_transform
 from timm.data.random_erasing import RandomErasing
+from timm.layers import to_2tuple
 from torch import Tensor
 from torchvision import transforms
+from torchvision.transforms import functional
+from torchvision.transforms.functional import pil_to_tensor
 
+from data.pictures import RGB, Picture
+
+Size = int | tuple[int, int]  # a side, or height and width
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def pretrain_transform(image_size: int) -> transforms.Compose:
-    """Random resized crop and flip: RGB picture -> uint8 tensor (3, image_size, image_size)."""
+def pretrain_transform(image_size: Size) -> transforms.Compose:
+    """Random resized crop and flip: picture -> tensor (C, H, W), uint8 for RGB pictures."""
+    return _crop_and_flip(image_size, (0.67, 1.0), "bilinear")
+
+
+def _crop_and_flip(
+    image_size: Size, scale: Sequence[float], interpolation: str
+) -> transforms.Compose:
+    height, width = to_2tuple(image_size)
     return transforms.Compose(
         [
             transforms.RandomResizedCrop(
-                image_size,
-                scale=(0.67, 1.0),
-                ratio=(3 / 4, 4 / 3),
-                interpolation=transforms.InterpolationMode.BILINEAR,
+                (height, width),
+                scale=tuple(scale),
+                ratio=_ratio(height, width),
+                interpolation=transforms.InterpolationMode(interpolation),
             ),
             transforms.RandomHorizontalFlip(),
-            transforms.PILToTensor(),
+            _to_tensor,
         ]
     )
 
 
+def _ratio(height: int, width: int) -> tuple[float, float]:
+    """Width / height of crops: they are distorted by a third at most."""
+    shape = width / height
+    return 3 / 4 * shape, 4 / 3 * shape
+
+
+def _to_tensor(picture: Picture) -> Tensor:
+    return picture if isinstance(picture, Tensor) else pil_to_tensor(picture)
+
+
+class TrainTransform:
+    """One of two transforms, by the kind of picture."""
+
+    def __init__(
+        self,
+        for_rgb: Callable[[Image.Image], Any],
+        for_others: Callable[[Tensor], Tensor],
+        changes_colours: bool,
+    ) -> None:
+        self.for_rgb, self.for_others = for_rgb, for_others
+        self.changes_colours = changes_colours
+
+    def __call__(self, picture: Picture) -> Tensor:
+        """Picture -> tensor; ValueError where colours of others than RGB should change."""
+        if not isinstance(picture, Tensor):
+            return torch.as_tensor(self.for_rgb(picture))
+        if self.changes_colours:
+            raise ValueError(
+                "AUG.COLOR_JITTER and AUG.AUTO_AUGMENT are for RGB pictures: switch them off for "
+                "others (--opts AUG.COLOR_JITTER 0.0 AUG.AUTO_AUGMENT none)"
+            )
+        return self.for_others(picture)
+
+
 def train_transform(
-    image_size: int,
+    image_size: Size,
     interpolation: str,
     crop_scale: Sequence[float],
     color_jitter: float,
     auto_augment: str,
-) -> transforms.Compose:
-    """timm's augmentation for supervised training: RGB picture -> uint8 tensor (3, size, size).
+    mean: Sequence[float] = IMAGENET_MEAN,
+) -> TrainTransform:
+    """timm's augmentation for supervised training: picture -> tensor (C, H, W).
 
-    What timm does to a normalized batch, random erasing and Mixup, is `BatchAugmentation`'s.
-    ValueError where timm does not understand `auto_augment`.
+    RGB pictures become uint8; others are only cropped and flipped, so colour jitter and
+    AutoAugment must be off for them. What timm does to a normalized batch, random erasing and
+    Mixup, is `BatchAugmentation`'s. ValueError where timm does not understand `auto_augment`.
     """
     if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise ValueError(f"AUG.CROP_SCALE is {list(crop_scale)}, expected [from, to] within 0..1")
+    height, width = to_2tuple(image_size)
+    colours = color_jitter > 0 or auto_augment not in ("", "none")
     try:
         augment = create_transform(
-            image_size,
+            (height, width),
             is_training=True,
             use_prefetcher=True,  # ends in uint8
             scale=tuple(crop_scale),
+            ratio=_ratio(height, width),
             color_jitter=color_jitter or None,
             auto_augment=auto_augment if auto_augment not in ("", "none") else None,
             interpolation=interpolation,
-            mean=IMAGENET_MEAN,
+            mean=tuple(mean),
         )
     except (AssertionError, ValueError, KeyError) as error:
         raise ValueError(
             f"AUG.AUTO_AUGMENT is {auto_augment!r}, which timm does not know ({error}); "
             "for example rand-m9-mstd0.5-inc1, or none"
         ) from None
-    return transforms.Compose([augment, torch.as_tensor])
+    return TrainTransform(augment, _crop_and_flip(image_size, crop_scale, interpolation), colours)
 
 
-def eval_transform(image_size: int, interpolation: str, crop: bool) -> transforms.Compose:
-    """RGB picture -> uint8 tensor (3, image_size, image_size), without chance.
+def eval_transform(image_size: Size, interpolation: str, crop: bool) -> transforms.Compose:
+    """Picture -> tensor (C, H, W) without chance, uint8 for RGB pictures.
 
-    With `crop` the short side becomes 256/224 of the image size, then the centre is cut out;
-    without, the whole picture becomes a square.
+    With `crop` the picture is made to cover 256/224 of the image size, then the centre is cut out;
+    without, the whole picture becomes that size.
     """
     mode = transforms.InterpolationMode(interpolation)
-    resize = [transforms.Resize((image_size, image_size), mode)]
+    sides = to_2tuple(image_size)
+    resize: list[Any] = [transforms.Resize(sides, mode)]
     if crop:
-        short_side = transforms.Resize(int(256 / 224 * image_size), mode)
-        resize = [short_side, transforms.CenterCrop(image_size)]
-    return transforms.Compose([*resize, transforms.PILToTensor()])
+        height, width = (int(256 / 224 * side) for side in sides)
+        cover = functools.partial(_cover, height=height, width=width, mode=mode)
+        resize = [cover, transforms.CenterCrop(sides)]
+    return transforms.Compose([*resize, _to_tensor])
+
+
+def _cover(
+    picture: Picture, height: int, width: int, mode: transforms.InterpolationMode
+) -> Picture:
+    """Resize a picture, which keeps its shape, so that it just covers height x width."""
+    _, old_height, old_width = functional.get_dimensions(picture)
+    if old_height * width <= old_width * height:
+        size = [height, int(height * old_width / old_height)]
+    else:
+        size = [int(width * old_height / old_width), width]
+    covering: Picture = functional.resize(picture, size, mode)
+    return covering
 
 
 class BatchAugmentation:
@@ -95,32 +163,47 @@ class BatchAugmentation:
         return mixed
 
 
-def normalize(image: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32 with ImageNet's mean 0 and deviation 1, on the same device."""
-    mean, std = _statistics(image.device)
-    return (image.float() / 255 - mean) / std
+class Normalizer:
+    """From pictures to what the network sees, (x - mean) / std per channel, and back.
+
+    `mean` and `std` are for values from 0 to 1; ValueError unless there are `channels` of them.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        channels: int = RGB,
+    ) -> None:
+        for key, values in (("DATA.MEAN", mean), ("DATA.STD", std)):
+            if len(values) != channels:
+                raise ValueError(
+                    f"{key} is {list(values)}, expected a number for each of the {channels} "
+                    "channel(s) that the encoder takes (IN_CHANS)"
+                )
+        if min(std) <= 0:
+            raise ValueError(f"DATA.STD is {list(std)}, expected positive numbers")
+        self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """uint8 or float (B, C, H, W) -> float32 on the same device."""
+        self._move_to(image.device)
+        pixels = image.float() / 255 if image.dtype == torch.uint8 else image
+        return (pixels - self.mean) / self.std
+
+    def undo(self, image: Tensor) -> Tensor:
+        """Float (B, C, H, W) -> uint8, rounded and clamped."""
+        self._move_to(image.device)
+        return to_uint8(image.float() * self.std + self.mean)
+
+    def _move_to(self, device: torch.device) -> None:
+        # Once: a copy to the device in every step would make the host wait.
+        if self.mean.device != device:
+            self.mean, self.std = self.mean.to(device), self.std.to(device)
 
 
-def denormalize(image: Tensor) -> Tensor:
-    """Undo `normalize`: float (B, 3, H, W) -> uint8, rounded and clamped."""
-    mean, std = _statistics(image.device)
-    return ((image.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-
-
-@functools.cache  # a copy to the device in every step would make the host wait
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
-    return mean, torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit RGB: 16-bit grey is scaled, transparent parts become white."""
-    if image.mode == "RGB":
+def to_uint8(image: Tensor) -> Tensor:
+    """Values from 0 to 1 as 0 to 255, rounded and clamped; uint8 stays as it is."""
+    if image.dtype == torch.uint8:
         return image
-    if image.mode.startswith("I"):  # PIL's conversion would clip 16 bits at 255
-        image = image.convert("I").point(lambda value: value * (1 / 256), "L")
-    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return (image * 255).round().clamp(0, 255).to(torch.uint8)

@@ -189,7 +189,7 @@ def _attention_shares(query: Tensor, key: Tensor, bias: Tensor | None, scale: fl
     return scores.baddbmm_(query, key.transpose(1, 2), alpha=scale).softmax(dim=-1, dtype=dtype)
 
 
-def run_block(block: Callable[..., Tensor], *inputs: Tensor | None, recompute: bool) -> Tensor:
+def run_block(block: Callable[..., Tensor], *inputs: Any, recompute: bool) -> Tensor:
     """Call a block; with `recompute` its activations are computed again in the backward pass."""
     if recompute and torch.is_grad_enabled():
         result: Tensor = checkpoint(block, *inputs, use_reentrant=False)

@@ -20,7 +20,7 @@ def swinv2_window(state: Any, stage: int) -> Grid | None:
         side = pretrained[stage]
         if isinstance(side, int) and side > 0:
             return side, side
-    size, patch, window = _image_size(state), keys.get("PATCH_SIZE"), keys.get("WINDOW_SIZE")
+    size, patch, window = _image_size(state), keys.get("PATCH_SIZE", 0), keys.get("WINDOW_SIZE", 0)
     if size is None or not _is_size(patch) or not _is_size(window):
         return None
     grid = max(size[0] // patch, 1), max(size[1] // patch, 1)

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
-import torch
 
 from models.layers import PatchEmbed, drop_path_rates, hide_tokens, run_block
 from models.windows import Grid, Windows, halved, join_neighbours, shrunk_window
@@ -68,16 +68,16 @@ class SwinHierarchy(nn.Module):
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        image_size = to_2tuple(image_size)
+        sides: Grid = to_2tuple(image_size)
         _check_heads(embed_dim, depths, num_heads, section)
-        _check_size(image_size, patch_size, len(depths), section)
+        _check_size(sides, patch_size, len(depths), section)
         self.in_chans, self.patch_size, self.depths = in_chans, patch_size, list(depths)
         self.stride = patch_size * 2 ** (len(depths) - 1)
         self.num_features = embed_dim * 2 ** (len(depths) - 1)
         self.num_layers = sum(depths)
         self.use_checkpoint = use_checkpoint
 
-        self.patch_embed = PatchEmbed(image_size, patch_size, in_chans, embed_dim, norm=patch_norm)
+        self.patch_embed = PatchEmbed(sides, patch_size, in_chans, embed_dim, norm=patch_norm)
         grid = self.patch_embed.grid
         self.absolute_pos_embed: nn.Parameter | None = None
         if ape:

@@ -96,9 +96,7 @@ class SwinTransformer(SwinHierarchy):
             attention = WindowAttention(dim, window, num_heads, qkv_bias, qk_scale, drop_rate)
             return SwinBlock(dim, attention, mlp_ratio, drop_rate, drop_path_rate)
 
-        super().__init__(
-            make_block, PatchMerging, "MODEL.SWIN", drop_rate=drop_rate, **hierarchy
-        )
+        super().__init__(make_block, PatchMerging, "MODEL.SWIN", drop_rate=drop_rate, **hierarchy)
         self.apply(init_linear)
 
     def no_weight_decay(self, name: str) -> bool:

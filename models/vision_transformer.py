@@ -173,15 +173,15 @@ class VisionTransformer(nn.Module):
         init_cut: float = 2.0,
     ) -> None:
         super().__init__()
-        image_size = to_2tuple(image_size)
-        for side in image_size:
+        sides: Grid = to_2tuple(image_size)
+        for side in sides:
             require_divisible(side, patch_size, "DATA.IMG_SIZE", "MODEL.VIT.PATCH_SIZE")
         require_divisible(embed_dim, num_heads, "MODEL.VIT.EMBED_DIM", "MODEL.VIT.NUM_HEADS")
         self.in_chans, self.patch_size, self.stride = in_chans, patch_size, patch_size
         self.num_features, self.num_layers = embed_dim, depth
         self.use_checkpoint = use_checkpoint
 
-        self.patch_embed = PatchEmbed(image_size, patch_size, in_chans, embed_dim)
+        self.patch_embed = PatchEmbed(sides, patch_size, in_chans, embed_dim)
         grid = self.patch_embed.grid
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         if use_mask_token:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import main_finetune
-from data.transforms import eval_transform, normalize
+from data.transforms import Normalizer, eval_transform
 from models import build_classifier
 from tests.golden_cases import GOLDEN, options, read_golden
 from tests.small_runs import (
@@ -215,7 +215,7 @@ def test_published_checkpoints_are_evaluated_from_the_command_line(
     transform = eval_transform(config["DATA.IMG_SIZE"], "bicubic", crop=True)
     ranks = []
     for path, label in drawn:
-        image = normalize(transform(Image.open(path))[None])
+        image = Normalizer()(transform(Image.open(path))[None])
         with torch.no_grad():
             order = model(image)[0].argsort(descending=True).tolist()
         ranks.append(order.index(label))

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from data import build_batch_augmentation, build_train_dataset
-from data.build import LabelledDataset
-from data.transforms import BatchAugmentation, denormalize, normalize
+from data.samples import LabelledDataset
+from data.transforms import BatchAugmentation
 from tools.picture import picture_grid, save_picture, spread
 from utils.arguments import make_parser, read_config
 from utils.run import run_program
@@ -23,7 +23,8 @@ def draw_augmentation(
     samples = [dataset[0, index] for index in spread(_ROWS, len(dataset))]
     image = torch.stack([image for image, _ in samples])
     label = torch.tensor([label for _, label in samples])
-    seen = denormalize(augment(normalize(image.to(device)), label.to(device))[0])
+    normalize = dataset.normalize
+    seen = normalize.undo(augment(normalize(image.to(device)), label.to(device))[0])
     return picture_grid({"augmented": image, "mixed and erased": seen})
 
 

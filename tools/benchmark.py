@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 from torchvision import transforms
 from yacs.config import CfgNode
 
-from data.build import PretrainDataset
 from data.datasets import ImageFolder
 from data.masking import RandomMask
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD, pretrain_transform
+from data.samples import PretrainDataset
+from data.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalizer, pretrain_transform
 from models import build_pretrain_model
 from utils.arguments import make_parser, read_config
 from utils.device import choose_device, choose_precision
@@ -102,7 +103,7 @@ def _ours(cfg: CfgNode) -> tuple[nn.Module, dict[str, Tensor]]:
     mask = RandomMask(size, cell, model.encoder.patch_size, cfg.DATA.MASK_RATIO)
     masks = torch.stack([mask() for _ in range(cfg.DATA.BATCH_SIZE)])
     return model, {
-        "image": torch.randn(len(masks), model.encoder.in_chans, size, size),
+        "image": torch.randn(len(masks), model.encoder.in_chans, *to_2tuple(size)),
         "mask": masks,
     }
 
@@ -166,7 +167,7 @@ def data_figures(cfg: CfgNode, rounds: int, num_pictures: int = 64) -> None:
         _write_jpegs(Path(folder), num_pictures)
         pictures = ImageFolder(folder)
         mask = RandomMask(size, cfg.DATA.MASK_PATCH_SIZE, 4, cfg.DATA.MASK_RATIO)
-        ours = PretrainDataset(pictures, pretrain_transform(size), mask, cfg.SEED)
+        ours = PretrainDataset(pictures, pretrain_transform(size), mask, Normalizer(), cfg.SEED)
         paths = sorted(Path(folder).iterdir())
         plain = transforms.Compose(
             [

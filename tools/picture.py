@@ -4,28 +4,40 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from data.pictures import RGB
+from data.transforms import to_uint8
+
 _GAP = 6
 _HEADER = 26
 
 
 def picture_grid(columns: dict[str, Tensor], side: int = 144) -> Image.Image:
-    """Columns of uint8 images (B, 3, H, W) side by side under their names, about `side` px each."""
-    num_rows, *_, size = next(iter(columns.values())).shape
-    cell = size * max(1, round(side / size))
-    width = len(columns) * (cell + _GAP) + _GAP
-    grid = Image.new("RGB", (width, num_rows * (cell + _GAP) + _GAP + _HEADER), "white")
+    """Columns of images (B, C, H, W) side by side under their names, about `side` px each.
+
+    uint8, or floats from 0 to 1; of more than three channels the first three are seen.
+    """
+    num_rows, _, *size = next(iter(columns.values())).shape
+    height, width = (length * max(1, round(side / max(size))) for length in size)
+    total = len(columns) * (width + _GAP) + _GAP
+    grid = Image.new("RGB", (total, num_rows * (height + _GAP) + _GAP + _HEADER), "white")
     draw = ImageDraw.Draw(grid)
     for column, (name, images) in enumerate(columns.items()):
-        left = _GAP + column * (cell + _GAP)
+        left = _GAP + column * (width + _GAP)
         draw.text(
-            (left + cell / 2, _HEADER / 2 + 2), name, "black", ImageFont.load_default(17), "mm"
+            (left + width / 2, _HEADER / 2 + 2), name, "black", ImageFont.load_default(17), "mm"
         )
-        for row, image in enumerate(images.cpu().permute(0, 2, 3, 1).numpy()):
+        for row, image in enumerate(_as_rgb(images.cpu()).permute(0, 2, 3, 1).numpy()):
             enlarged = Image.fromarray(np.ascontiguousarray(image)).resize(
-                (cell, cell), Image.Resampling.NEAREST
+                (width, height), Image.Resampling.NEAREST
             )
-            grid.paste(enlarged, (left, _HEADER + _GAP + row * (cell + _GAP)))
+            grid.paste(enlarged, (left, _HEADER + _GAP + row * (height + _GAP)))
     return grid
+
+
+def _as_rgb(images: Tensor) -> Tensor:
+    """(B, C, H, W) -> uint8 (B, 3, H, W)."""
+    images = to_uint8(images)
+    return images[:, :3] if images.shape[1] >= RGB else images[:, :1].expand(-1, 3, -1, -1)
 
 
 def spread(number: int, length: int) -> list[int]:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from data import build_pretrain_dataset
-from data.build import PretrainDataset
-from data.transforms import denormalize, normalize
+from data.samples import PretrainDataset
+from data.transforms import to_uint8
 from models import build_pretrain_model
 from models.simmim import SimMIM, upsample_mask
 from tools.picture import picture_grid, save_picture, spread
@@ -35,8 +35,10 @@ def draw_reconstructions(
     samples = [dataset[0, index] for index in spread(num_rows, len(dataset))]
     image, mask = (torch.stack(parts) for parts in zip(*samples, strict=True))
     image, mask = image.to(device), mask.to(device)
-    reconstruction = denormalize(model.reconstruct(normalize(image), mask))
+    normalized = dataset.normalize(image)
+    reconstruction = dataset.normalize.undo(model.reconstruct(normalized, mask))
     model.train(was_training)
+    image = to_uint8(image)
     hidden = upsample_mask(mask, image.shape[-1])
     masked = torch.where(hidden, torch.full_like(image, _HIDDEN_GREY), image)
     return picture_grid(dict(zip(COLUMNS, (image, masked, reconstruction), strict=True)))

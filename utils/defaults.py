@@ -13,6 +13,8 @@ DEFAULTS: dict[str, Any] = dict(
         DATA_PATH="",
         DATASET="imagenet",
         IMG_SIZE=224,  # or [height, width]
+        MEAN=[0.485, 0.456, 0.406],  # of ImageNet, for values from 0 to 1; one for each channel
+        STD=[0.229, 0.224, 0.225],
         INTERPOLATION="bicubic",  # fine-tuning and evaluation; pre-training crops are bilinear
         PIN_MEMORY=True,
         NUM_WORKERS=8,
@@ -122,7 +124,13 @@ DEFAULTS: dict[str, Any] = dict(
 
 OPTIONAL = {"MODEL.SWIN.QK_SCALE": 0.0, "MODEL.VIT.INIT_VALUES": 0.0, "AUG.CUTMIX_MINMAX": [0.0]}
 SIZES = ("DATA.IMG_SIZE",)  # a side, or [height, width]
-FLOAT_LISTS = ("TRAIN.OPTIMIZER.BETAS", "AUG.CUTMIX_MINMAX", "AUG.CROP_SCALE")
+FLOAT_LISTS = (
+    "TRAIN.OPTIMIZER.BETAS",
+    "AUG.CUTMIX_MINMAX",
+    "AUG.CROP_SCALE",
+    "DATA.MEAN",
+    "DATA.STD",
+)
 _PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 CHOICES = {
     "AUG.REMODE": ("const", "rand", "pixel"),

@@ -165,10 +165,10 @@ def _one_line_errors(path: Path) -> Iterator[None]:
 def model_weights(
     state: Any, source: str | Path, keys: Sequence[str] = ("model_ema", "model")
 ) -> Weights:
-    """The parameters in what `read_checkpoint` returned, by today's names, without what is computed.
+    """The parameters in what `read_checkpoint` returned, recomputed buffers left out.
 
     They are below the first of `keys` that is there (averaged weights win), else they are the file
-    itself. ValueError where there are none.
+    itself; names of older files become today's. ValueError where there are none.
     """
     found = [state[key] for key in keys if isinstance(state, Mapping) and key in state]
     weights = found[0] if found else state

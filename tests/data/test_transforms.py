@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from data import build_batch_augmentation, build_train_dataset, build_train_loader
-from data.transforms import eval_transform, normalize, train_transform
+from data.transforms import Normalizer, eval_transform, train_transform
 from tests.golden_cases import GOLDEN, read_golden
 from utils.config import get_config
 from utils.distributed import UPDATE_STREAM, seed_all
@@ -26,7 +26,7 @@ def test_the_evaluation_transform_gives_the_references_pixels(name: str) -> None
     assert list(picture.size) == case["size"]
     image = eval_transform(case["img_size"], "bicubic", case["crop"])(picture)
     assert image.dtype == torch.uint8
-    result = normalize(image[None])[0].numpy()
+    result = Normalizer()(image[None])[0].numpy()
     assert list(result.shape) == case["shape"]
     expected = np.load(GOLDEN / "eval_transform.npz")[name]
     np.testing.assert_allclose(result[:, ::9, ::9], expected, rtol=0, atol=1e-5)

@@ -21,7 +21,6 @@ from tests.golden_cases import (
 from utils.config import get_config
 
 
-
 def v2_case(case: dict[str, Any]) -> dict[str, Any]:
     """A case of models_v2, whose keys are an encoder's arguments, in the form of the others."""
     keys = {f"MODEL.SWINV2.{key.upper()}": value for key, value in case["swinv2"].items()}
@@ -36,7 +35,9 @@ def v2_case(case: dict[str, Any]) -> dict[str, Any]:
     return case | {"config": config | keys, "folder": "models_v2"}
 
 
-CASES = {name: case | {"folder": "models"} for name, case in read_golden("models/cases.json").items()}
+CASES = {
+    name: case | {"folder": "models"} for name, case in read_golden("models/cases.json").items()
+}
 CASES |= {name: v2_case(case) for name, case in read_golden("models_v2/cases.json").items()}
 TRAJECTORIES = read_golden("models/trajectories.json")
 FULL_SIZE = read_golden("full_size/forward.json")

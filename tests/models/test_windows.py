@@ -1,8 +1,10 @@
 """Windows: shapes of every kind, and padding that no real token sees."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.swin_transformer import WindowAttention
 from models.swin_transformer_v2 import CosineWindowAttention
@@ -11,7 +13,7 @@ from models.windows import Windows, join_neighbours
 GRIDS = [(8, 8), (8, 12), (7, 9), (5, 4), (3, 10)]
 
 
-def attentions(window: tuple[int, int]) -> list[nn.Module]:
+def attentions(window: tuple[int, int]) -> list[Any]:
     torch.manual_seed(0)
     plain = WindowAttention(8, window, 2, True, None, 0.0)
     return [plain, CosineWindowAttention(8, window, 2, True, 0.0, window)]
@@ -60,7 +62,7 @@ def test_a_padded_map_attends_like_its_own_tokens_alone(version: int) -> None:
     torch.testing.assert_close(found[:, 4:], expected)
 
 
-def attend_as(attention: nn.Module, small: nn.Module, cells: Tensor) -> Tensor:
+def attend_as(attention: Any, small: Any, cells: Tensor) -> Any:
     """The small attention with the other's weights, except its positions."""
     weights = attention.state_dict() | {
         name: value for name, value in small.state_dict().items() if "relative" in name
@@ -83,8 +85,8 @@ def test_shifted_windows_keep_opposite_borders_apart() -> None:
     assert windows.mask is not None
     place = windows.partition(torch.arange(64).view(1, 8, 8, 1)).squeeze(-1)
     row, column = place // 8, place % 8
-    apart = (row[:, :, None] - row[:, None]).abs().maximum(
-        (column[:, :, None] - column[:, None]).abs()
+    apart = (
+        (row[:, :, None] - row[:, None]).abs().maximum((column[:, :, None] - column[:, None]).abs())
     )
     assert torch.equal(windows.mask == 0, apart < 4)
     assert windows.mask.unique().tolist() == [-100, 0]

@@ -1,0 +1,86 @@
+"""Samples of both stages, and which of them a process gets, in which order."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler, Sampler
+
+from data.datasets import PictureSet
+from data.transforms import Normalizer
+from utils.distributed import SAMPLE_STREAM, rank, seeded, world_size
+
+Key = tuple[int, int]  # (epoch, index of the sample)
+
+
+class PretrainDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Image and mask of a sample, both a function of (seed, epoch, index) alone.
+
+    `normalize` makes of a batch of images what the network takes.
+    """
+
+    def __init__(
+        self,
+        pictures: PictureSet,
+        transform: Callable[[Any], Tensor],
+        mask: Callable[[], Tensor],
+        normalize: Normalizer,
+        seed: int,
+    ) -> None:
+        self.pictures, self.transform, self.mask, self.seed = pictures, transform, mask, seed
+        self.normalize = normalize
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
+        """Image (C, H, W) and bool mask (H/patch, W/patch) of (epoch, index)."""
+        epoch, index = key
+        picture, _ = self.pictures[index]
+        with seeded(SAMPLE_STREAM, self.seed, epoch, index):
+            return self.transform(picture), self.mask()
+
+
+class LabelledDataset(Dataset[tuple[Tensor, int]]):
+    """Image and label; what the transform leaves to chance follows from (seed, epoch, index)."""
+
+    def __init__(
+        self,
+        pictures: PictureSet,
+        transform: Callable[[Any], Tensor],
+        classes: list[str],
+        normalize: Normalizer,
+        seed: int,
+    ) -> None:
+        self.pictures, self.transform, self.seed = pictures, transform, seed
+        self.classes, self.normalize = classes, normalize
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        """Image (C, H, W) and label of (epoch, index)."""
+        epoch, index = key
+        picture, label = self.pictures[index]
+        with seeded(SAMPLE_STREAM, self.seed, epoch, index):
+            return self.transform(picture), label
+
+
+class EpochSampler(DistributedSampler):
+    """This process's shuffled share of an epoch; its keys carry the epoch to the workers."""
+
+    def __iter__(self) -> Iterator[Key]:
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+class ShareSampler(Sampler[Key]):
+    """This process's share of a data set: all shares together are every sample once."""
+
+    def __init__(self, num_samples: int) -> None:
+        self.indices = range(rank(), num_samples, world_size())
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Key]:
+        return ((0, index) for index in self.indices)

@@ -1,0 +1,200 @@
+"""Pictures of other channels, depths and shapes, from files to what the network sees."""
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data import build_eval_dataset, build_pretrain_dataset, build_train_dataset
+from data.masking import RandomMask
+from data.pictures import find_pictures, read_picture
+from data.transforms import Normalizer, eval_transform, pretrain_transform
+from utils.config import get_config
+
+
+def pixels(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    largest = 1 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
+    return (np.random.default_rng(0).random(shape) * largest).astype(dtype)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_keeps_all_its_bits(tmp_path: Path, suffix: str) -> None:
+    values = pixels((6, 5), np.uint16)
+    Image.fromarray(values).save(path := tmp_path / f"x.{suffix}")
+    found = read_picture(str(path), channels=1)
+    assert isinstance(found, torch.Tensor)
+    np.testing.assert_array_equal(found.numpy(), values[None].astype(np.float32) / 65535)
+
+
+def test_four_channels_of_8_bits_keep_their_values(tmp_path: Path) -> None:
+    values = pixels((6, 5, 4), np.uint8)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    found = read_picture(str(tmp_path / "x.png"), channels=4)
+    expected = values.transpose(2, 0, 1) / np.float32(255)
+    np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+def test_colours_of_16_bits_are_not_silently_halved(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(png_header(width=2, height=2, depth=16, colour_type=6))
+    with pytest.raises(ValueError, match=r"x\.png.*colours have 16 bits.*save it as \.npy"):
+        read_picture(str(path), channels=4)
+
+
+def png_header(width: int, height: int, depth: int, colour_type: int) -> bytes:
+    """The start of a PNG file, up to its (empty) pixels."""
+    content = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    chunks = [(b"IHDR", content), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize("last", [True, False])
+def test_arrays_have_their_channels_first_or_last(tmp_path: Path, dtype: Any, last: bool) -> None:
+    values = pixels((13, 6, 5), dtype)
+    np.save(tmp_path / "x.npy", values.transpose(1, 2, 0) if last else values)
+    found = read_picture(str(tmp_path / "x.npy"), channels=13)
+    largest = {np.uint8: 255, np.uint16: 65535}.get(dtype, 1)
+    assert isinstance(found, torch.Tensor)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), values / largest, rtol=1e-6)
+
+
+def write_wrong(path: Path, kind: str) -> None:
+    if kind == "pickled objects":
+        np.save(path, np.array([{}, None]), allow_pickle=True)
+    elif kind == "words":
+        np.save(path, np.array([[["a"]]]))
+    elif kind == "cut off":
+        np.save(path, np.zeros((4, 8, 8)))
+        path.write_bytes(path.read_bytes()[:-1])
+    elif kind == "no array":
+        path.write_bytes(b"nothing")
+    else:
+        np.save(path, np.zeros((3, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("pickled objects", "cannot be read as a picture"),
+        ("words", "it holds <U1, expected numbers"),
+        ("cut off", "cannot be read as a picture"),
+        ("no array", "cannot be read as a picture"),
+        ("other channels", r"it has 3 channel\(s\), the encoder takes 4 \(IN_CHANS\)"),
+    ],
+)
+def test_wrong_arrays_are_named(tmp_path: Path, kind: str, message: str) -> None:
+    write_wrong(path := tmp_path / "x.npy", kind)
+    with pytest.raises(ValueError, match=message) as error:
+        read_picture(str(path), channels=1 if kind == "words" else 4)
+    assert "x.npy" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_picture_with_other_channels_than_wanted_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.jpg")
+    with pytest.raises(ValueError, match=r"x\.jpg.*it has 3 channel\(s\), the encoder takes 13"):
+        read_picture(str(tmp_path / "x.jpg"), channels=13)
+
+
+def test_arrays_and_pictures_are_not_mixed(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((8, 8, 3)))
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"mixes 1 \.npy array"):
+        find_pictures(str(tmp_path))
+
+
+def write_arrays(root: Path, channels: int) -> None:
+    for part in ("train", "val"):
+        for label in ("one", "two"):
+            (root / part / label).mkdir(parents=True)
+            for index in range(3):
+                values = pixels((20 + index, 30, channels), np.uint16)
+                np.save(root / part / label / f"{index}.npy", values)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 13])
+def test_samples_of_any_channels_reach_both_stages(tmp_path: Path, channels: int) -> None:
+    write_arrays(tmp_path, channels)
+    opts = ["MODEL.TYPE", "vit", "MODEL.VIT.IN_CHANS", channels, "DATA.IMG_SIZE", [16, 24]]
+    opts += ["DATA.DATA_PATH", str(tmp_path), "DATA.MASK_PATCH_SIZE", 8]
+    opts += ["DATA.MEAN", [0.4] * channels, "DATA.STD", [0.2] * channels]
+    dataset = build_pretrain_dataset(get_config(None, opts), patch_size=4)
+    image, mask = dataset[0, 1]
+    assert (image.shape, image.dtype, mask.shape) == ((channels, 16, 24), torch.float32, (4, 6))
+    assert dataset.normalize(image[None]).mean().item() == pytest.approx(0.5, abs=0.3)
+    plain = [*opts, "AUG.COLOR_JITTER", 0.0, "AUG.AUTO_AUGMENT", "none"]
+    for build in (build_train_dataset, lambda cfg: build_eval_dataset(cfg, ["one", "two"])):
+        image, label = build(get_config(None, plain))[0, 5]
+        assert (image.shape, label) == ((channels, 16, 24), 1)
+    with pytest.raises(ValueError, match=r"AUG\.COLOR_JITTER and AUG\.AUTO_AUGMENT are for RGB"):
+        build_train_dataset(get_config(None, opts))[0, 0]
+
+
+@pytest.mark.parametrize("name", ["shapes", "cifar10"])
+def test_data_sets_of_rgb_pictures_have_no_other_channels(tmp_path: Path, name: str) -> None:
+    opts = ["MODEL.SWIN.IN_CHANS", 4, "DATA.DATASET", name, "DATA.DATA_PATH", str(tmp_path)]
+    opts += ["DATA.MEAN", [0.5] * 4, "DATA.STD", [0.5] * 4]
+    with pytest.raises(ValueError, match=rf"IN_CHANS is 4, but the data set {name} has RGB"):
+        build_pretrain_dataset(get_config(None, opts), patch_size=4)
+    with pytest.raises(ValueError, match=rf"IN_CHANS is 4, but the data set {name} has RGB"):
+        build_train_dataset(get_config(None, opts))
+
+
+def test_shapes_may_be_grey() -> None:
+    opts = ["MODEL.SWIN.IN_CHANS", 1, "DATA.DATASET", "shapes", "DATA.IMG_SIZE", [32, 64]]
+    opts += ["DATA.MEAN", [0.5], "DATA.STD", [0.25]]
+    image, mask = build_pretrain_dataset(get_config(None, opts), patch_size=4)[0, 0]
+    assert (image.shape, mask.shape) == ((1, 32, 64), (8, 16))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ([0.5], [0.5] * 4, r"DATA\.MEAN is \[0\.5\], expected a number for each of the 4"),
+        ([0.5] * 4, [0.5] * 3, r"DATA\.STD"),
+        ([0.5] * 4, [0.5, 0.5, 0.0, 0.5], r"DATA\.STD.*expected positive"),
+    ],
+)
+def test_statistics_are_one_for_each_channel(
+    mean: list[float], std: list[float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Normalizer(mean, std, channels=4)
+
+
+def test_crops_follow_the_shape_of_the_image() -> None:
+    """A circle stays one, to a third, in images of any shape."""
+    torch.manual_seed(0)
+    rows, columns = np.mgrid[:200, :400]
+    circle = ((rows - 100) ** 2 + (columns - 200) ** 2 < 60**2).astype(np.uint8) * 255
+    picture = Image.fromarray(circle).convert("RGB")
+    for size in ((64, 128), (128, 64)):
+        for _ in range(20):
+            inside = pretrain_transform(size)(picture)[0] > 128
+            if inside[0].any() or inside[-1].any() or inside[:, 0].any() or inside[:, -1].any():
+                continue  # cut off
+            height, width = inside.any(1).sum().item(), inside.any(0).sum().item()
+            assert 0.7 < height / width < 1.4
+        inside = eval_transform(size, "bicubic", crop=True)(picture)[0] > 128
+        height, width = inside.any(1).sum().item(), inside.any(0).sum().item()
+        assert height == pytest.approx(width, abs=2) or min(size) in (height, width)
+
+
+def test_masks_cover_images_of_any_shape() -> None:
+    mask = RandomMask((64, 96), mask_patch_size=32, patch_size=4, mask_ratio=0.6)()
+    assert mask.shape == (16, 24)
+    assert mask[::8, ::8].sum() == 4  # ceil(0.6 * 6) of the 2 x 3 cells
+    assert torch.equal(mask, mask[::8, ::8].repeat_interleave(8, 0).repeat_interleave(8, 1))
+    with pytest.raises(ValueError, match=r"DATA\.IMG_SIZE is 80"):
+        RandomMask((64, 80), 32, 4, 0.6)
