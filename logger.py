@@ -112,7 +112,9 @@ class RunLog:
             file.write(json.dumps(record) + "\n")
 
     def picture(self, name: str, picture: Image.Image) -> None:
-        """Write NAME.png and show it in TensorBoard; for rank 0."""
+        """Write NAME.png and show it in TensorBoard."""
+        if self.rank:
+            return
         path = self.folder / f"{name}.png"
         picture.save(path)
         self.board.add_image(name, np.asarray(picture), self.update, dataformats="HWC")

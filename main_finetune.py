@@ -5,6 +5,7 @@ torchrun --nproc_per_node N main_finetune.py --cfg FILE --data-path DIR --eval -
 python main_finetune.py --cfg FILE --throughput
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,16 @@ from utils.checkpoint import epoch_path, restore_model, resume, save_epoch
 from utils.device import choose_precision, dtype_name
 from utils.distributed import distribute, rank, world_size
 from utils.evaluation import Best, Evaluation, evaluate, measure_throughput
-from utils.run import Run, build_parts, is_due, open_log, run_epoch, run_program, start_run
+from utils.run import (
+    Run,
+    build_parts,
+    is_due,
+    open_log,
+    place_model,
+    run_epoch,
+    run_program,
+    start_run,
+)
 from utils.safe_load import model_weights, read_checkpoint
 
 THROUGHPUT_SECONDS = 10.0
@@ -53,10 +63,13 @@ def finetune(run: Run) -> None:
     cfg, notes = run.cfg, []
     dataset = build_train_dataset(cfg)
     val_loader = build_eval_loader(cfg, build_eval_dataset(cfg, dataset.classes), run.device)
-    model = build_classifier(cfg, len(dataset.classes)).to(run.device)
+    model = build_classifier(cfg, len(dataset.classes))
     # Later ones win: fresh weights, --pretrained, a checkpoint of this run or of --resume.
     if cfg.PRETRAINED:
         notes.append(f"{cfg.PRETRAINED}: {load_pretrained(model, cfg.PRETRAINED)}")
+    if cfg.TRAIN.EMA_DECAY and cfg.TRAIN.SHARDING != "none":
+        raise ValueError("TRAIN.EMA_DECAY and TRAIN.SHARDING exclude each other")
+    model = place_model(run, model)
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
     parts = build_parts(run, model, updates_per_epoch) | {"best": Best()}
@@ -86,9 +99,9 @@ def finetune(run: Run) -> None:
         run_epoch(run, log, epoch, parts, distributed_model, loader, compute_loss, after_update)
         if is_due(epoch, cfg.EVAL_FREQ, cfg.TRAIN.EPOCHS):
             validate(run, log, epoch, parts, val_loader, dataset.classes)
-        if rank() == 0 and is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS):
-            save_epoch(path := epoch_path(run.folder, epoch), epoch, parts, cfg, dataset.classes)
-            log.info("saved %s", path)
+        if is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS):
+            path = epoch_path(run.folder, epoch)
+            log.info("saved %s", save_epoch(path, epoch, parts, cfg, dataset.classes))
     log.close()
 
 
@@ -100,13 +113,13 @@ def validate(
     loader: DataLoader[Any],
     classes: list[str],
 ) -> None:
-    """Evaluate the (averaged) weights, keep them as best.pth where none were better before."""
+    """Evaluate the (averaged) weights, keep them as `best` where none were better before."""
     best: Best = parts["best"]
     evaluation = evaluate_on(run, parts.get("model_ema", parts["model"]), loader, len(classes))
     is_best = best.update(evaluation.acc1, epoch)
     log.validated(str(evaluation), evaluation.loss, evaluation.acc1, evaluation.acc5)
     log.info("best so far: %.3f %% after epoch %d", best.acc1, best.epoch)
-    if is_best and rank() == 0:
+    if is_best:
         save_epoch(run.folder / "best.pth", epoch, parts, run.cfg, classes)
 
 
@@ -116,11 +129,12 @@ def evaluate_on(
     """Evaluate a classifier in TEST.PRECISION, under a progress bar where a person looks."""
     return evaluate(
         model,
-        progress_bar(loader, "evaluation", rank()),
+        loader,
         loader.dataset.normalize,  # type: ignore[attr-defined]
         num_classes,
         device=run.device,
         amp_dtype=choose_precision(run.cfg.TEST.PRECISION, run.device),
+        progress=functools.partial(progress_bar, name="evaluation", rank=rank()),
     )
 
 

@@ -16,7 +16,17 @@ from tools.reconstruct import draw_reconstructions
 from utils.arguments import make_parser
 from utils.checkpoint import epoch_path, resume, save_epoch
 from utils.distributed import distribute, rank
-from utils.run import Run, build_parts, is_due, open_log, run_epoch, run_program, start_run
+from utils.run import (
+    Run,
+    build_parts,
+    is_due,
+    open_log,
+    place_model,
+    run_epoch,
+    run_program,
+    start_run,
+)
+from utils.sharding import is_sharded
 
 
 def main() -> None:
@@ -28,11 +38,11 @@ def main() -> None:
             "PRETRAINED, EVAL_MODE and THROUGHPUT_MODE are for fine-tuning; "
             "pre-training goes on from a checkpoint with --resume"
         )
-    model = build_pretrain_model(cfg).to(run.device)
+    model = build_pretrain_model(cfg)
     dataset = build_pretrain_dataset(cfg, patch_size=model.encoder.patch_size)
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
-    parts = build_parts(run, model, updates_per_epoch)
+    parts = build_parts(run, place_model(run, model), updates_per_epoch)
     start_epoch, notes = resume(run.folder, parts, cfg, updates_per_epoch, run.device)
     log = open_log(run, parts, notes)  # everything fits: only from here on files are written
     train(run, log, parts, loader, dataset, start_epoch)
@@ -47,7 +57,7 @@ def train(
     dataset: PretrainDataset,
     start_epoch: int,
 ) -> None:
-    """Train the remaining epochs, with checkpoints and pictures from the first process."""
+    """Train the remaining epochs, with checkpoints and pictures."""
     cfg, model = run.cfg, parts["model"]
 
     def compute_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
@@ -58,10 +68,11 @@ def train(
     distributed_model = distribute(model, run.device)
     for epoch in range(start_epoch, cfg.TRAIN.EPOCHS):
         run_epoch(run, log, epoch, parts, distributed_model, loader, compute_loss)
-        if rank() == 0 and is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS):
-            save_epoch(path := epoch_path(run.folder, epoch), epoch, parts, cfg)
-            log.info("saved %s", path)
-        if rank() == 0 and is_due(epoch, cfg.PICTURE_FREQ, cfg.TRAIN.EPOCHS):
+        if is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS):
+            path = epoch_path(run.folder, epoch)
+            log.info("saved %s", save_epoch(path, epoch, parts, cfg))
+        drawing = rank() == 0 or is_sharded(model)  # whose processes compute together
+        if drawing and is_due(epoch, cfg.PICTURE_FREQ, cfg.TRAIN.EPOCHS):
             log.picture("reconstruction", draw_reconstructions(model, dataset, run.device))
 
 

@@ -53,14 +53,12 @@ def main() -> None:
     cfg = read_config(arguments)
     device = choose_device(cfg.DEVICE)
     model = build_pretrain_model(cfg)
-    path: Path | None
-    if cfg.MODEL.RESUME:
-        path, state = Path(cfg.MODEL.RESUME), read_checkpoint(cfg.MODEL.RESUME)
-    else:
-        path, state = newest_checkpoint(run_folder(cfg), warn=print)
+    path = Path(cfg.MODEL.RESUME) if cfg.MODEL.RESUME else None
+    if path is None:
+        path, _ = newest_checkpoint(run_folder(cfg), warn=print)
     if path is None:
         raise ValueError(f"no checkpoint in {run_folder(cfg)}: give --resume CKPT")
-    restore_model(model_weights(state, path), model, path)
+    restore_model(model_weights(read_checkpoint(path), path), model, path)
     dataset = build_pretrain_dataset(cfg, patch_size=model.encoder.patch_size, train=False)
     picture = draw_reconstructions(model.to(device), dataset, device, arguments.rows)
     save_picture(picture, arguments.picture)

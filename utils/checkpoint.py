@@ -1,5 +1,6 @@
 """Checkpoints: tensors and plain types, written whole or not at all, found again by epoch."""
 
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +14,17 @@ from yacs.config import CfgNode
 
 from utils.checks import require_same_classes, require_same_shapes
 from utils.config import to_plain
-from utils.distributed import equal_in_all_processes
+from utils.distributed import equal_in_all_processes, rank
 from utils.safe_load import Weights, model_weights, read_checkpoint
+from utils.sharded_checkpoint import (
+    REST,
+    SUFFIX,
+    read_contents,
+    restore_tensors,
+    save_tensors,
+    training_tensors,
+)
+from utils.sharding import is_sharded
 
 State = dict[str, Any]
 _MAY_LACK = "relative_coords_table"
@@ -39,9 +49,18 @@ def save_checkpoint(path: Path, state: State) -> None:
 
 
 def load_checkpoint(path: Path) -> State:
-    """Read a checkpoint on the CPU without running code from it; ValueError where it is none."""
-    state: State = read_checkpoint(path)
-    missing = {"model", "optimizer", "lr_scheduler", "scaler", "epoch", "update"}
+    """Read a checkpoint on the CPU without running code from it; ValueError where it is none.
+
+    Of a sharded one all but the tensors, which must be there.
+    """
+    missing = {"lr_scheduler", "scaler", "epoch", "update"}
+    state: State
+    if path.is_dir():
+        read_contents(path)
+        state = read_checkpoint(path / REST)
+    else:
+        state = read_checkpoint(path)
+        missing |= {"model", "optimizer"}
     missing -= set(state) if isinstance(state, dict) else set()
     if missing:
         raise ValueError(
@@ -57,8 +76,8 @@ def newest_checkpoint(
     """The latest readable checkpoint of a folder; `warn` is told of unreadable ones."""
     numbered = {
         int(match[1]): path
-        for path in folder.glob("ckpt_epoch_*.pth")
-        if (match := re.fullmatch(r"ckpt_epoch_(\d+)\.pth", path.name))
+        for path in folder.glob("ckpt_epoch_*")
+        if (match := re.fullmatch(rf"ckpt_epoch_(\d+)(\.pth|{re.escape(SUFFIX)})", path.name))
     }
     for epoch in sorted(numbered, reverse=True):
         try:
@@ -74,15 +93,28 @@ def save_epoch(
     parts: Mapping[str, Any],
     cfg: CfgNode,
     classes: Sequence[str] = (),
-) -> None:
+) -> Path:
     """Save the state after an epoch (from 0), with the names of a classifier's classes.
 
+    Call it in all processes. The first writes `path`; of a sharded model each writes its part, to a
+    folder of that name but another suffix. Returns what was written.
     The random states follow from SEED and the update, so these two numbers stand for them.
     """
-    state: State = {name: part.state_dict() for name, part in parts.items()}
+    model, optimizer = parts["model"], parts["optimizer"]
+    sharded = is_sharded(model)
+    tensors = ("model", "optimizer") if sharded else ()
+    path = path.with_suffix(SUFFIX) if sharded else path
+    if not sharded and rank() != 0:
+        return path
+    state: State = {key: part.state_dict() for key, part in parts.items() if key not in tensors}
     state |= {"epoch": epoch, "update": parts["lr_scheduler"].num_steps}
     state |= {"seed": cfg.SEED, "config": to_plain(cfg), "classes": list(classes)}
-    save_checkpoint(path, state)
+    if sharded:
+        write_rest = functools.partial(save_checkpoint, state=state)
+        save_tensors(path, training_tensors(model, optimizer), write_rest)
+    else:
+        save_checkpoint(path, state)
+    return path
 
 
 def epoch_path(folder: Path, epoch: int) -> Path:
@@ -112,6 +144,7 @@ def resume(
     if state is None or path is None:
         parts["lr_scheduler"].load_state_dict({"num_steps": epoch * updates_per_epoch})
         return epoch, notes
+    _check_kind(path, parts["model"])
     _check_stage(state, parts, classes, path)
     restore(state, parts, path)
     notes.append(f"resumed from {path}: epoch {epoch}, update {state['update']}")
@@ -133,7 +166,7 @@ def _starting_point(
     """The checkpoint of --resume, else the newest of the folder, else none."""
     if cfg.MODEL.RESUME:
         path = Path(cfg.MODEL.RESUME)
-        others = [other.name for other in folder.glob("ckpt_epoch_*.pth") if other != path]
+        others = [other.name for other in folder.glob("ckpt_epoch_*") if other != path]
         if others:
             notes.append(f"{path} (--resume) wins over {len(others)} checkpoint(s) in {folder}")
         return path, load_checkpoint(path)
@@ -148,11 +181,26 @@ def _starting_point(
     return newest, state
 
 
+def _check_kind(path: Path, model: nn.Module) -> None:
+    """ValueError where a sharded run meets an ordinary checkpoint, or the other way round."""
+    if path.is_dir() and not is_sharded(model):
+        raise ValueError(
+            f"checkpoint {path} is a sharded one: go on with TRAIN.SHARDING full, or make one file "
+            f"of its weights (python -m tools.export --consolidate {path})"
+        )
+    if is_sharded(model) and not path.is_dir():
+        raise ValueError(
+            f"checkpoint {path} is not a sharded one, and TRAIN.SHARDING is full: go on with none, "
+            "or give another --tag or --output"
+        )
+
+
 def _check_stage(
     state: State, parts: Mapping[str, Any], classes: Sequence[str], source: Path
 ) -> None:
     """ValueError unless the checkpoint holds all parts of this stage, for these classes."""
-    missing = [name for name in parts if name not in state]
+    tensors = ("model", "optimizer") if source.is_dir() else ()
+    missing = [name for name in parts if name not in state and name not in tensors]
     if missing:
         raise ValueError(
             f"checkpoint {source} does not go on here: it holds no {', '.join(missing)} "
@@ -167,10 +215,13 @@ def restore(state: State, parts: Mapping[str, Any], source: Path) -> None:
     Nothing is changed unless the models fit. Settings of the optimizer (weight decay, betas) stay
     those of the configuration; only its moments are read.
     """
-    for name, part in parts.items():
-        if isinstance(part, nn.Module):
-            restore_model(model_weights(state, source, (name,)), part, source)
-    _restore_optimizer(state["optimizer"], parts["optimizer"], source)
+    if source.is_dir():
+        restore_tensors(source, parts["model"], parts["optimizer"])
+    else:
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                restore_model(model_weights(state, source, (name,)), part, source)
+        _restore_optimizer(state["optimizer"], parts["optimizer"], source)
     for name, part in parts.items():
         if not isinstance(part, nn.Module | Optimizer):
             part.load_state_dict(state[name])

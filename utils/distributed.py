@@ -11,6 +11,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import get_worker_info
 
+from utils.sharding import is_sharded, synchronize_gradients
+
 # Streams of randomness: the first part of a key, so that equal numbers of two streams differ.
 MODEL_STREAM, SAMPLE_STREAM, UPDATE_STREAM = range(3)
 
@@ -68,17 +70,26 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+def largest_over_processes(value: int, device: torch.device) -> int:
+    """The largest of every process's number; call it in all of them."""
+    values = torch.tensor(value, device=device)
+    if world_size() > 1:
+        distributed.all_reduce(values, distributed.ReduceOp.MAX)
+    return int(values)
+
+
 def equal_in_all_processes(value: int, device: torch.device) -> bool:
     """Whether every process holds the same number; call it in all of them."""
-    extremes = torch.tensor([value, -value], device=device)
-    if world_size() > 1:
-        distributed.all_reduce(extremes, distributed.ReduceOp.MAX)
-    return bool(extremes[0] == -extremes[1])
+    largest, smallest = (largest_over_processes(sign * value, device) for sign in (1, -1))
+    return largest == -smallest
 
 
 def distribute(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap the model so that gradients are averaged over processes; itself where there is one."""
-    if not distributed.is_initialized():
+    """Wrap the model so that gradients are averaged over processes.
+
+    A sharded model does that itself, and one process has nothing to average.
+    """
+    if not distributed.is_initialized() or is_sharded(model):
         return model
     device_ids = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(
@@ -88,6 +99,7 @@ def distribute(model: nn.Module, device: torch.device) -> nn.Module:
 
 def synchronized_if(last: bool, model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Average gradients in this backward pass only if it is an update's `last`."""
+    synchronize_gradients(model, last)
     if last or not isinstance(model, DistributedDataParallel):
         return contextlib.nullcontext()
     context: contextlib.AbstractContextManager[None] = model.no_sync()

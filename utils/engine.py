@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from utils.distributed import UPDATE_STREAM, rank, seed_all, synchronized_if, world_size
 from utils.metrics import EpochMetrics
+from utils.sharding import clip_gradients
 
 Batch = Any
 Record = dict[str, Any]
@@ -59,7 +60,7 @@ def train_one_epoch(
                 scaler.scale(loss).backward()
             losses += loss.detach()
         scaler.unscale_(optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+        grad_norm = clip_gradients(model, clip_grad)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)

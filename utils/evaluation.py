@@ -2,15 +2,22 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.distributed import sum_over_processes
+from utils.distributed import largest_over_processes, sum_over_processes
+from utils.sharding import is_sharded
+
+
+class Batches(Sized, Protocol):
+    """Batches of images and labels, whose number is known."""
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -76,36 +83,54 @@ class Best:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Batches,
     prepare: Callable[[Tensor], Tensor],
     num_classes: int,
     *,
     device: torch.device,
     amp_dtype: torch.dtype,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> Evaluation:
     """Evaluate this process's share `batches` and add up the shares; call it in all processes.
 
-    `prepare` makes of uint8 images what the model takes. ValueError where outputs are not finite.
+    `prepare` makes of images what the model takes, `progress` shows how far it is. ValueError where
+    outputs are not finite.
     """
     was_training = model.training
     model.eval()
     counts = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    for image, label in batches:
-        label = label.to(device, non_blocking=True)
+    num_missing = _batches_behind(len(batches), device) if is_sharded(model) else 0
+
+    def classify(image: Tensor) -> Tensor:
         with torch.autocast(device.type, amp_dtype, enabled=amp_dtype != torch.float32):
-            logits = model(prepare(image.to(device, non_blocking=True)))
+            logits: Tensor = model(prepare(image.to(device, non_blocking=True)))
+        return logits
+
+    for image, label in progress(batches):
+        label = label.to(device, non_blocking=True)
+        logits = classify(image)
         ranking = logits.topk(min(5, num_classes), dim=1).indices  # (B, 5)
         hits = ranking == label[:, None]
         found = torch.stack((torch.ones_like(label), hits[:, 0].long(), hits.any(dim=1).long()))
         counts.index_add_(1, label, found)
         loss_sum += F.cross_entropy(logits.float(), label, reduction="sum")
+    for _ in range(num_missing):
+        classify(image)
     model.train(was_training)
     images, correct1, correct5 = sum_over_processes(counts).cpu()
     loss = float(sum_over_processes(loss_sum)) / max(int(images.sum()), 1)
     if not math.isfinite(loss):
         raise ValueError(f"the loss of the evaluation is {loss}: the weights are no use")
     return Evaluation(images, correct1, correct5, loss)
+
+
+def _batches_behind(number: int, device: torch.device) -> int:
+    """How many batches others have more: a sharded model's processes compute in step."""
+    most, least = (sign * largest_over_processes(sign * number, device) for sign in (1, -1))
+    if least == 0:
+        raise ValueError("a sharded model is evaluated on at least one image per process")
+    return most - number
 
 
 @torch.no_grad()

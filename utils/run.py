@@ -29,6 +29,7 @@ from utils.config import to_plain
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.distributed import (
     MODEL_STREAM,
+    launched,
     rank,
     seed_all,
     start_process_group,
@@ -36,6 +37,7 @@ from utils.distributed import (
     world_size,
 )
 from utils.engine import train_one_epoch
+from utils.sharding import shard
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,19 @@ def start_run(arguments: argparse.Namespace) -> Run:
 def run_folder(cfg: CfgNode) -> Path:
     """Where a run keeps its files: OUTPUT/MODEL.NAME/TAG."""
     return Path(cfg.OUTPUT or "output") / cfg.MODEL.NAME / cfg.TAG
+
+
+def place_model(run: Run, model: nn.Module) -> nn.Module:
+    """Move the model to the device, divided over the processes if TRAIN.SHARDING is full."""
+    if run.cfg.TRAIN.SHARDING == "none":
+        return model.to(run.device)
+    if not launched():
+        raise ValueError("TRAIN.SHARDING is full, which needs a launcher: start it with torchrun")
+    if run.amp_dtype == torch.float16:
+        raise ValueError("TRAIN.SHARDING is full, and TRAIN.PRECISION float16: choose bfloat16")
+    encoder: Any = getattr(model, "encoder", model)
+    shard(model, encoder.blocks, run.device)
+    return model
 
 
 def build_parts(run: Run, model: nn.Module, updates_per_epoch: int) -> dict[str, Any]:

@@ -61,18 +61,26 @@ _DATA: dict[tuple[str, str], Any] = {
 } | {("torch", name): dtype for name, dtype in _STORAGES.items()}
 
 
-class _Unpickler(pickle.Unpickler):
+class RestrictedUnpickler(pickle.Unpickler):
+    """Reads a pickle that may name nothing but what is listed, with what stands for it."""
+
+    def __init__(self, file: IO[bytes], listed: Mapping[tuple[str, str], Any]) -> None:
+        super().__init__(file)
+        self.listed = listed
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What stands for `module.name`; UnpicklingError where it is not listed."""
+        if (module, name) not in self.listed:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not plain data")
+        return self.listed[module, name]
+
+
+class _Unpickler(RestrictedUnpickler):
     """Reads plain data and tensors; where their storages come from, a function says."""
 
     def __init__(self, file: IO[bytes], read_storage: Callable[[Any], Tensor]) -> None:
-        super().__init__(file)
+        super().__init__(file, _DATA)
         self.read_storage = read_storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        """What stands for `module.name`; UnpicklingError where that is not data."""
-        if (module, name) not in _DATA:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not plain data")
-        return _DATA[module, name]
 
     def persistent_load(self, identity: Any) -> Tensor:
         """The storage ("storage", dtype, key, location, length, ...), as a flat tensor."""
@@ -153,6 +161,11 @@ def _read_old_format(path: Path) -> Any:
 @contextlib.contextmanager
 def _one_line_errors(path: Path) -> Iterator[None]:
     """Every failure inside as a ValueError of one line: broken bytes can raise anything."""
+    if path.is_dir() and (path / ".metadata").exists():
+        raise ValueError(
+            f"checkpoint {path} is a sharded one: make one file of its weights first "
+            f"(python -m tools.export --consolidate {path})"
+        )
     if not path.is_file():
         raise ValueError(f"checkpoint {path} does not exist" + (" as a file" * path.exists()))
     try:

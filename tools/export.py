@@ -1,0 +1,55 @@
+"""Make one ordinary file of a sharded checkpoint's weights, for fine-tuning or evaluation.
+
+python -m tools.export --consolidate CKPT.sharded [--to FILE.pth]
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.checkpoint import save_checkpoint
+from utils.run import run_program
+from utils.safe_load import read_checkpoint
+from utils.sharded_checkpoint import REST, load_tensors, read_contents, tensors_below
+
+_PREFIX = "model."
+_KEPT = ("epoch", "update", "seed", "config", "classes")
+
+
+def main() -> None:
+    """Read the checkpoint, write the file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--consolidate", metavar="CKPT", type=Path, required=True)
+    parser.add_argument("--to", metavar="FILE", type=Path, help="default: CKPT with .pth")
+    arguments = parser.parse_args()
+    folder: Path = arguments.consolidate
+    path: Path = arguments.to or folder.with_suffix(".pth")
+    if path.exists():
+        raise ValueError(f"{path} exists already: give another name with --to FILE")
+    state = consolidate(folder)
+    save_checkpoint(path, state)
+    number = sum(value.numel() for value in state["model"].values())
+    print(f"wrote {path} ({len(state['model'])} tensors, {number:,} numbers)")
+
+
+def consolidate(folder: Path) -> dict[str, Any]:
+    """What an ordinary checkpoint holds, without the optimizer; ValueError for a broken one."""
+    if not folder.is_dir():
+        raise ValueError(f"checkpoint {folder} is not a folder, as a sharded one is")
+    contents = read_contents(folder)
+    tensors = {
+        f"{_PREFIX}{name}": torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in tensors_below(contents, _PREFIX).items()
+    }
+    rest = read_checkpoint(folder / REST)
+    load_tensors(folder, contents, tensors)
+    weights = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
+    return {"model": weights} | {key: rest[key] for key in _KEPT if key in rest}
+
+
+if __name__ == "__main__":
+    run_program(main)
