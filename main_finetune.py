@@ -28,10 +28,11 @@ from models import build_classifier, build_criterion, load_pretrained
 from models.pretrained import head_classes
 from tools.augmentation import draw_augmentation
 from utils.arguments import make_parser
-from utils.checkpoint import epoch_path, restore_model, resume, save_epoch
+from utils.checkpoint import epoch_path, restore_model, save_epoch
 from utils.device import choose_precision, dtype_name
 from utils.distributed import distribute, rank, world_size
 from utils.evaluation import Best, Evaluation, evaluate, measure_throughput
+from utils.resume import resume
 from utils.run import (
     Run,
     build_parts,

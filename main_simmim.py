@@ -14,8 +14,9 @@ from logger import RunLog
 from models import build_pretrain_model
 from tools.reconstruct import draw_reconstructions
 from utils.arguments import make_parser
-from utils.checkpoint import epoch_path, resume, save_epoch
+from utils.checkpoint import epoch_path, save_epoch
 from utils.distributed import distribute, rank
+from utils.resume import resume
 from utils.run import (
     Run,
     build_parts,

@@ -21,23 +21,29 @@ ALLOWED = {
     "utils.config": {"utils.checks", "utils.defaults"},
     "utils.defaults": set(),
     "utils.arguments": {"utils.config"},
-    "utils.distributed": set(),
+    "utils.sharding": set(),
+    "utils.distributed": {"utils.sharding"},
     "utils.metrics": {"utils.distributed"},
-    "utils.engine": {"utils.distributed", "utils.metrics"},
-    "utils.evaluation": {"utils.distributed"},
+    "utils.engine": {"utils.distributed", "utils.metrics", "utils.sharding"},
+    "utils.evaluation": {"utils.distributed", "utils.sharding"},
     "utils.device": set(),
     "utils.safe_load": set(),
+    "utils.sharded_checkpoint": {"utils.checks", "utils.distributed", "utils.safe_load"},
     "utils.checkpoint": {
         "utils.checks",
         "utils.config",
         "utils.distributed",
         "utils.safe_load",
+        "utils.sharded_checkpoint",
+        "utils.sharding",
     },
+    "utils.resume": {"utils.checkpoint", "utils.checks", "utils.distributed", "utils.sharding"},
 }
 # Entry points, tools, the configuration's own modules and the builders.
 READS_CONFIG = {
     "models.build", "data.build", "optimizer", "lr_scheduler", "main_simmim",
     "main_finetune", "utils.config", "utils.arguments", "utils.run", "utils.checkpoint",
+    "utils.resume",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from utils.distributed import UPDATE_STREAM, rank, seed_all, synchronized_if, world_size
 from utils.metrics import EpochMetrics
-from utils.sharding import clip_gradients
+from utils.sharding import clip_gradients, mixed_precision
 
 Batch = Any
 Record = dict[str, Any]
@@ -55,7 +55,7 @@ def train_one_epoch(
                 batch = [part.to(device, non_blocking=True) for part in next(batches)]
             seed_all(UPDATE_STREAM, seed, update, micro_batch, rank())
             with synchronized_if(micro_batch == accumulation_steps - 1, model):
-                with torch.autocast(device.type, amp_dtype, enabled=amp_dtype != torch.float32):
+                with mixed_precision(model, device, amp_dtype):
                     loss = compute_loss(model, batch) / accumulation_steps
                 scaler.scale(loss).backward()
             losses += loss.detach()

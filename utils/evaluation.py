@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils.distributed import largest_over_processes, sum_over_processes
-from utils.sharding import is_sharded
+from utils.sharding import is_sharded, mixed_precision
 
 
 class Batches(Sized, Protocol):
@@ -103,7 +103,7 @@ def evaluate(
     num_missing = _batches_behind(len(batches), device) if is_sharded(model) else 0
 
     def classify(image: Tensor) -> Tensor:
-        with torch.autocast(device.type, amp_dtype, enabled=amp_dtype != torch.float32):
+        with mixed_precision(model, device, amp_dtype):
             logits: Tensor = model(prepare(image.to(device, non_blocking=True)))
         return logits
 
@@ -147,7 +147,7 @@ def measure_throughput(
         """Images per second over at least three batches."""
         num_batches, elapsed, start = 0, 0.0, time.perf_counter()
         while num_batches < 3 or elapsed < seconds:
-            with torch.autocast(image.device.type, amp_dtype, enabled=amp_dtype != torch.float32):
+            with mixed_precision(model, image.device, amp_dtype):
                 model(image)
             if image.device.type == "cuda":
                 torch.cuda.synchronize(image.device)

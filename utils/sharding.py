@@ -29,6 +29,16 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def mixed_precision(model: nn.Module, device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to `dtype`; nothing for float32.
+
+    It keeps the weights that it has rounded until it ends, except those of a sharded model, which
+    would add up to a whole one.
+    """
+    cache, wanted = not is_sharded(model), dtype != torch.float32
+    return torch.autocast(device.type, dtype, enabled=wanted, cache_enabled=cache)
+
+
 def synchronize_gradients(model: nn.Module, wanted: bool) -> None:
     """Average the gradients of a sharded model in the next backward pass, or only add them up."""
     if isinstance(model, FSDPModule):

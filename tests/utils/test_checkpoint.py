@@ -17,12 +17,12 @@ from utils.checkpoint import (
     epoch_path,
     load_checkpoint,
     newest_checkpoint,
-    resume,
     save_checkpoint,
     save_epoch,
 )
 from utils.config import get_config
 from utils.distributed import equal_in_all_processes
+from utils.resume import resume
 
 CPU = torch.device("cpu")
 UPDATES = 10  # in an epoch
