@@ -5,6 +5,7 @@ python -m tools.plan --cfg FILE [--gpus N] [--memory GIB] [--opts TRAIN.SHARDING
 Nothing is computed: the model runs once with tensors that have a shape and no numbers.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, baddbmm_flop
+from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
 from models import build_classifier, build_pretrain_model
@@ -24,7 +25,6 @@ from utils.run import run_program
 
 GIB = 2**30
 _FLOAT32 = 4
-_UNCOUNTED = {torch.ops.aten.baddbmm_: baddbmm_flop}  # torch counts its other form only
 _RESERVE = 0.1  # of the memory: the CUDA context, workspaces of kernels, fragmentation
 
 
@@ -66,12 +66,19 @@ def main() -> None:
     print("\n".join(plan_lines(cfg, needs, dtype, arguments.gpus, arguments.memory)))
 
 
+def _operations_of_baddbmm(added: Any, one: Any, other: Any, **rest: Any) -> int:
+    return int(2 * math.prod(one) * other[-1])
+
+
+_OPERATIONS = {torch.ops.aten.baddbmm_: _operations_of_baddbmm}  # torch counts its other form only
+
+
 def count_needs(cfg: CfgNode, dtype: torch.dtype) -> Needs:
     """Run the model of a configuration without numbers, and count."""
     with FakeTensorMode():
         model: Any = build(cfg, recompute=False)
         encoder = getattr(model, "encoder", model)
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_OPERATIONS) as counter:
             model(*inputs_of(cfg, encoder, 1))
         kept, of_one_block = count_activations(cfg, model, dtype)
         recomputed, _ = count_activations(cfg, build(cfg, recompute=True), dtype)

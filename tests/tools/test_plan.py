@@ -28,7 +28,7 @@ def test_counted_activations_are_those_of_a_real_run(
     inputs = [part.zero_() for part in plan.inputs_of(cfg, encoder, 5)]
     found = plan.measure_activations(model, encoder.blocks, inputs, dtype)
     # Without numbers torch counts the statistics of some bfloat16 norms with half their bytes.
-    tolerance = 0 if dtype == torch.float32 else 0.02
+    tolerance = 0 if dtype == torch.float32 else 0.03
     assert found == pytest.approx((counted.of(5), block.of(5)), rel=tolerance, abs=0)
 
 
