@@ -166,7 +166,8 @@ class BatchAugmentation:
 class Normalizer:
     """From pictures to what the network sees, (x - mean) / std per channel, and back.
 
-    `mean` and `std` are for values from 0 to 1; ValueError unless there are `channels` of them.
+    `mean` and `std` are for values from 0 to 1; one number stands for all channels.
+    ValueError unless there are one or `channels` of them.
     """
 
     def __init__(
@@ -176,10 +177,10 @@ class Normalizer:
         channels: int = RGB,
     ) -> None:
         for key, values in (("DATA.MEAN", mean), ("DATA.STD", std)):
-            if len(values) != channels:
+            if len(values) not in (1, channels):
                 raise ValueError(
-                    f"{key} is {list(values)}, expected a number for each of the {channels} "
-                    "channel(s) that the encoder takes (IN_CHANS)"
+                    f"{key} is {list(values)}, expected one number, or one for each of the "
+                    f"{channels} channel(s) that the encoder takes (IN_CHANS)"
                 )
         if min(std) <= 0:
             raise ValueError(f"DATA.STD is {list(std)}, expected positive numbers")

@@ -113,6 +113,8 @@ def _theirs(cfg: CfgNode) -> tuple[nn.Module, dict[str, Tensor]]:
     ours, arguments = _ours(cfg)
     sizes = {"image_size": cfg.DATA.IMG_SIZE, "encoder_stride": ours.encoder.stride}
     SwinConfig, Swin, ViTConfig, ViT = _theirs_classes()  # noqa: N806
+    if cfg.MODEL.TYPE not in ("swin", "vit"):
+        raise ValueError(f"MODEL.TYPE is {cfg.MODEL.TYPE}; the step is compared for swin and vit")
     if cfg.MODEL.TYPE == "swin":
         keys = cfg.MODEL.SWIN
         model: nn.Module = Swin(

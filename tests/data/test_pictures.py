@@ -161,7 +161,7 @@ def test_shapes_may_be_grey() -> None:
 @pytest.mark.parametrize(
     ("mean", "std", "message"),
     [
-        ([0.5], [0.5] * 4, r"DATA\.MEAN is \[0\.5\], expected a number for each of the 4"),
+        ([0.5] * 3, [0.5] * 4, r"DATA\.MEAN is .*, expected one number, or one for each of the 4"),
         ([0.5] * 4, [0.5] * 3, r"DATA\.STD"),
         ([0.5] * 4, [0.5, 0.5, 0.0, 0.5], r"DATA\.STD.*expected positive"),
     ],
@@ -171,6 +171,12 @@ def test_statistics_are_one_for_each_channel(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Normalizer(mean, std, channels=4)
+
+
+def test_one_number_stands_for_all_channels() -> None:
+    image = torch.rand(2, 4, 3, 3)
+    expected = Normalizer([0.3] * 4, [0.2] * 4, channels=4)(image)
+    assert torch.equal(Normalizer([0.3], [0.2], channels=4)(image), expected)
 
 
 def test_crops_follow_the_shape_of_the_image() -> None:

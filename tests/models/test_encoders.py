@@ -186,6 +186,32 @@ def test_the_extra_norm_follows_every_nth_block_of_a_stage() -> None:
     assert found == ["layers.1.blocks.2.norm3.weight", "layers.1.blocks.5.norm3.weight"]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "width", "depths"),
+    [
+        ("swinv2_huge__800ep/simmim_pretrain__swinv2_huge__img192_window12__800ep", 44, (18, 3)),
+        ("swinv2_g__20ep/simmim_pretrain__swinv2_g__img192_window12__20ep", 64, (42, 7)),
+    ],
+)
+def test_the_largest_models_train_in_miniature(
+    recipe: str, width: int, depths: tuple[int, int]
+) -> None:
+    """Their blocks, heads and extra norms, with heads four wide instead of 32."""
+    small = ["MODEL.SWINV2.EMBED_DIM", width, "DATA.IMG_SIZE", 64]
+    torch.manual_seed(0)
+    model: Any = build_pretrain_model(get_config(f"configs/{recipe}.yaml", small)).train()
+    stage = model.encoder.layers[2]
+    extra = [block.norm3 for block in stage.blocks if block.norm3 is not None]
+    assert (len(stage.blocks), len(extra)) == depths
+    image, mask = torch.randn(2, 3, 64, 64), torch.rand(2, 2, 2) < 0.5
+    mask = mask.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    before = model(image, mask)
+    before.backward()
+    torch.optim.AdamW(model.parameters(), lr=1e-3).step()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+    assert model(image, mask) < before
+
+
 @torch.no_grad()
 def test_cosine_attention_forgets_the_length_of_queries_and_clamps_its_scale() -> None:
     attention = small_model("swinv2").encoder.blocks[0].attn

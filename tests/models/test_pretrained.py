@@ -17,6 +17,7 @@ from models.position_bias import (
 )
 from models.pretrained import head_classes
 from tests.golden_cases import GOLDEN, case_input, fill_by_rule, options, read_golden
+from utils.checkpoint import restore_model
 from utils.config import get_config
 from utils.safe_load import model_weights, read_checkpoint
 
@@ -216,6 +217,18 @@ def test_swinv2_files_without_coordinates_and_with_older_names(tmp_path: Path, t
     wanted = coordinates(configured) if tells else before
     for found, expected in zip(coordinates(model), wanted, strict=True):
         assert torch.equal(found, expected)
+
+
+def test_an_evaluated_swinv2_keeps_the_coordinates_of_its_file(tmp_path: Path) -> None:
+    finetuned = swinv2(56, 14, "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES", [12, 12, 6])
+    model = swinv2(56, 14)  # a configuration that does not tell
+    restore_model(finetuned.state_dict(), model, tmp_path)
+    image = torch.randn(2, 3, 56, 56)
+    assert torch.equal(model.eval()(image), finetuned.eval()(image))
+    without = {n: v for n, v in finetuned.state_dict().items() if "coords_table" not in n}
+    configured = swinv2(56, 14, "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES", [12, 12, 6])
+    restore_model(without, configured, tmp_path)
+    assert torch.equal(configured.eval()(image), finetuned(image))
 
 
 def weights_of(model: Any, block: int) -> torch.Tensor:
