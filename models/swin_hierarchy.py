@@ -12,17 +12,35 @@ from utils.checks import require_divisible
 
 # (stage, block in the stage, width, heads, window, drop-path rate) -> block
 MakeBlock = Callable[[int, int, int, int, Grid, float], nn.Module]
-MakeMerging = Callable[[int], nn.Module]  # width -> (B, L, 4 * width) to (B, L, 2 * width)
+
+
+class PatchMerging(nn.Module):
+    """Join 2 x 2 neighbouring tokens and reduce them: (B, L, C) -> (B, L/4, 2C).
+
+    Swin normalizes what is joined, Swin V2 (`merge_then_norm`) what is reduced.
+    """
+
+    def __init__(self, dim: int, grid: Grid, merge_then_norm: bool) -> None:
+        super().__init__()
+        self.grid, self.merge_then_norm = grid, merge_then_norm
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(2 * dim if merge_then_norm else 4 * dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """One token for each four."""
+        joined = join_neighbours(tokens, self.grid)
+        if self.merge_then_norm:
+            return self.norm(self.reduction(joined))
+        return self.reduction(self.norm(joined))
 
 
 class SwinStage(nn.Module):
     """Blocks of one resolution, every other one with shifted windows; then the merging."""
 
     def __init__(
-        self, grid: Grid, window: int, blocks: Sequence[nn.Module], merging: nn.Module | None
+        self, grid: Grid, window: int, blocks: Sequence[nn.Module], merging: PatchMerging | None
     ) -> None:
         super().__init__()
-        self.grid = grid
         self.windows = Windows(grid, window, shifted=False)
         self.shifted_windows = Windows(grid, window, shifted=True)
         self.blocks = nn.ModuleList(blocks)
@@ -33,10 +51,7 @@ class SwinStage(nn.Module):
         for index, block in enumerate(self.blocks):
             windows = self.shifted_windows if index % 2 else self.windows
             tokens = run_block(block, tokens, windows, recompute=recompute)
-        if self.downsample is None:
-            return tokens
-        merged: Tensor = self.downsample(join_neighbours(tokens, self.grid))
-        return merged
+        return tokens if self.downsample is None else self.downsample(tokens)
 
 
 class SwinHierarchy(nn.Module):
@@ -49,9 +64,9 @@ class SwinHierarchy(nn.Module):
     def __init__(
         self,
         make_block: MakeBlock,
-        make_merging: MakeMerging,
         section: str,
         *,
+        merge_then_norm: bool,
         image_size: int | Grid = 224,
         patch_size: int = 4,
         in_chans: int = 3,
@@ -95,7 +110,8 @@ class SwinHierarchy(nn.Module):
             blocks = [
                 make_block(stage, index, dim, heads, window, next(rates)) for index in range(depth)
             ]
-            merging = make_merging(dim) if stage < len(depths) - 1 else None
+            is_last = stage == len(depths) - 1
+            merging = None if is_last else PatchMerging(dim, grid, merge_then_norm)
             self.layers.append(SwinStage(grid, window_size, blocks, merging))
         self.last_grid = grid
         self.norm = nn.LayerNorm(self.num_features)

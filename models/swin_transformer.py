@@ -65,19 +65,6 @@ class SwinBlock(nn.Module):
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
-class PatchMerging(nn.Module):
-    """Normalize joined neighbours, then reduce them: (B, L, 4 dim) -> (B, L, 2 dim)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-        self.norm = nn.LayerNorm(4 * dim)
-
-    def forward(self, joined: Tensor) -> Tensor:
-        """One token for each four."""
-        return self.reduction(self.norm(joined))
-
-
 class SwinTransformer(SwinHierarchy):
     """Swin V1; further arguments are `SwinHierarchy`'s."""
 
@@ -96,7 +83,9 @@ class SwinTransformer(SwinHierarchy):
             attention = WindowAttention(dim, window, num_heads, qkv_bias, qk_scale, drop_rate)
             return SwinBlock(dim, attention, mlp_ratio, drop_rate, drop_path_rate)
 
-        super().__init__(make_block, PatchMerging, "MODEL.SWIN", drop_rate=drop_rate, **hierarchy)
+        super().__init__(
+            make_block, "MODEL.SWIN", merge_then_norm=False, drop_rate=drop_rate, **hierarchy
+        )
         self.apply(init_linear)
 
     def no_weight_decay(self, name: str) -> bool:

@@ -108,19 +108,6 @@ class SwinV2Block(nn.Module):
         return tokens if self.norm3 is None else self.norm3(tokens)
 
 
-class PatchMergingV2(nn.Module):
-    """Reduce joined neighbours, then normalize: (B, L, 4 dim) -> (B, L, 2 dim)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-        self.norm = nn.LayerNorm(2 * dim)
-
-    def forward(self, joined: Tensor) -> Tensor:
-        """One token for each four."""
-        return self.norm(self.reduction(joined))
-
-
 class SwinTransformerV2(SwinHierarchy):
     """Swin V2; further arguments are `SwinHierarchy`'s.
 
@@ -149,7 +136,7 @@ class SwinTransformerV2(SwinHierarchy):
             return SwinV2Block(dim, attention, mlp_ratio, drop_rate, drop_path_rate, extra_norm)
 
         super().__init__(
-            make_block, PatchMergingV2, "MODEL.SWINV2", drop_rate=drop_rate, **hierarchy
+            make_block, "MODEL.SWINV2", merge_then_norm=True, drop_rate=drop_rate, **hierarchy
         )
         self.apply(init_linear)
 
