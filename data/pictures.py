@@ -53,12 +53,15 @@ def as_channels(image: Image.Image, channels: int) -> Picture:
 def _read_array(path: str, channels: int) -> Tensor:
     """A file of NumPy's format: (H, W), (H, W, C) or (C, H, W)."""
     pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    shape = pixels.shape
     if pixels.ndim == 2:
         pixels = pixels[None]
-    elif pixels.ndim == 3 and pixels.shape[2] == channels:
+    elif pixels.ndim == 3 and shape[2] == channels:
         pixels = pixels.transpose(2, 0, 1)
-    if pixels.ndim != 3 or 0 in pixels.shape:
-        raise ValueError(f"an array of shape {pixels.shape}, expected (H, W, C) or (C, H, W)")
+    if pixels.ndim != 3 or len(pixels) != channels or 0 in shape:
+        raise ValueError(
+            f"its shape is {shape}, expected (H, W, C) or (C, H, W) with C = {channels} (IN_CHANS)"
+        )
     return _as_floats(pixels, channels)
 
 
