@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 from utils.checks import require_same_shapes
 from utils.config import to_plain
 from utils.distributed import rank
+from utils.files import sync_folder
 from utils.safe_load import Weights, model_weights, read_checkpoint
 from utils.sharded_checkpoint import (
     REST,
@@ -42,7 +43,7 @@ def save_checkpoint(path: Path, state: State) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise ValueError(f"checkpoint {path} cannot be written: {error}") from None
@@ -164,11 +165,3 @@ def _restore_optimizer(state: State, optimizer: Optimizer, source: Path) -> None
         raise ValueError(f"checkpoint {source} does not fit the optimizer: {error}") from None
     for group, setting in zip(optimizer.param_groups, settings, strict=True):
         group.update(setting)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

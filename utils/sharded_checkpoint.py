@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from utils.checks import require_same_shapes
 from utils.distributed import barrier, rank
+from utils.files import sync_folder
 from utils.safe_load import RestrictedUnpickler
 
 SUFFIX = ".sharded"
@@ -78,6 +79,7 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor], write_rest: Any) -
         if folder.exists():
             os.replace(folder, earlier)
         os.replace(temporary, folder)
+        sync_folder(folder.parent)
         shutil.rmtree(earlier, ignore_errors=True)
     barrier()
 
@@ -94,6 +96,8 @@ def read_contents(folder: Path) -> Metadata:
             ends[piece.relative_path] = max(end, piece.offset + piece.length)
         entries = contents.state_dict_metadata.values()
         size = sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in entries)
+        if any(side < 0 for entry in entries for side in entry.size):
+            raise ValueError("it holds a negative size")
     except Exception as error:  # broken bytes can raise anything
         reason = str(error).split("\n")[0][:200] or type(error).__name__
         raise ValueError(f"checkpoint {folder} has no usable {_METADATA}: {reason}") from None
@@ -121,7 +125,7 @@ def load_tensors(folder: Path, contents: Metadata, tensors: dict[str, Tensor]) -
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             checkpoint.load(tensors, storage_reader=_Reader(folder, contents), no_dist=alone)
-    except (checkpoint.api.CheckpointException, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # broken bytes can raise anything
         raise ValueError(f"checkpoint {folder} cannot be read: {_reason(error)}") from None
 
 
