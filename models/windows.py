@@ -51,8 +51,10 @@ class Windows(nn.Module):
         return feature_map[:, : self.grid[0], : self.grid[1]]
 
     def _separate_regions(self) -> Tensor | None:
-        """What is added to scores, (windows, L, L): -100 between tokens that were no neighbours
-        before the shift (as published: a little may pass), -inf between real ones and padding.
+        """What is added to scores, (windows, L, L), where something has to be kept apart.
+
+        -100 between tokens that were no neighbours before the shift (as published: it is no wall),
+        -inf between real tokens and padding.
         """
         if not any(self.shift) and self.padded == self.grid:
             return None

@@ -61,7 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("kind", "number"), [("swin", 1), ("vit", 2)])
+@pytest.mark.parametrize(("kind", "number"), [("swin", 1), ("vit", 2), ("swinv2", 2)])
 def test_the_chain_from_pretraining_to_evaluation(tmp_path: Path, kind: str, number: int) -> None:
     """Real commands on one and on two processes; --eval finds what the training reported."""
     pretraining = run_processes(number, write_config(tmp_path, kind), "--output", tmp_path)

@@ -1,5 +1,6 @@
 """Pre-training at the command line: it learns, it resumes bit for bit, mistakes lose nothing."""
 
+import math
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -110,14 +112,44 @@ def test_two_processes_resume_and_accumulate(tmp_path: Path) -> None:
     assert len(metrics_of(tmp_path)) == 4
 
 
+@pytest.mark.parametrize("kind", ["swin", "swinv2", "vit"])
+def test_grey_pictures_that_are_not_square_train_and_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    section = f"MODEL.{kind.upper()}"
+    opts = ["TRAIN.EPOCHS", 1, "DATA.IMG_SIZE", "[32,56]", f"{section}.IN_CHANS", 1]
+    opts += ["DATA.MEAN", "[0.5]", "DATA.STD", "[0.25]"]
+    cfg = write_config(tmp_path, kind)
+    assert run_here(monkeypatch, cfg, "--output", tmp_path, "--opts", *opts) == 0
+    assert all(math.isfinite(record["loss"]) for record in metrics_of(tmp_path))
+    with Image.open(run_folder(tmp_path) / "reconstruction.png") as picture:
+        row = np.asarray(picture.convert("RGB"))[60]
+    assert (row.max(axis=1) == row.min(axis=1)).all()  # grey
+
+
 MISTAKES: dict[str, tuple[list[Any], str]] = {
     "unknown key": (["--opts", "TRAIN.EPOCH", 3], r"unknown key TRAIN\.EPOCH; did you mean"),
-    "unknown encoder": (["--opts", "MODEL.TYPE", "resnet"], "choices: swin, vit"),
+    "unknown encoder": (["--opts", "MODEL.TYPE", "resnet"], "choices: swin, swinv2, vit"),
     "unknown decoder": (["--opts", "MODEL.SIMMIM.DECODER", "deep"], "choices: linear"),
-    "image and window": (
-        ["--opts", "DATA.IMG_SIZE", 40, "DATA.MASK_PATCH_SIZE", 8],
-        r"DATA\.IMG_SIZE is 40.*nearest legal: 16 or 32; or WINDOW_SIZE 5 or 10",
+    "too small for the stages": (
+        ["--opts", "DATA.IMG_SIZE", 4, "DATA.MASK_PATCH_SIZE", 4],
+        r"DATA\.IMG_SIZE is 4, too small for 2 stages and patches of 4: expected at least 8",
     ),
+    "three sides": (["--opts", "DATA.IMG_SIZE", "[8,8,8]"], r"expected int or \[height, width\]"),
+    "a side that does not divide": (
+        ["--opts", "DATA.IMG_SIZE", "[32,36]"],
+        r"DATA\.IMG_SIZE is 36, which DATA\.MASK_PATCH_SIZE = 8 does not divide",
+    ),
+    "heads and width": (
+        ["--opts", "MODEL.TYPE", "swinv2", "MODEL.SWINV2.NUM_HEADS", "[3,2]"],
+        r"the width of stage 0 is 16, which MODEL\.SWINV2\.NUM_HEADS = 3 does not divide",
+    ),
+    "windows of other stages": (
+        ["--opts", "MODEL.TYPE", "swinv2", "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES", "[4,4,2]"],
+        "expected one number for each of the 2 stages",
+    ),
+    "channels": (["--opts", "MODEL.SWIN.IN_CHANS", 4], "IN_CHANS is 4, but the data set shapes"),
+    "statistics": (["--opts", "MODEL.SWIN.IN_CHANS", 1], r"DATA\.MEAN is .*expected one number"),
     "image and mask": (
         ["--opts", "DATA.MASK_PATCH_SIZE", 12],
         "DATA.IMG_SIZE is 32.*MASK_PATCH_SIZE = 12.*24 or 36",
