@@ -153,6 +153,18 @@ def broken(folder: Path, kind: str) -> None:
         (folder / ".metadata").unlink()
     elif kind == "code":
         (folder / ".metadata").write_bytes(pickle.dumps(print))
+    elif kind == "negative size":
+        contents = pickle.loads((folder / ".metadata").read_bytes())
+        contents.state_dict_metadata["model.encoder.norm.weight"].size = (-1,)
+        (folder / ".metadata").write_bytes(pickle.dumps(contents))
+    elif kind == "huge":
+        contents = pickle.loads((folder / ".metadata").read_bytes())
+        contents.state_dict_metadata["model.encoder.norm.weight"].size = (10**15,)
+        (folder / ".metadata").write_bytes(pickle.dumps(contents))
+    elif kind == "elsewhere":
+        contents = pickle.loads((folder / ".metadata").read_bytes())
+        next(iter(contents.storage_data.values())).relative_path = "../ckpt.pth"
+        (folder / ".metadata").write_bytes(pickle.dumps(contents))
     else:
         (folder / "rest.pth").unlink()
 
@@ -162,6 +174,9 @@ BROKEN = {
     "cut off": r"is incomplete: its piece __0_0\.distcp ends too early",
     "no contents": r"has no usable \.metadata",
     "code": r"builtins\.print, which is not plain data",
+    "negative size": r"has no usable \.metadata: -1 is no size",
+    "huge": "its tensors claim to be larger than its pieces",
+    "elsewhere": r"its piece \.\./ckpt\.pth is missing",
     "no rest": r"rest\.pth does not exist",
 }
 

@@ -9,14 +9,20 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint
-from torch.distributed.checkpoint import filesystem, metadata
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint import filesystem
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.optim import Optimizer
 
 from utils.checks import require_same_shapes
@@ -28,22 +34,81 @@ SUFFIX = ".sharded"
 REST = "rest.pth"
 _METADATA = ".metadata"
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
-# All that the table of contents may name. Tensors only: other content would be unpickled by torch.
-_CLASSES: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): dict,
-    ("pathlib", "PosixPath"): PurePosixPath,
-    ("pathlib._local", "PosixPath"): PurePosixPath,
-    ("torch", "Size"): torch.Size,
-    ("torch.serialization", "_get_layout"): lambda name: torch.strided,
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): filesystem._StorageInfo,
-} | {("torch", name): getattr(torch, name) for name in _DTYPES}
-_CLASSES |= {
-    ("torch.distributed.checkpoint.metadata", name): getattr(metadata, name)
-    for name in (
+_CLASSES = {
+    "torch.distributed.checkpoint.metadata": (
         *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "_MEM_FORMAT_ENCODING"),
         *("TensorStorageMetadata", "ChunkStorageMetadata"),
-    )
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "pathlib": ("PosixPath",),
+    "pathlib._local": ("PosixPath",),
 }
+
+
+class _Record:
+    """Stands for an object of torch's table of contents: what was pickled, and no behaviour."""
+
+    state: Any = None
+
+    def __init__(self, *arguments: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _listed() -> dict[tuple[str, str], Any]:
+    """All that a table of contents may name, and what stands for it.
+
+    Tensors only: torch would unpickle other content. New classes for every file, so that a pickle
+    that changes a class changes nothing else.
+    """
+    listed: dict[tuple[str, str], Any] = {
+        (module, name): type(name, (_Record,), {})
+        for module, names in _CLASSES.items()
+        for name in names
+    }
+    listed |= {("torch", name): getattr(torch, name) for name in _DTYPES}
+    listed["torch", "Size"] = tuple
+    listed["torch.serialization", "_get_layout"] = lambda name: name
+    return listed
+
+
+def _contents_of(record: _Record) -> Metadata:
+    """Torch's objects from what was read."""
+    tensors = {
+        str(name): _tensor_entry(entry.state)
+        for name, entry in record.state["state_dict_metadata"].items()
+    }
+    pieces = {}
+    for key, piece in record.state["storage_data"].items():
+        place, offset = piece.state, key.state["offset"]
+        index = MetadataIndex(
+            str(key.state["fqn"]), None if offset is None else _size(offset), key.state["index"]
+        )
+        name, start, length = place["relative_path"], place["offset"], place["length"]
+        pieces[index] = filesystem._StorageInfo(str(name), _natural(start), _natural(length))
+    return Metadata(dict(tensors), storage_data=pieces)
+
+
+def _tensor_entry(state: dict[str, Any]) -> TensorStorageMetadata:
+    dtype = state["properties"].state[0]
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{dtype} is no type of numbers")
+    chunks = [
+        ChunkStorageMetadata(_size(chunk.state["offsets"]), _size(chunk.state["sizes"]))
+        for chunk in state["chunks"]
+    ]
+    return TensorStorageMetadata(TensorProperties(dtype=dtype), _size(state["size"]), chunks)
+
+
+def _size(sides: Any) -> torch.Size:
+    return torch.Size(_natural(side) for side in sides)
+
+
+def _natural(value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no size")
+    return value
 
 
 class _Reader(checkpoint.FileSystemReader):
@@ -88,22 +153,20 @@ def read_contents(folder: Path) -> Metadata:
     """A checkpoint's table of contents; ValueError where it or a piece is missing or broken."""
     try:
         with open(folder / _METADATA, "rb") as file:
-            contents = RestrictedUnpickler(file, _CLASSES).load()
+            contents = _contents_of(RestrictedUnpickler(file, _listed()).load())
         pieces = contents.storage_data.values()
         ends: dict[str, int] = {}
         for piece in pieces:
             end = ends.get(piece.relative_path, 0)
             ends[piece.relative_path] = max(end, piece.offset + piece.length)
-        entries = contents.state_dict_metadata.values()
+        entries = tensors_below(contents, "").values()
         size = sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in entries)
-        if any(side < 0 for entry in entries for side in entry.size):
-            raise ValueError("it holds a negative size")
     except Exception as error:  # broken bytes can raise anything
         reason = str(error).split("\n")[0][:200] or type(error).__name__
         raise ValueError(f"checkpoint {folder} has no usable {_METADATA}: {reason}") from None
     for name, end in sorted(ends.items()):
         path = folder / name
-        if PurePosixPath(name).name != name or not path.is_file():
+        if Path(name).name != name or not path.is_file():
             raise ValueError(f"checkpoint {folder} is incomplete: its piece {name} is missing")
         if path.stat().st_size < end:
             raise ValueError(f"checkpoint {folder} is incomplete: its piece {name} ends too early")
