@@ -17,9 +17,10 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -
     sharding, so numbers stay those of DistributedDataParallel.
     """
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-    for block in blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    for module in (*blocks, model):
+        sharded = fully_shard(module, mesh=mesh)
+        if device.type == "cpu":  # older gloo adds up where it is to average, and says nothing
+            sharded.set_force_sum_reduction_for_comms(True)
     if hasattr(model, "reconstruct"):
         register_fsdp_forward_method(model, "reconstruct")
 
