@@ -44,8 +44,7 @@ def start_process_group(device: torch.device) -> None:
 def stop_process_group() -> None:
     """Wait for all processes, then leave the group, if any."""
     barrier()
-    # gloo needs no call, and destroying it right after a collective can hang (torch 2.6): its
-    # thread then waits for the interpreter's lock, whose owner waits for the thread.
+    # Destroying gloo right after a collective can hang or abort the process (torch 2.6 to 2.15).
     if distributed.is_initialized() and distributed.get_backend() == "nccl":
         distributed.destroy_process_group()
 

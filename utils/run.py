@@ -17,7 +17,7 @@ import timm
 import torch
 import torchvision
 import yaml
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode
 
@@ -205,6 +205,7 @@ def run_program(main: Callable[[], None]) -> None:
     try:
         main()
         stop_process_group()
+        _end_at_once_beside_gloo()
     except ValueError as error:
         if os.environ.get("SIMMIM_TRACEBACK"):
             traceback.print_exc()
@@ -215,6 +216,14 @@ def run_program(main: Callable[[], None]) -> None:
             "interrupted; training goes on from its newest checkpoint with the same command",
             status=130,
         )
+
+
+def _end_at_once_beside_gloo() -> None:
+    """End this process where gloo's threads live: they can abort one that tidies up."""
+    if distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _last_line(error: ValueError) -> str:
