@@ -11,7 +11,7 @@ from timm.data.random_erasing import RandomErasing
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from yacs.config import CfgNode
 
-from data.datasets import DATASETS, Cifar10, Shapes
+from data.datasets import Cifar10, ImageFolder, PictureSet, Shapes
 from data.labelled import (
     LabelledPictures,
     class_folders,
@@ -32,13 +32,22 @@ from data.transforms import (
 from utils.checks import choose, require_same_classes
 from utils.distributed import rank, world_size
 
+# Name -> (configuration, train) -> pictures; labels are not read
+DATASETS: dict[str, Callable[[CfgNode, bool], PictureSet]] = {
+    "imagenet": lambda cfg, train: ImageFolder(
+        cfg.DATA.DATA_PATH, _channels(cfg), cfg.DATA.DECODER
+    ),
+    "cifar10": lambda cfg, train: Cifar10(cfg.DATA.DATA_PATH, train, _channels(cfg)),
+    "shapes": lambda cfg, train: Shapes(
+        cfg.DATA.NUM_SHAPES, cfg.DATA.IMG_SIZE, train, _channels(cfg)
+    ),
+}
+
 
 def build_pretrain_dataset(cfg: CfgNode, *, patch_size: int, train: bool = True) -> PretrainDataset:
     """Pictures with augmentation and masks; `patch_size` is the encoder's."""
     keys, size = cfg.DATA, cfg.DATA.IMG_SIZE
-    pictures = choose(DATASETS, keys.DATASET, "DATA.DATASET")(
-        keys.DATA_PATH, size, keys.NUM_SHAPES, train, _channels(cfg)
-    )
+    pictures = choose(DATASETS, keys.DATASET, "DATA.DATASET")(cfg, train)
     mask = choose(MASKS, keys.MASK, "DATA.MASK")(
         size, keys.MASK_PATCH_SIZE, patch_size, keys.MASK_RATIO
     )

@@ -1,8 +1,8 @@
-"""Data sets: index -> (picture, label), and the table that names them."""
+"""Data sets: index -> (picture, label)."""
 
+import functools
 import os
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torchvision
@@ -15,6 +15,7 @@ from data.pictures import (
     Picture,
     as_channels,
     find_pictures,
+    read_jpeg,
     read_picture,
     require_path,
 )
@@ -37,8 +38,10 @@ class PictureSet(Protocol):
 class ImageFolder:
     """All pictures below a folder, at any depth, in sorted order; labels are not read."""
 
-    def __init__(self, root: str, channels: int = RGB) -> None:
-        self.root, self.channels = root, channels
+    def __init__(self, root: str, channels: int = RGB, decoder: str = "fast") -> None:
+        self.root = root
+        fast = decoder == "fast" and channels == RGB
+        self.read = read_jpeg if fast else functools.partial(read_picture, channels=channels)
         # One array instead of a million strings: worker processes then share its memory.
         self.names = np.array(sorted(find_pictures(root)), dtype=np.bytes_)
         if not len(self.names):
@@ -52,8 +55,7 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         """A picture and NO_LABEL."""
-        path = os.path.join(self.root, os.fsdecode(self.names[index]))
-        return read_picture(path, self.channels), NO_LABEL
+        return self.read(os.path.join(self.root, os.fsdecode(self.names[index]))), NO_LABEL
 
 
 class Cifar10:
@@ -112,13 +114,3 @@ def rgb_or_grey(channels: int, name: str) -> int:
     if channels not in (1, RGB):
         raise ValueError(f"IN_CHANS is {channels}, but the data set {name} has RGB (3) or grey (1)")
     return channels
-
-
-# Name -> (data path, image size, number of shapes, train, channels) -> data set
-DATASETS: dict[str, Callable[[str, Size, int, bool, int], Any]] = {
-    "imagenet": lambda path, size, num_shapes, train, channels: ImageFolder(path, channels),
-    "cifar10": lambda path, size, num_shapes, train, channels: Cifar10(path, train, channels),
-    "shapes": lambda path, size, num_shapes, train, channels: Shapes(
-        num_shapes, size, train, channels
-    ),
-}

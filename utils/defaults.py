@@ -15,6 +15,7 @@ DEFAULTS: dict[str, Any] = dict(
         IMG_SIZE=224,  # or [height, width]
         MEAN=[0.485, 0.456, 0.406],  # for values from 0 to 1, of each channel or one for all
         STD=[0.229, 0.224, 0.225],
+        DECODER="fast",  # of pre-training's JPEG files; pil: PIL and its resizing, bit for bit
         INTERPOLATION="bicubic",  # fine-tuning and evaluation; pre-training crops are bilinear
         PIN_MEMORY=True,
         NUM_WORKERS=8,
@@ -133,6 +134,7 @@ FLOAT_LISTS = (
 )
 _PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 CHOICES = {
+    "DATA.DECODER": ("fast", "pil"),
     "AUG.REMODE": ("const", "rand", "pixel"),
     "AUG.MIXUP_MODE": ("batch", "pair", "elem"),
     "TRAIN.SHARDING": ("none", "full"),

@@ -20,7 +20,8 @@ def save(path: Path, image: Image.Image) -> Path:
 
 
 def read_one(folder: Path) -> np.ndarray:
-    picture, _ = ImageFolder(str(folder))[0]
+    picture, _ = ImageFolder(str(folder), decoder="pil")[0]
+    assert isinstance(picture, Image.Image)
     assert picture.mode == "RGB"
     return np.asarray(picture)
 

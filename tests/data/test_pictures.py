@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from data import build_eval_dataset, build_pretrain_dataset, build_train_dataset
 from data.masking import RandomMask
-from data.pictures import find_pictures, read_picture
+from data.pictures import find_pictures, read_jpeg, read_picture
 from data.transforms import Normalizer, eval_transform, pretrain_transform
 from utils.config import get_config
 
@@ -177,6 +178,78 @@ def test_one_number_stands_for_all_channels() -> None:
     image = torch.rand(2, 4, 3, 3)
     expected = Normalizer([0.3] * 4, [0.2] * 4, channels=4)(image)
     assert torch.equal(Normalizer([0.3], [0.2], channels=4)(image), expected)
+
+
+def write_photograph(path: Path, mode: str = "RGB", **options: Any) -> Path:
+    """Something smooth with edges and noise."""
+    random = np.random.default_rng(0)
+    coarse = Image.fromarray(random.integers(0, 256, (15, 20, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), dtype=np.int16)
+    noisy = np.clip(smooth + random.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
+    Image.fromarray(noisy).convert(mode).save(path, quality=90, **options)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_fast_decoder_gives_the_pixels_of_pil(
+    tmp_path: Path, mode: str, progressive: bool
+) -> None:
+    path = str(write_photograph(tmp_path / "x.jpg", mode, progressive=progressive))
+    fast = read_jpeg(path)
+    assert isinstance(fast, torch.Tensor)
+    exact = np.asarray(read_picture(path))
+    assert np.abs(fast.permute(1, 2, 0).numpy().astype(int) - exact).mean() < 0.1
+
+
+def test_fast_and_exact_crops_differ_by_less_than_two_of_255(tmp_path: Path) -> None:
+    write_photograph(tmp_path / "x.jpg")
+    opts = ["DATA.DATA_PATH", str(tmp_path), "DATA.IMG_SIZE", 192]
+    fast, exact = (
+        build_pretrain_dataset(get_config(None, [*opts, "DATA.DECODER", decoder]), patch_size=4)
+        for decoder in ("fast", "pil")
+    )
+    for epoch in range(10):
+        (one, mask), (other, same_mask) = fast[epoch, 0], exact[epoch, 0]
+        assert one.dtype == other.dtype == torch.uint8
+        assert (one.int() - other.int()).abs().float().mean() < 0.1  # the bound is 2
+        assert (one.int() - other.int()).abs().max() <= 3
+        assert torch.equal(mask, same_mask)
+
+
+def test_the_exact_decoder_is_pil_and_torchvision_bit_for_bit(tmp_path: Path) -> None:
+    picture = read_picture(str(write_photograph(tmp_path / "x.jpg")))
+    plain = transforms.Compose(
+        [
+            transforms.RandomResizedCrop((192, 192), scale=(0.67, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.PILToTensor(),
+        ]
+    )
+    for seed in range(10):
+        images = []
+        for transform in (plain, pretrain_transform(192)):
+            torch.manual_seed(seed)
+            images.append(transform(picture))
+        assert torch.equal(*images)
+
+
+@pytest.mark.parametrize("kind", ["CMYK", "no JPEG", "cut off", "too large"])
+def test_what_the_fast_decoder_does_not_take_is_left_to_pil(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = write_photograph(tmp_path / "x.jpg", "CMYK" if kind == "CMYK" else "RGB")
+    if kind == "no JPEG":
+        write_photograph(tmp_path / "x.png").rename(path)
+    if kind in ("CMYK", "no JPEG"):
+        assert isinstance(read_jpeg(str(path)), Image.Image)
+        return
+    if kind == "cut off":
+        path.write_bytes(path.read_bytes()[:5000])
+    else:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"x\.jpg cannot be read as a picture"):
+        read_jpeg(str(path))
 
 
 def test_crops_follow_the_shape_of_the_image() -> None:
