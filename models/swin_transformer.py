@@ -80,6 +80,7 @@ class SwinTransformer(SwinHierarchy):
         def make_block(
             stage: int, index: int, dim: int, num_heads: int, window: Grid, drop_path_rate: float
         ) -> SwinBlock:
+            """One block of the hierarchy, as `MakeBlock` says."""
             attention = WindowAttention(dim, window, num_heads, qkv_bias, qk_scale, drop_rate)
             return SwinBlock(dim, attention, mlp_ratio, drop_rate, drop_path_rate)
 

@@ -130,6 +130,7 @@ class SwinTransformerV2(SwinHierarchy):
         def make_block(
             stage: int, index: int, dim: int, num_heads: int, window: Grid, drop_path_rate: float
         ) -> SwinV2Block:
+            """One block of the hierarchy, as `MakeBlock` says."""
             known = (pretrained[stage], pretrained[stage]) if pretrained[stage] else window
             attention = CosineWindowAttention(dim, window, num_heads, qkv_bias, drop_rate, known)
             extra_norm = extra_norm_every > 0 and (index + 1) % extra_norm_every == 0

@@ -33,6 +33,7 @@ from utils.arguments import make_parser, read_config
 from utils.device import choose_device, choose_precision
 from utils.metrics import peak_memory_mb
 from utils.run import run_program
+from utils.sharding import mixed_precision
 
 OURS = "this project"
 THEIRS = "transformers"
@@ -84,7 +85,8 @@ def make_update(cfg: CfgNode, side: str) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
 
     def update() -> None:
-        with torch.autocast(device.type, amp_dtype, enabled=amp_dtype != torch.float32):
+        """One update of the weights."""
+        with mixed_precision(model, device, amp_dtype):
             result = model(**arguments)
         loss = result if side == OURS else result.loss
         loss.backward()

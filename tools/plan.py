@@ -22,6 +22,7 @@ from models import build_classifier, build_pretrain_model
 from utils.arguments import make_parser, read_config
 from utils.device import dtype_name
 from utils.run import run_program
+from utils.sharding import mixed_precision
 
 GIB = 2**30
 _FLOAT32 = 4
@@ -136,7 +137,7 @@ def measure_activations(
     model: nn.Module, blocks: Iterable[nn.Module], inputs: list[Tensor], dtype: torch.dtype
 ) -> tuple[int, int]:
     """Bytes that one forward pass keeps, and those of the block that keeps most."""
-    with count_saved(model) as saved, torch.autocast("cpu", dtype, dtype != torch.float32):
+    with count_saved(model) as saved, mixed_precision(model, torch.device("cpu"), dtype):
         before: list[int] = []
         sizes: list[int] = []
         hooks = []
