@@ -25,7 +25,7 @@ def read_picture(path: str, channels: int = RGB) -> Picture:
         if path.lower().endswith(ARRAY_SUFFIX):
             return _read_array(path, channels)
         with open(path, "rb") as file, Image.open(file) as image:
-            if channels not in (1, RGB) and "16" in str(image.tile):
+            if channels not in (1, RGB) and _has_16_bits(image):
                 raise ValueError("its colours have 16 bits, of which PIL keeps 8: save it as .npy")
             image.load()  # here, where the file is open and an error names it
             return as_channels(image, channels)
@@ -35,6 +35,14 @@ def read_picture(path: str, channels: int = RGB) -> Picture:
     ) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} cannot be read as a picture: {reason}") from None
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Whether a file that is open, and not yet decoded, stores colours of 16 bits."""
+    layouts = [entry[3] for entry in image.tile]  # "RGBA;16B", or a tuple that begins so
+    return any(
+        "16" in str(layout[0] if isinstance(layout, tuple) else layout) for layout in layouts
+    )
 
 
 def read_jpeg(path: str) -> Picture:

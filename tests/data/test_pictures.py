@@ -32,10 +32,14 @@ def test_16_bit_grey_keeps_all_its_bits(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(found.numpy(), values[None].astype(np.float32) / 65535)
 
 
-def test_four_channels_of_8_bits_keep_their_values(tmp_path: Path) -> None:
-    values = pixels((6, 5, 4), np.uint8)
-    Image.fromarray(values).save(tmp_path / "x.png")
-    found = read_picture(str(tmp_path / "x.png"), channels=4)
+@pytest.mark.parametrize("size", [(6, 5), (16, 16), (216, 160)])
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_four_channels_of_8_bits_keep_their_values(
+    tmp_path: Path, size: tuple[int, int], suffix: str
+) -> None:
+    values = pixels((*size, 4), np.uint8)
+    Image.fromarray(values).save(tmp_path / f"x.{suffix}", lossless=True, exact=True)
+    found = read_picture(str(tmp_path / f"x.{suffix}"), channels=4)
     expected = values.transpose(2, 0, 1) / np.float32(255)
     np.testing.assert_array_equal(np.asarray(found), expected)
 
