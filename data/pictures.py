@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 ARRAY_SUFFIX = ".npy"
@@ -37,7 +37,7 @@ def read_picture(path: str, channels: int = RGB) -> Picture:
         raise ValueError(f"{path} cannot be read as a picture: {reason}") from None
 
 
-def _has_16_bits(image: Image.Image) -> bool:
+def _has_16_bits(image: ImageFile.ImageFile) -> bool:
     """Whether a file that is open, and not yet decoded, stores colours of 16 bits."""
     layouts = [entry[3] for entry in image.tile]  # "RGBA;16B", or a tuple that begins so
     return any(
