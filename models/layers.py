@@ -88,6 +88,8 @@ def attend(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     bias = None if bias is None else bias.to(qkv.dtype)
     if qkv.is_cuda or (bias is None and qkv.dtype == torch.float32):
         return fused_attention(qkv, bias, scale)
+    if torch.compiler.is_compiling():
+        return plain_attention(qkv, bias, scale)
     mixed: Tensor = ChunkedAttention.apply(qkv, bias, scale)
     return mixed
 
@@ -102,6 +104,18 @@ def fused_attention(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
         bias = bias.repeat(len(query) // len(bias), 1, 1, 1)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
     return mixed.transpose(1, 2).flatten(2)
+
+
+def plain_attention(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """`attend` in plain operations, for torch.compile, which fuses them."""
+    query, key, value, offset = _centred_by_head(qkv)
+    scores = (query @ key.transpose(1, 2)) * scale
+    if bias is not None:
+        scores = (scores.view(-1, *bias.shape) + bias).flatten(0, 2)
+    dtype = torch.promote_types(qkv.dtype, torch.float32)
+    mixed = scores.softmax(dim=-1, dtype=dtype).to(qkv.dtype) @ value
+    mixed = mixed if offset is None else offset + mixed
+    return mixed.unflatten(0, (-1, qkv.shape[3])).transpose(1, 2).flatten(2)
 
 
 class ChunkedAttention(torch.autograd.Function):

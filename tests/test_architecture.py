@@ -22,6 +22,7 @@ ALLOWED = {
     "utils.defaults": set(),
     "utils.arguments": {"utils.config"},
     "utils.sharding": set(),
+    "utils.compilation": {"utils.checks"},
     "utils.files": set(),
     "utils.distributed": {"utils.sharding"},
     "utils.metrics": {"utils.distributed"},

@@ -75,6 +75,7 @@ DEFAULTS: dict[str, Any] = dict(
         ACCUMULATION_STEPS=0,  # micro-batches per update; 0 is 1
         USE_CHECKPOINT=False,
         SHARDING="none",  # full: weights, gradients and optimizer divided over the processes
+        COMPILE="none",  # torch.compile: none, blocks (starts sooner) or model (runs faster)
         LAYER_DECAY=1.0,
         EMA_DECAY=0.0,  # of the average of a classifier's weights; 0: no average
         PRECISION="auto",

@@ -25,6 +25,7 @@ from logger import RunLog
 from lr_scheduler import build_scheduler
 from optimizer import build_optimizer, scale_lr
 from utils.arguments import read_config
+from utils.compilation import compile_parts
 from utils.config import to_plain
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.distributed import (
@@ -79,13 +80,19 @@ def run_folder(cfg: CfgNode) -> Path:
 
 
 def place_model(run: Run, model: nn.Module) -> nn.Module:
-    """Move the model to the device, divided over the processes if TRAIN.SHARDING is full."""
+    """Move the model to the device, divided over the processes if TRAIN.SHARDING is full.
+
+    TRAIN.COMPILE says which of its parts are compiled, at their first use.
+    """
+    compile_parts(model, run.cfg.TRAIN.COMPILE, run.device)
     if run.cfg.TRAIN.SHARDING == "none":
         return model.to(run.device)
     if not launched():
         raise ValueError("TRAIN.SHARDING is full, which needs a launcher: start it with torchrun")
     if run.amp_dtype == torch.float16:
         raise ValueError("TRAIN.SHARDING is full, and TRAIN.PRECISION float16: choose bfloat16")
+    if run.cfg.TRAIN.COMPILE == "model":
+        raise ValueError("TRAIN.SHARDING is full, and TRAIN.COMPILE model: choose blocks")
     encoder: Any = getattr(model, "encoder", model)
     shard(model, encoder.blocks, run.device)
     return model
