@@ -23,6 +23,7 @@ ALLOWED = {
     "utils.arguments": {"utils.config"},
     "utils.sharding": set(),
     "utils.compilation": {"utils.checks"},
+    "utils.memory": set(),
     "utils.files": set(),
     "utils.distributed": {"utils.sharding"},
     "utils.metrics": {"utils.distributed"},

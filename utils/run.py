@@ -38,6 +38,7 @@ from utils.distributed import (
     world_size,
 )
 from utils.engine import train_one_epoch
+from utils.memory import keep_freed_memory
 from utils.sharding import shard
 
 
@@ -209,6 +210,7 @@ def _git_commit() -> str:
 
 def run_program(main: Callable[[], None]) -> None:
     """Call `main`; a ValueError becomes one line and exit status 2, Ctrl-C status 130."""
+    keep_freed_memory()
     try:
         main()
         stop_process_group()
