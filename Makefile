@@ -22,7 +22,7 @@ check: $(VENV)/.installed-dev
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	sed 's/>=/==/' requirements.txt > .venv-oldest/requirements.txt
-	.venv-oldest/bin/pip install --quiet -r .venv-oldest/requirements.txt 'pytest>=8.0' 'matplotlib>=3.8'
+	.venv-oldest/bin/pip install --quiet -r .venv-oldest/requirements.txt 'pytest>=8.0' 'matplotlib>=3.8' 'transformers>=4.56'
 	.venv-oldest/bin/python -m pytest
 
 $(VENV)/.installed: requirements.txt

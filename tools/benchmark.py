@@ -1,228 +1,209 @@
-"""Measure this project against what people use today, in turn (A B A B) in one run.
+"""Measure training on this machine, also against what people use today, in turn (A B A B).
 
-python -m tools.benchmark step --cfg FILE --opts KEY VALUE ...
-    whole updates against Hugging Face transformers (pip install transformers)
-python -m tools.benchmark data --cfg FILE
-    decoding, augmentation and masks on one core against a plain pipeline on PIL images
+python -m tools.benchmark step --cfg FILE [--vs transformers]
+    whole updates on noise: images/s, operations/s and their share of what this machine reaches in
+    matrix products, peak memory, where the time goes (either stage)
+python -m tools.benchmark data --cfg FILE [--vs pillow] [--data-path DIR]
+    decoding, augmentation and masks through the loader: images/s of one worker, that is per core
+python -m tools.benchmark train --cfg FILE [--data-path DIR]
+    updates with real data: share of time that waits for data, and speed against `step`
+
+Without DIR there are generated JPEG files of 500 x 375 pixels. The last line is JSON: all figures,
+with hardware, versions and settings.
 """
 
+import argparse
 import json
-import multiprocessing
 import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from timm.layers import to_2tuple
-from torch import Tensor, nn
-from torchvision import transforms
 from yacs.config import CfgNode
 
-from data.datasets import ImageFolder
-from data.masking import RandomMask
-from data.samples import PretrainDataset
-from data.transforms import IMAGENET_MEAN, IMAGENET_STD, Normalizer, pretrain_transform
 from models import build_pretrain_model
+from tools.kernels import matmul_peak
+from tools.measure import Side, in_turn, machine, ratio
+from tools.plan import count_operations
+from tools.rivals import pillow_work, require_transformers, transformers_work
+from tools.workloads import collect_pictures, is_finetuning, loading_work, training_work
 from utils.arguments import make_parser, read_config
-from utils.device import choose_device, choose_precision
-from utils.metrics import peak_memory_mb
+from utils.device import choose_device, choose_precision, dtype_name
 from utils.run import run_program
-from utils.sharding import mixed_precision
 
 OURS = "this project"
-THEIRS = "transformers"
-PLAIN = "plain PIL"
+Figures = dict[str, Any]
 
 
 def main() -> None:
-    """Run one measurement; prints medians, the ratio with its spread, and a line of JSON."""
+    """Run one measurement; prints its table and a line of JSON."""
     parser = make_parser(__doc__ or "")
-    parser.add_argument("what", choices=("step", "data"))
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="of one A and one B")
+    parser.add_argument("what", choices=("step", "data", "train"))
+    parser.add_argument("--vs", choices=("transformers", "pillow"), help="for step; for data")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of one A and one B")
+    parser.add_argument("--updates", type=int, metavar="N", help="of one round; of step and train")
+    parser.add_argument("--pictures", type=int, default=256, metavar="N", help="of data")
     arguments = parser.parse_args()
+    rival = {"step": "transformers", "data": "pillow"}.get(arguments.what)
+    if arguments.vs not in (None, rival):
+        raise ValueError(f"{arguments.what} is measured against {rival}, not {arguments.vs}")
+    for name in ("rounds", "updates", "pictures"):
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise ValueError(f"--{name} is {number}, expected 1 or more")
+    measure = {"step": measure_step, "data": measure_data, "train": measure_training}
     cfg = read_config(arguments)
-    if arguments.what == "step":
-        step_figures(cfg, arguments.rounds)
-    else:
-        data_figures(cfg, arguments.rounds)
+    figures = measure[arguments.what](cfg, arguments)
+    print(json.dumps(settings(cfg) | machine(choose_device(cfg.DEVICE)) | figures))
 
 
-def step_figures(cfg: CfgNode, rounds: int) -> None:
-    """Whole updates on one synthetic batch: time in turn, peak memory in a process for each."""
-    sides = (OURS, THEIRS)
-    spawn = multiprocessing.get_context("spawn")
-    memory = {}
-    for side in sides:
-        with spawn.Pool(1) as pool:
-            memory[side] = pool.apply(_peak_memory, (cfg, side))
-    times = in_turn({side: make_update(cfg, side) for side in sides}, rounds)
-    for side in sides:
-        print(f"{side:>14}: peak memory {memory[side]:.0f} MiB")
-    report(times, cfg.DATA.BATCH_SIZE, extra={"memory_mb": memory})
-
-
-def _peak_memory(cfg: CfgNode, side: str) -> float:
-    _theirs_classes()  # both sides carry the same imported code
-    update = make_update(cfg, side)
-    for _ in range(3):
-        update()
-    return peak_memory_mb(choose_device(cfg.DEVICE))
-
-
-def make_update(cfg: CfgNode, side: str) -> Callable[[], None]:
-    """A call that runs forward, backward, clipping and AdamW of one side on a fixed batch."""
+def settings(cfg: CfgNode) -> Figures:
+    """What of a configuration decides the speed."""
     device = choose_device(cfg.DEVICE)
-    amp_dtype = choose_precision(cfg.TRAIN.PRECISION, device)
-    model, arguments = (_ours if side == OURS else _theirs)(cfg)
-    model.to(device).train()
-    arguments = {name: tensor.to(device) for name, tensor in arguments.items()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
-
-    def update() -> None:
-        """One update of the weights."""
-        with mixed_precision(model, device, amp_dtype):
-            result = model(**arguments)
-        loss = result if side == OURS else result.loss
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return update
-
-
-def _ours(cfg: CfgNode) -> tuple[nn.Module, dict[str, Tensor]]:
-    model = build_pretrain_model(cfg)
-    size, cell = cfg.DATA.IMG_SIZE, cfg.DATA.MASK_PATCH_SIZE
-    mask = RandomMask(size, cell, model.encoder.patch_size, cfg.DATA.MASK_RATIO)
-    masks = torch.stack([mask() for _ in range(cfg.DATA.BATCH_SIZE)])
-    return model, {
-        "image": torch.randn(len(masks), model.encoder.in_chans, *to_2tuple(size)),
-        "mask": masks,
+    return {
+        "recipe": cfg.TAG,
+        "image_size": cfg.DATA.IMG_SIZE,
+        "batch_size": cfg.DATA.BATCH_SIZE,
+        "accumulation_steps": max(cfg.TRAIN.ACCUMULATION_STEPS, 1),
+        "precision": dtype_name(choose_precision(cfg.TRAIN.PRECISION, device)),
+        "compile": cfg.TRAIN.COMPILE,
+        "recompute": cfg.TRAIN.USE_CHECKPOINT,
     }
 
 
-def _theirs(cfg: CfgNode) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The same sizes from transformers, whose ViT has no layer scale or relative positions."""
-    ours, arguments = _ours(cfg)
-    sizes = {"image_size": cfg.DATA.IMG_SIZE, "encoder_stride": ours.encoder.stride}
-    SwinConfig, Swin, ViTConfig, ViT = _theirs_classes()  # noqa: N806
-    if cfg.MODEL.TYPE not in ("swin", "vit"):
-        raise ValueError(f"MODEL.TYPE is {cfg.MODEL.TYPE}; the step is compared for swin and vit")
-    if cfg.MODEL.TYPE == "swin":
-        keys = cfg.MODEL.SWIN
-        model: nn.Module = Swin(
-            SwinConfig(
-                patch_size=keys.PATCH_SIZE,
-                embed_dim=keys.EMBED_DIM,
-                depths=keys.DEPTHS,
-                num_heads=keys.NUM_HEADS,
-                window_size=keys.WINDOW_SIZE,
-                drop_path_rate=cfg.MODEL.DROP_PATH_RATE,
-                **sizes,
-            )
-        )
-    else:
-        keys = cfg.MODEL.VIT
-        model = ViT(
-            ViTConfig(
-                patch_size=keys.PATCH_SIZE,
-                hidden_size=keys.EMBED_DIM,
-                num_hidden_layers=keys.DEPTH,
-                num_attention_heads=keys.NUM_HEADS,
-                intermediate_size=int(keys.EMBED_DIM * keys.MLP_RATIO),
-                **sizes,
-            )
-        )
-    return model, {
-        "pixel_values": arguments["image"],
-        "bool_masked_pos": arguments["mask"].flatten(1),
-    }
-
-
-def _theirs_classes() -> tuple[Any, Any, Any, Any]:
+def measure_sides(sides: Sequence[Side], rounds: int) -> tuple[dict[str, list[float]], Any]:
+    """Seconds and other figures of every side; the processes have ended afterwards."""
     try:
-        from transformers import (
-            SwinConfig,
-            SwinForMaskedImageModeling,
-            ViTConfig,
-            ViTForMaskedImageModeling,
-        )
-    except ImportError:
-        raise ValueError(
-            "the step is compared with transformers: pip install transformers"
-        ) from None
-    return SwinConfig, SwinForMaskedImageModeling, ViTConfig, ViTForMaskedImageModeling
+        return in_turn(sides, rounds), {side.name: side.figures() for side in sides}
+    finally:
+        for side in sides:
+            side.close()
 
 
-def data_figures(cfg: CfgNode, rounds: int, num_pictures: int = 64) -> None:
-    """Reading, cropping and masking 500 x 375 JPEGs on one core."""
-    torch.set_num_threads(1)
-    size = cfg.DATA.IMG_SIZE
-    with tempfile.TemporaryDirectory() as folder:
-        _write_jpegs(Path(folder), num_pictures)
-        pictures = ImageFolder(folder)
-        mask = RandomMask(size, cfg.DATA.MASK_PATCH_SIZE, 4, cfg.DATA.MASK_RATIO)
-        ours = PretrainDataset(pictures, pretrain_transform(size), mask, Normalizer(), cfg.SEED)
-        paths = sorted(Path(folder).iterdir())
-        plain = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(size, scale=(0.67, 1.0)),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-            ]
-        )
-        calls: dict[str, Callable[[], Any]] = {
-            OURS: lambda: [ours[0, index] for index in range(num_pictures)],
-            PLAIN: lambda: [(plain(Image.open(path).convert("RGB")), mask()) for path in paths],
-        }
-        report(in_turn(calls, rounds), num_pictures)
-
-
-def _write_jpegs(folder: Path, number: int) -> None:
-    """Smooth pictures with some noise: about as many bytes as photographs of that size."""
-    random = np.random.default_rng(0)
-    for index in range(number):
-        coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), dtype=np.int16)
-        noisy = np.clip(smooth + random.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(folder / f"{index}.jpg", quality=90)
-
-
-def in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call in each round, after one call each to warm up."""
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
-def report(
-    times: dict[str, list[float]], num_images: int, extra: dict[str, Any] | None = None
-) -> None:
-    """Print images/s (median), and how many times as fast the first is as the second."""
-    first, second = times
-    ratios = sorted(b / a for a, b in zip(times[first], times[second], strict=True))
+def measure_step(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
+    """Whole updates on one batch of noise."""
+    device = choose_device(cfg.DEVICE)
+    dtype = choose_precision(cfg.TRAIN.PRECISION, device)
+    updates = arguments.updates or (10 if device.type == "cuda" else 1)
+    if arguments.vs:
+        require_transformers(cfg)
+    operations = 3 * count_operations(cfg)  # of an image: backward takes twice as many as forward
+    peak = matmul_peak(device, dtype)
+    sides = [Side(OURS, training_work, (cfg, updates, False))]
+    if arguments.vs:
+        sides.append(Side(arguments.vs, transformers_work, (cfg, updates), as_here=False))
+    times, extra = measure_sides(sides, arguments.rounds)
+    peak = max(peak, matmul_peak(device, dtype))
+    images = updates * images_per_update(cfg)
+    rows = {}
     for name, seconds in times.items():
-        print(f"{name:>14}: {num_images / statistics.median(seconds):.2f} images/s")
-    middle = statistics.median(ratios)
-    print(f"{'ratio':>14}: {middle:.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f})")
-    figures = {"argv": sys.argv[1:], "torch": torch.__version__, "threads": torch.get_num_threads()}
-    print(json.dumps(figures | {"seconds": times, "ratio": middle} | (extra or {})))
+        speed = images / statistics.median(seconds)
+        rows[name] = {
+            "images_per_second": speed,
+            "seconds_per_update": statistics.median(seconds) / updates,
+            "tflops": speed * operations / 1e12,
+            "utilization": speed * operations / peak,
+            "memory_mb": extra[name]["memory_mb"],
+        }
+    shares = extra[OURS]["breakdown"]
+    print_table(rows)
+    print_ratio(times)
+    print(f"\nmatrix products reach {peak / 1e12:.2f} TFLOP/s here in {dtype_name(dtype)}")
+    print(f"where the time of {OURS} goes:")
+    for kind, share in shares.items():
+        if share >= 0.001:
+            print(f"  {kind:<28}{share:>7.1%}")
+    return summary(times) | {"rows": rows, "peak_tflops": peak / 1e12, "breakdown": shares}
+
+
+def measure_data(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
+    """Reading, cropping and masking pictures in one worker of the loader."""
+    if is_finetuning(cfg):
+        raise ValueError(f"data is measured for pre-training, not for {cfg.MODEL.NAME}")
+    patch_size = build_pretrain_model(cfg).encoder.patch_size
+    with tempfile.TemporaryDirectory() as folder:
+        number = collect_pictures(cfg.DATA.DATA_PATH, Path(folder), arguments.pictures)
+        batch = min(cfg.DATA.BATCH_SIZE, number)
+        arguments.data_path, arguments.batch_size = folder, batch
+        arguments.opts += ["DATA.DATASET", "imagenet", "DATA.NUM_WORKERS", 1]
+        cfg = read_config(arguments)
+        sides = [Side(OURS, loading_work, (cfg, patch_size))]
+        if arguments.vs:
+            sides.append(Side(arguments.vs, pillow_work, (cfg, patch_size), as_here=False))
+        times, _ = measure_sides(sides, arguments.rounds)
+    number = number // batch * batch
+    speeds = {name: number / statistics.median(seconds) for name, seconds in times.items()}
+    print_table({name: {"images_per_second": speed} for name, speed in speeds.items()})
+    print_ratio(times)
+    return summary(times) | {"images_per_second_and_core": speeds, "pictures": number}
+
+
+def measure_training(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
+    """Updates with real data and, in turn, with noise."""
+    updates = arguments.updates or 10
+    with tempfile.TemporaryDirectory() as folder:
+        if cfg.DATA.DATASET == "imagenet" and not cfg.DATA.DATA_PATH and not is_finetuning(cfg):
+            collect_pictures("", Path(folder), updates * images_per_update(cfg))
+            arguments.data_path = folder
+            cfg = read_config(arguments)
+        sides = [
+            Side("training", training_work, (cfg, updates, True)),
+            Side("on noise", training_work, (cfg, updates, False)),
+        ]
+        times, extra = measure_sides(sides, arguments.rounds)
+    images = updates * images_per_update(cfg)
+    rows = {
+        name: {
+            "images_per_second": images / statistics.median(seconds),
+            "data_wait": extra[name]["data_wait"],
+            "memory_mb": extra[name]["memory_mb"],
+        }
+        for name, seconds in times.items()
+    }
+    print_table(rows)
+    print_ratio(times)
+    return summary(times) | {"rows": rows, "workers": cfg.DATA.NUM_WORKERS}
+
+
+def images_per_update(cfg: CfgNode) -> int:
+    """Of one process."""
+    return int(cfg.DATA.BATCH_SIZE) * max(cfg.TRAIN.ACCUMULATION_STEPS, 1)
+
+
+# Figure -> its heading and form
+COLUMNS = {
+    "images_per_second": ("images/s", "{:,.2f}"),
+    "seconds_per_update": ("s/update", "{:.4f}"),
+    "tflops": ("TFLOP/s", "{:.3f}"),
+    "utilization": ("of the peak", "{:.1%}"),
+    "data_wait": ("waits for data", "{:.1%}"),
+    "memory_mb": ("peak memory", "{:,.0f} MiB"),
+}
+
+
+def print_table(rows: dict[str, Figures]) -> None:
+    """A line for each side."""
+    names = list(next(iter(rows.values())))
+    print(" " * 14 + "".join(f"{COLUMNS[name][0]:>16}" for name in names))
+    for side, figures in rows.items():
+        print(f"{side:<14}" + "".join(f"{COLUMNS[n][1].format(figures[n]):>16}" for n in names))
+
+
+def print_ratio(times: dict[str, list[float]]) -> None:
+    """How many times as fast the first side is as the second, if there is one."""
+    if len(times) == 2:
+        first, second = times
+        middle, smallest, largest = ratio(times).values()
+        print(
+            f"{first} is {middle:.2f} times as fast as {second} "
+            f"({smallest:.2f} to {largest:.2f} in {len(times[first])} rounds)"
+        )
+
+
+def summary(times: dict[str, list[float]]) -> Figures:
+    """Every round's seconds, and the ratio."""
+    return {"seconds": times} | ({"ratio": ratio(times)} if len(times) == 2 else {})
 
 
 if __name__ == "__main__":

@@ -79,8 +79,6 @@ def count_needs(cfg: CfgNode, dtype: torch.dtype) -> Needs:
     with FakeTensorMode():
         model: Any = build(cfg, recompute=False)
         encoder = getattr(model, "encoder", model)
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_OPERATIONS) as counter:
-            model(*inputs_of(cfg, encoder, 1))
         kept, of_one_block = count_activations(cfg, model, dtype)
         recomputed, _ = count_activations(cfg, build(cfg, recompute=True), dtype)
     blocks = [_numel(block) for block in encoder.blocks]
@@ -91,10 +89,19 @@ def count_needs(cfg: CfgNode, dtype: torch.dtype) -> Needs:
         parameters=_numel(model),
         outside_blocks=_numel(model) - sum(blocks),
         largest_block=max(blocks),
-        operations=counter.get_total_flops(),
+        operations=count_operations(cfg),
         kept=kept,
         recomputed=Activations(fixed, recomputed.per_image + of_one_block.per_image),
     )
+
+
+def count_operations(cfg: CfgNode) -> int:
+    """Operations of one image's forward pass; a multiplication and an addition are two."""
+    counter = FlopCounterMode(display=False, custom_mapping=_OPERATIONS)
+    with FakeTensorMode(), torch.no_grad(), counter:
+        model: Any = build(cfg, recompute=False)
+        model(*inputs_of(cfg, getattr(model, "encoder", model), 1))
+    return int(counter.get_total_flops())
 
 
 def build(cfg: CfgNode, recompute: bool) -> nn.Module:

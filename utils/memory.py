@@ -3,6 +3,8 @@
 import ctypes
 import os
 
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch reads it at its first tensor
+
 # Options of glibc's mallopt (malloc.h), and the environment variables by which a user sets them.
 _KEPT = {
     "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),  # give nothing back to the system
@@ -20,7 +22,7 @@ def keep_freed_memory() -> None:
     Large tensors get pages of 2 MiB where the system has them. What the environment says already
     stays as it is; another C library than glibc is left alone.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first tensor
+    os.environ.setdefault(HUGE_PAGES, "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:
         return

@@ -1,9 +1,7 @@
 """The tools as a user runs them, on a small model."""
 
 import json
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from PIL import Image
 
 from tests.golden_cases import GOLDEN, options, read_golden
 from tests.small_runs import call, run_folder, run_here, write_config
-from tools import augmentation, benchmark, curves, reconstruct
+from tools import augmentation, curves, reconstruct
 
 
 def test_a_checkpoint_is_drawn(
@@ -59,25 +57,6 @@ def test_a_checkpoint_that_is_not_there_is_an_error(
     common = ["--cfg", write_config(tmp_path), "--output", tmp_path]
     assert call(monkeypatch, reconstruct, *common, *arguments) == 2
     assert message in capsys.readouterr().err
-
-
-def test_the_input_pipeline_is_compared_with_plain_pil(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["data", "--cfg", write_config(tmp_path), "--rounds", 1]
-    assert call(monkeypatch, benchmark, *arguments) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "this project" in lines[0]
-    assert "plain PIL" in lines[1]
-    assert json.loads(lines[-1])["ratio"] > 0
-
-
-def test_times_are_taken_in_turn() -> None:
-    order: list[str] = []
-    calls: dict[str, Any] = {name: partial(order.append, name) for name in ("a", "b")}
-    times = benchmark.in_turn(calls, rounds=2)
-    assert order == ["a", "b", "a", "b", "a", "b"]  # the first pair warms up
-    assert [len(seconds) for seconds in times.values()] == [2, 2]
 
 
 def test_a_published_checkpoint_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
