@@ -1,6 +1,5 @@
 """Data sets: index -> (picture, label)."""
 
-import functools
 import os
 from typing import Protocol
 
@@ -14,9 +13,9 @@ from data.pictures import (
     RGB,
     Picture,
     as_channels,
+    decoder_of,
     find_pictures,
-    read_jpeg,
-    read_picture,
+    read_file,
     require_path,
 )
 from data.shapes import CLASSES, draw_shape
@@ -40,8 +39,7 @@ class ImageFolder:
 
     def __init__(self, root: str, channels: int = RGB, decoder: str = "fast") -> None:
         self.root = root
-        fast = decoder == "fast" and channels == RGB
-        self.read = read_jpeg if fast else functools.partial(read_picture, channels=channels)
+        self.decode = decoder_of(decoder, channels)
         # One array instead of a million strings: worker processes then share its memory.
         self.names = np.array(sorted(find_pictures(root)), dtype=np.bytes_)
         if not len(self.names):
@@ -55,7 +53,8 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         """A picture and NO_LABEL."""
-        return self.read(os.path.join(self.root, os.fsdecode(self.names[index]))), NO_LABEL
+        path = os.path.join(self.root, os.fsdecode(self.names[index]))
+        return self.decode(read_file(path), path), NO_LABEL
 
 
 class Cifar10:

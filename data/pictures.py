@@ -1,17 +1,27 @@
 """From files to pictures: RGB, or any number of channels as numbers."""
 
+import functools
+import io
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
 import torch
+from numpy.lib import format as npy
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 ARRAY_SUFFIX = ".npy"
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 RGB = 3
+_NPY_HEADERS: dict[Any, Callable[[io.BytesIO], Any]] = {
+    (1, 0): npy.read_array_header_1_0,
+    (2, 0): npy.read_array_header_2_0,
+}
 _JPEG_COLOURS = ("YCbCr", "Gray", "RGB")
 
 # RGB, also as uint8 (3, H, W); or float32 (C, H, W): integers of 8 and 16 bits as 0 to 1, other
@@ -21,20 +31,40 @@ Picture = Image.Image | Tensor
 
 def read_picture(path: str, channels: int = RGB) -> Picture:
     """Read a file as `channels` channels; ValueError names one where that is impossible."""
+    return decode_picture(read_file(path), path, channels)
+
+
+def decoder_of(decoder: str, channels: int) -> Callable[[bytes, str], Picture]:
+    """What turns a file's content and name into a picture, by DATA.DECODER: fast or pil."""
+    if decoder == "fast" and channels == RGB:
+        return decode_jpeg
+    return functools.partial(decode_picture, channels=channels)
+
+
+def decode_picture(content: bytes, name: str, channels: int = RGB) -> Picture:
+    """A file's content as `channels` channels; ValueError with its name where that fails."""
     try:
-        if path.lower().endswith(ARRAY_SUFFIX):
-            return _read_array(path, channels)
-        with open(path, "rb") as file, Image.open(file) as image:
+        if name.lower().endswith(ARRAY_SUFFIX):
+            return _decode_array(content, channels)
+        with Image.open(io.BytesIO(content)) as image:
             if channels not in (1, RGB) and _has_16_bits(image):
                 raise ValueError("its colours have 16 bits, of which PIL keeps 8: save it as .npy")
-            image.load()  # here, where the file is open and an error names it
+            image.load()
             return as_channels(image, channels)
-    except (
-        *(UnidentifiedImageError, Image.DecompressionBombError),
-        *(OSError, SyntaxError, ValueError),
-    ) as error:
+    except UnidentifiedImageError:
+        reason = "it is empty" if not content else "it is in none of the formats that PIL knows"
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} cannot be read as a picture: {reason}") from None
+    raise ValueError(f"{name} cannot be read as a picture: {reason}")
+
+
+def read_file(path: str) -> bytes:
+    """The content of a picture's file; ValueError names one that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error.strerror}") from None
 
 
 def _has_16_bits(image: ImageFile.ImageFile) -> bool:
@@ -45,21 +75,20 @@ def _has_16_bits(image: ImageFile.ImageFile) -> bool:
     )
 
 
-def read_jpeg(path: str) -> Picture:
-    """A JPEG file as uint8 RGB (3, H, W), the pixels of PIL in less time; other files as PIL does.
+def decode_jpeg(content: bytes, name: str) -> Picture:
+    """A JPEG file's content as uint8 RGB (3, H, W), the pixels of PIL in less time.
 
-    ValueError names a file that is no picture.
+    Other files as PIL reads them; ValueError names one that is no picture.
     """
-    if not path.lower().endswith((".jpg", ".jpeg")):
-        return read_picture(path)
+    if not name.lower().endswith((".jpg", ".jpeg")):
+        return decode_picture(content, name)
     try:
-        content = Path(path).read_bytes()
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
         if colours not in _JPEG_COLOURS or height * width > 2 * (Image.MAX_IMAGE_PIXELS or 0):
-            return read_picture(path)
+            return decode_picture(content, name)
         pixels = simplejpeg.decode_jpeg(content)
-    except (OSError, ValueError):
-        return read_picture(path)  # which names what is wrong, or is more patient
+    except ValueError:
+        return decode_picture(content, name)  # which tells what is wrong, or is more patient
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -79,9 +108,9 @@ def as_channels(image: Image.Image, channels: int) -> Picture:
     return _as_floats(pixels.transpose(2, 0, 1), channels)
 
 
-def _read_array(path: str, channels: int) -> Tensor:
+def _decode_array(content: bytes, channels: int) -> Tensor:
     """A file of NumPy's format: (H, W), (H, W, C) or (C, H, W)."""
-    pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    pixels = _array_of(content)
     shape = pixels.shape
     if pixels.ndim == 2:
         pixels = pixels[None]
@@ -92,6 +121,20 @@ def _read_array(path: str, channels: int) -> Tensor:
             f"its shape is {shape}, expected (H, W, C) or (C, H, W) with C = {channels} (IN_CHANS)"
         )
     return _as_floats(pixels, channels)
+
+
+def _array_of(content: bytes) -> np.ndarray:
+    """What numpy.save wrote; memory is claimed for what is there, not for what the header says."""
+    file = io.BytesIO(content)
+    version = npy.read_magic(file)
+    if version not in _NPY_HEADERS:
+        raise ValueError(f"version {version} of NumPy's format, expected 1.0 or 2.0")
+    shape, by_columns, dtype = _NPY_HEADERS[version](file)
+    number, start = math.prod(shape), file.tell()
+    if not 0 <= number * dtype.itemsize <= len(content) - start:
+        raise ValueError(f"its header tells of {shape} {dtype}, but the file ends before that")
+    pixels = np.frombuffer(content, dtype, number, start)
+    return pixels.reshape(shape, order="F" if by_columns else "C")
 
 
 def _as_floats(pixels: np.ndarray, channels: int) -> Tensor:

@@ -13,9 +13,13 @@ from torchvision import transforms
 
 from data import build_eval_dataset, build_pretrain_dataset, build_train_dataset
 from data.masking import RandomMask
-from data.pictures import find_pictures, read_jpeg, read_picture
+from data.pictures import Picture, decode_jpeg, find_pictures, read_file, read_picture
 from data.transforms import Normalizer, eval_transform, pretrain_transform
 from utils.config import get_config
+
+
+def read_jpeg(path: str) -> Picture:
+    return decode_jpeg(read_file(path), path)
 
 
 def pixels(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -84,6 +88,9 @@ def write_wrong(path: Path, kind: str) -> None:
         path.write_bytes(path.read_bytes()[:-1])
     elif kind == "no array":
         path.write_bytes(b"nothing")
+    elif kind == "lying header":
+        np.save(path, np.zeros((4, 8, 8)))
+        path.write_bytes(path.read_bytes().replace(b"(4, 8, 8), }  ", b"(4, 99999999)}"))
     else:
         np.save(path, np.zeros((3, 8, 8)))
 
@@ -93,7 +100,8 @@ def write_wrong(path: Path, kind: str) -> None:
     [
         ("pickled objects", "cannot be read as a picture"),
         ("words", "it holds <U1, expected numbers"),
-        ("cut off", "cannot be read as a picture"),
+        ("cut off", "but the file ends before that"),
+        ("lying header", r"its header tells of \(4, 99999999\) float64"),
         ("no array", "cannot be read as a picture"),
         ("other channels", r"its shape is \(3, 8, 8\), expected .* with C = 4 \(IN_CHANS\)"),
     ],
