@@ -22,6 +22,7 @@ from data.labelled import (
 from data.masking import MASKS
 from data.pictures import require_path
 from data.samples import EpochSampler, Key, LabelledDataset, PretrainDataset, ShareSampler
+from data.shards import Shards
 from data.transforms import (
     BatchAugmentation,
     Normalizer,
@@ -37,6 +38,7 @@ DATASETS: dict[str, Callable[[CfgNode, bool], PictureSet]] = {
     "imagenet": lambda cfg, train: ImageFolder(
         cfg.DATA.DATA_PATH, _channels(cfg), cfg.DATA.DECODER
     ),
+    "shards": lambda cfg, train: Shards(cfg.DATA.DATA_PATH, _channels(cfg), cfg.DATA.DECODER),
     "cifar10": lambda cfg, train: Cifar10(cfg.DATA.DATA_PATH, train, _channels(cfg)),
     "shapes": lambda cfg, train: Shapes(
         cfg.DATA.NUM_SHAPES, cfg.DATA.IMG_SIZE, train, _channels(cfg)
@@ -78,6 +80,12 @@ def _imagenet(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Label
     return listed_pictures(folder, keys.VAL_LABELS, classes)
 
 
+def _shards(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Shards:
+    require_path(cfg.DATA.DATA_PATH)
+    folder = os.path.join(cfg.DATA.DATA_PATH, "train" if train else "val")
+    return Shards(folder, _channels(cfg), decoder="pil")
+
+
 def _csv(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> LabelledPictures:
     path = cfg.DATA.DATA_PATH
     require_path(path)
@@ -93,6 +101,7 @@ def _shapes(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Shapes:
 LABELLED: dict[str, Callable[[CfgNode, bool, Sequence[str] | None], Any]] = {
     "imagenet": _imagenet,
     "csv": _csv,
+    "shards": _shards,
     "cifar10": lambda cfg, train, classes: Cifar10(cfg.DATA.DATA_PATH, train, _channels(cfg)),
     "shapes": _shapes,
 }

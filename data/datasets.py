@@ -10,6 +10,7 @@ from timm.layers import to_2tuple
 from data.pictures import (
     ARRAY_SUFFIX,
     IMAGE_SUFFIXES,
+    NO_LABEL,
     RGB,
     Picture,
     as_channels,
@@ -21,8 +22,6 @@ from data.pictures import (
 from data.shapes import CLASSES, draw_shape
 from data.transforms import Size
 from utils.distributed import barrier, rank
-
-NO_LABEL = -1
 
 
 class PictureSet(Protocol):

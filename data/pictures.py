@@ -4,6 +4,7 @@ import functools
 import io
 import math
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 ARRAY_SUFFIX = ".npy"
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 RGB = 3
+NO_LABEL = -1
+LARGEST_FILE = 2**31  # bytes
 _NPY_HEADERS: dict[Any, Callable[[io.BytesIO], Any]] = {
     (1, 0): npy.read_array_header_1_0,
     (2, 0): npy.read_array_header_2_0,
@@ -62,9 +65,12 @@ def read_file(path: str) -> bytes:
     """The content of a picture's file; ValueError names one that cannot be read."""
     try:
         with open(path, "rb") as file:
-            return file.read()
+            status = os.fstat(file.fileno())
+            if stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_FILE:
+                return file.read()
     except OSError as error:
         raise ValueError(f"{path} cannot be read as a picture: {error.strerror}") from None
+    raise ValueError(f"{path} cannot be read as a picture: it is no file of at most 2 GiB")
 
 
 def _has_16_bits(image: ImageFile.ImageFile) -> bool:

@@ -1,0 +1,173 @@
+"""Pictures in uncompressed tar files (the layout of webdataset), each read where it lies."""
+
+import os
+import tarfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.pictures import (
+    ARRAY_SUFFIX,
+    IMAGE_SUFFIXES,
+    LARGEST_FILE,
+    NO_LABEL,
+    RGB,
+    Picture,
+    decoder_of,
+    require_path,
+)
+
+INDEX_SUFFIX = ".index"
+CLASSES_FILE = "classes.txt"
+LABEL_SUFFIX = ".cls"
+_LONGEST_LABEL = 20  # bytes
+_NAME_BYTES = 96  # of a name that an index keeps
+_OPEN_FILES = 128
+INDEX = np.dtype(
+    [("offset", "<i8"), ("size", "<i8"), ("label", "<i8"), ("name", f"S{_NAME_BYTES}")]
+)
+
+
+class Shards:
+    """All pictures in the tar files of a folder, in the order of file names and of each file.
+
+    An index beside a tar file (`python -m tools.shard` writes it) tells where each picture lies;
+    without one the file's headers are read once. Any picture can then be read at any time, so that
+    order, resuming and randomness are those of a folder of pictures.
+    ValueError names a file that is no uncompressed tar file, or is cut off.
+    """
+
+    def __init__(self, root: str, channels: int = RGB, decoder: str = "fast") -> None:
+        require_path(root)
+        self.root, self.channels, self.decoder = root, channels, decoder
+        self.tars = sorted(str(path) for path in Path(root).glob("*.tar"))
+        if not self.tars:
+            raise ValueError(f"DATA.DATA_PATH {root} holds no .tar file (python -m tools.shard)")
+        entries = [entries_of(path) for path in self.tars]
+        self.entries = np.concatenate(entries)
+        self.tar_of = np.repeat(np.arange(len(entries)), [len(part) for part in entries])
+        self.labels = self.entries["label"]
+        self.files: OrderedDict[int, int] = OrderedDict()  # file descriptors by tar
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
+        """A picture and its label, NO_LABEL where it has none."""
+        entry, tar = self.entries[index], int(self.tar_of[index])
+        name = f"{self.tars[tar]}: {entry['name'].decode(errors='replace')}"
+        try:
+            content = os.pread(self._open(tar), int(entry["size"]), int(entry["offset"]))
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read: {error.strerror}") from None
+        return decoder_of(self.decoder, self.channels)(content, name), int(entry["label"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Names in `classes.txt`, else "0", "1", ...; ValueError where a picture has no label."""
+        if (self.labels == NO_LABEL).any():
+            index = int(np.argmax(self.labels == NO_LABEL))
+            name = self.entries[index]["name"].decode(errors="replace")
+            raise ValueError(f"{self.root}: picture {name} has no label (no {LABEL_SUFFIX} file)")
+        number = int(self.labels.max()) + 1
+        path = Path(self.root, CLASSES_FILE)
+        if not path.exists():
+            return [str(label) for label in range(number)]
+        try:
+            names = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            raise ValueError(f"{path} cannot be read as text in UTF-8") from None
+        if len(names) < number:
+            raise ValueError(f"{path} names {len(names)} classes, but a label is {number - 1}")
+        return names
+
+    def _open(self, tar: int) -> int:
+        if tar not in self.files:
+            if len(self.files) == _OPEN_FILES:
+                os.close(self.files.popitem(last=False)[1])
+            self.files[tar] = os.open(self.tars[tar], os.O_RDONLY)
+        self.files.move_to_end(tar)
+        return self.files[tar]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files, which another process does not have."""
+        return self.__dict__ | {"files": OrderedDict()}
+
+
+def entries_of(path: str) -> np.ndarray:
+    """Where the pictures of a tar file lie (INDEX), from its index if that fits, else its headers.
+
+    ValueError names a file that cannot be read.
+    """
+    try:
+        entries = _read_index(path)
+        if entries is None:
+            with tarfile.open(path, "r:") as tar:
+                entries = _scan(tar, path)
+        size = os.path.getsize(path)
+    except (OSError, tarfile.TarError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read as an uncompressed tar file: {reason}") from None
+    starts, sizes = entries["offset"], entries["size"]
+    if ((starts < 0) | (sizes < 0) | (starts > size) | (sizes > size - starts)).any():
+        raise ValueError(f"{path} is cut off: pictures lie beyond its {size} bytes")
+    if not len(entries) or sizes.max() > LARGEST_FILE:
+        what = "a picture of more than 2 GiB" if len(entries) else "no picture"
+        raise ValueError(f"{path} holds {what}")
+    return entries
+
+
+def _read_index(path: str) -> np.ndarray | None:
+    """The index beside a tar file; None where it is missing or belongs to another one."""
+    try:
+        entries = np.load(path + INDEX_SUFFIX, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError):
+        raise ValueError(
+            f"{path}{INDEX_SUFFIX} cannot be read: write it again (python -m tools.shard --index)"
+        ) from None
+    if not isinstance(entries, np.ndarray) or entries.dtype != INDEX or entries.ndim != 1:
+        return None
+    # The last entry is the tar file's own size.
+    fits = len(entries) and entries[-1]["size"] == os.path.getsize(path)
+    return entries[:-1] if fits else None
+
+
+def write_index(path: str, entries: np.ndarray) -> None:
+    """Write the index of a tar file beside it."""
+    own = np.array([(0, os.path.getsize(path), NO_LABEL, b"")], dtype=INDEX)
+    with open(path + INDEX_SUFFIX, "wb") as file:
+        np.save(file, np.concatenate([entries, own]))
+
+
+def _scan(tar: tarfile.TarFile, path: str) -> np.ndarray:
+    """Pictures of a tar file with the labels of the files that share their name."""
+    pictures: dict[str, tuple[int, int, bytes]] = {}
+    labels: dict[str, int] = {}
+    for member in tar:
+        if not member.isreg() or member.issparse():
+            continue
+        folder, base = os.path.split(member.name)
+        key = os.path.join(folder, base.partition(".")[0])
+        suffix = os.path.splitext(base)[1].lower()
+        if suffix in (*IMAGE_SUFFIXES, ARRAY_SUFFIX):
+            name = os.fsencode(member.name)[-_NAME_BYTES:]  # the end: it tells the format
+            pictures[key] = (member.offset_data, member.size, name)
+        elif suffix == LABEL_SUFFIX:
+            labels[key] = _read_label(tar, member, path)
+    rows = [
+        (start, size, labels.get(key, NO_LABEL), name)
+        for key, (start, size, name) in pictures.items()
+    ]
+    return np.array(rows, dtype=INDEX)
+
+
+def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> int:
+    file = tar.extractfile(member)
+    word = file.read(_LONGEST_LABEL).strip() if file else b""
+    if not word.isdigit() or int(word) > np.iinfo(np.int32).max:
+        raise ValueError(f"{path}: {member.name} holds {word!r}, expected the index of a class")
+    return int(word)
