@@ -9,7 +9,7 @@ python -m tools.benchmark train --cfg FILE [--data-path DIR]
     updates with real data: share of time that waits for data, and speed against `step`
 
 Without DIR there are generated JPEG files of 500 x 375 pixels. The last line is JSON: all figures,
-with hardware, versions and settings.
+with hardware, versions and settings. Under torchrun, step and train measure all processes together.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from yacs.config import CfgNode
 
 from models import build_pretrain_model
 from tools.kernels import matmul_peak
-from tools.measure import Side, in_turn, machine, ratio
+from tools.measure import Side, in_turn, launched_processes, launched_rank, machine, ratio
 from tools.plan import count_operations
 from tools.rivals import pillow_work, require_transformers, transformers_work
 from tools.workloads import collect_pictures, is_finetuning, loading_work, training_work
@@ -52,10 +52,18 @@ def main() -> None:
         number = getattr(arguments, name)
         if number is not None and number < 1:
             raise ValueError(f"--{name} is {number}, expected 1 or more")
+    if launched_processes() > 1 and (arguments.vs or arguments.what == "data"):
+        raise ValueError("under torchrun only step and train are measured, without --vs")
     measure = {"step": measure_step, "data": measure_data, "train": measure_training}
     cfg = read_config(arguments)
     figures = measure[arguments.what](cfg, arguments)
-    print(json.dumps(settings(cfg) | machine(choose_device(cfg.DEVICE)) | figures))
+    tell(json.dumps(settings(cfg) | machine(choose_device(cfg.DEVICE)) | figures))
+
+
+def tell(text: str) -> None:
+    """Print a line in the first process."""
+    if launched_rank() == 0:
+        print(text, flush=True)
 
 
 def settings(cfg: CfgNode) -> Figures:
@@ -103,17 +111,17 @@ def measure_step(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
             "images_per_second": speed,
             "seconds_per_update": statistics.median(seconds) / updates,
             "tflops": speed * operations / 1e12,
-            "utilization": speed * operations / peak,
+            "utilization": speed * operations / peak / launched_processes(),
             "memory_mb": extra[name]["memory_mb"],
         }
     shares = extra[OURS]["breakdown"]
     print_table(rows)
     print_ratio(times)
-    print(f"\nmatrix products reach {peak / 1e12:.2f} TFLOP/s here in {dtype_name(dtype)}")
-    print(f"where the time of {OURS} goes:")
+    tell(f"\nmatrix products reach {peak / 1e12:.2f} TFLOP/s here in {dtype_name(dtype)}")
+    tell(f"where the time of {OURS} goes:")
     for kind, share in shares.items():
         if share >= 0.001:
-            print(f"  {kind:<28}{share:>7.1%}")
+            tell(f"  {kind:<28}{share:>7.1%}")
     return summary(times) | {"rows": rows, "peak_tflops": peak / 1e12, "breakdown": shares}
 
 
@@ -167,8 +175,9 @@ def measure_training(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
 
 
 def images_per_update(cfg: CfgNode) -> int:
-    """Of one process."""
-    return int(cfg.DATA.BATCH_SIZE) * max(cfg.TRAIN.ACCUMULATION_STEPS, 1)
+    """Of all processes."""
+    steps = max(cfg.TRAIN.ACCUMULATION_STEPS, 1)
+    return int(cfg.DATA.BATCH_SIZE) * steps * launched_processes()
 
 
 # Figure -> its heading and form
@@ -185,9 +194,9 @@ COLUMNS = {
 def print_table(rows: dict[str, Figures]) -> None:
     """A line for each side."""
     names = list(next(iter(rows.values())))
-    print(" " * 14 + "".join(f"{COLUMNS[name][0]:>16}" for name in names))
+    tell(" " * 14 + "".join(f"{COLUMNS[name][0]:>16}" for name in names))
     for side, figures in rows.items():
-        print(f"{side:<14}" + "".join(f"{COLUMNS[n][1].format(figures[n]):>16}" for n in names))
+        tell(f"{side:<14}" + "".join(f"{COLUMNS[n][1].format(figures[n]):>16}" for n in names))
 
 
 def print_ratio(times: dict[str, list[float]]) -> None:
@@ -195,7 +204,7 @@ def print_ratio(times: dict[str, list[float]]) -> None:
     if len(times) == 2:
         first, second = times
         middle, smallest, largest = ratio(times).values()
-        print(
+        tell(
             f"{first} is {middle:.2f} times as fast as {second} "
             f"({smallest:.2f} to {largest:.2f} in {len(times[first])} rounds)"
         )

@@ -9,6 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
+from tools.chart import new_chart, save_chart
 from utils.run import run_program
 
 FIGURES = {
@@ -52,11 +53,7 @@ def read_run(run: str, figure: str) -> tuple[str, list[tuple[int, float]]]:
 
 def draw(curves: list[tuple[str, list[tuple[int, float]]]], figure: str, picture: str) -> None:
     """Write the picture; ValueError where matplotlib is missing or the file cannot be written."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("drawing curves needs matplotlib: pip install matplotlib") from None
-    chart = Figure(figsize=(7, 4), layout="constrained")
+    chart = new_chart(7, 4)
     axes = chart.subplots()
     colours: dict[str, str] = {}
     for label, points in curves:
@@ -67,10 +64,7 @@ def draw(curves: list[tuple[str, list[tuple[int, float]]]], figure: str, picture
     axes.set(xlabel="update", ylabel=FIGURES[figure])
     axes.grid(alpha=0.3)
     axes.legend()
-    try:
-        chart.savefig(picture, dpi=120)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"picture {picture} cannot be written: {error}") from None
+    save_chart(chart, picture)
 
 
 if __name__ == "__main__":

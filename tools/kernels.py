@@ -1,7 +1,10 @@
 """Where the time of an update goes, and how fast the machine can multiply matrices."""
 
+import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,7 +44,7 @@ def breakdown(run: Callable[[], None], device: torch.device) -> dict[str, float]
     """Shares of the time of `run` by kind of operation, largest first; they add up to 1."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
+    with _no_messages(), profile(activities=activities) as profiler:
         start = time.perf_counter()
         run()
         elapsed = (time.perf_counter() - start) * 1e6  # microseconds, as the profiler counts
@@ -54,6 +57,20 @@ def breakdown(run: Callable[[], None], device: torch.device) -> dict[str, float]
     times[NO_OPERATOR] = whole - sum(times.values())
     shares = {kind: spent / whole for kind, spent in times.items()}
     return dict(sorted(shares.items(), key=lambda share: -share[1]))
+
+
+@contextmanager
+def _no_messages() -> Iterator[None]:
+    """Without what the profiler writes to standard error whenever it starts and stops."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def kind_of(operator: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
 from logger import progress_bar
 from utils.memory import HUGE_PAGES, keep_freed_memory
@@ -101,6 +102,8 @@ def _serve(
             connection.send(time.perf_counter() - start)
         except ValueError as error:
             connection.send(ValueError(str(error)))
+    if distributed.is_initialized():
+        os._exit(0)  # gloo's threads can abort a process that tidies up
 
 
 def _next(connection: Connection) -> Any:
@@ -115,7 +118,7 @@ def in_turn(sides: Sequence[Side], rounds: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {side.name: [] for side in sides}
     for side in sides:  # one after the other: what is built beside a running side disturbs it
         side.seconds()
-    for _ in progress_bar(range(rounds), name="rounds", rank=0):
+    for _ in progress_bar(range(rounds), name="rounds", rank=launched_rank()):
         for side in sides:
             times[side.name].append(side.seconds())
     return times
@@ -128,6 +131,16 @@ def ratio(times: dict[str, list[float]]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "smallest": ratios[0], "largest": ratios[-1]}
 
 
+def launched_rank() -> int:
+    """Index of this process by the launcher's environment; 0 without one."""
+    return int(os.environ.get("RANK", 0))
+
+
+def launched_processes() -> int:
+    """Number of processes by the launcher's environment; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """Hardware and versions that a measurement belongs to."""
     packages = ("torch", "torchvision", "timm", "transformers", "pillow", "simplejpeg")
@@ -137,6 +150,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": launched_processes(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},

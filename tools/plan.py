@@ -104,6 +104,12 @@ def count_operations(cfg: CfgNode) -> int:
     return int(counter.get_total_flops())
 
 
+def count_parameters(cfg: CfgNode) -> int:
+    """Of the model of a stage."""
+    with FakeTensorMode():
+        return _numel(build(cfg, recompute=False))
+
+
 def build(cfg: CfgNode, recompute: bool) -> nn.Module:
     """The model of a stage: a classifier where MODEL.NAME says finetune."""
     cfg = cfg.clone()

@@ -28,6 +28,7 @@ from models import build_classifier, build_criterion, build_pretrain_model
 from tools.kernels import breakdown, synchronize
 from tools.measure import Work
 from utils.device import choose_device, choose_precision
+from utils.distributed import distribute, start_process_group
 from utils.engine import train_one_epoch
 from utils.metrics import peak_memory_mb
 from utils.run import Run, build_parts, place_model
@@ -81,13 +82,18 @@ class Batches:
 
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self.source, DataLoader):
-            return itertools.islice(self.source, self.number)
+            again_and_again = itertools.chain.from_iterable(itertools.repeat(self.source))
+            return itertools.islice(again_and_again, self.number)
         return itertools.repeat(self.source, self.number)
 
 
 def training_work(cfg: CfgNode, num_updates: int, real_data: bool) -> Work:
-    """Updates by the training loop itself, on pictures of the configuration or on noise."""
+    """Updates by the training loop itself, on pictures of the configuration or on noise.
+
+    Under torchrun it is one process of all; they work together.
+    """
     device = choose_device(cfg.DEVICE)
+    start_process_group(device)
     run = Run(cfg, device, choose_precision(cfg.TRAIN.PRECISION, device), Path())
     model, compute_loss = build_stage(cfg, device)
     encoder: Any = getattr(model, "encoder", model)
@@ -98,11 +104,12 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool) -> Work:
     )
     batches: Any = Batches(source, cfg.DATA.BATCH_SIZE, num_updates * run.accumulation_steps)
     parts = build_parts(run, place_model(run, model), num_updates)
+    distributed_model = distribute(model, device)
     records: list[dict[str, Any]] = []
 
     def updates() -> None:
         train_one_epoch(
-            *(model, batches, compute_loss),
+            *(distributed_model, batches, compute_loss),
             *(parts["optimizer"], parts["lr_scheduler"], parts["scaler"]),
             device=device,
             accumulation_steps=run.accumulation_steps,

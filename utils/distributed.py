@@ -1,9 +1,11 @@
 """Processes and randomness: who takes part, and from which key each random stream follows."""
 
 import contextlib
+import inspect
 import os
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,8 +93,12 @@ def distribute(model: nn.Module, device: torch.device) -> nn.Module:
     if not distributed.is_initialized() or is_sharded(model):
         return model
     device_ids = [device.index] if device.type == "cuda" else None
+    # Buffers are constants; torch 2.15 gave this option another name.
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}
     return DistributedDataParallel(
-        model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        model, device_ids=device_ids, gradient_as_bucket_view=True, **options
     )
 
 

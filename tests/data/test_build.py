@@ -102,7 +102,7 @@ def test_normalizing_can_be_undone() -> None:
     [
         (["DATA.BATCH_SIZE", 49], "holds 48 images, fewer than one update needs: 49"),
         (["TRAIN.ACCUMULATION_STEPS", 7], "56 .8 x 7 micro-batches"),
-        (["DATA.DATASET", "imagnet"], "choices: imagenet, cifar10, shapes"),
+        (["DATA.DATASET", "imagnet"], "choices: imagenet, shards, cifar10, shapes"),
         (["DATA.MASK", "block"], "choices: random"),
     ],
 )

@@ -1,0 +1,167 @@
+"""What a cluster must bring to a recipe: network, input pipeline, where each limit lies.
+
+python -m tools.cluster --cfg FILE [--gpus 8 64 512] [--tflops 989] [--utilization 0.45] ...
+
+Worked out from counted operations and bytes and from what the flags assume; nothing is measured.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from yacs.config import CfgNode
+
+from tools.plan import count_operations, count_parameters
+from utils.arguments import make_parser, read_config
+from utils.run import run_program
+
+_FLOAT32 = 4
+_HEADINGS = (
+    "GPUs", "images per GPU", "computing, ms", "sent per GPU, MB", "GB/s to hide it",
+    "waits for network", "images/s", "reads, GB/s", "CPU cores per GPU", "an epoch",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What a GPU, its network and its host can do."""
+
+    flops: float  # operations per second that a GPU reaches
+    network: float  # bytes per second, in and out of each GPU
+    images_per_core: float
+    bytes_per_image: float
+    num_images: int  # of an epoch
+
+
+@dataclass(frozen=True)
+class Load:
+    """What an image and an update ask for."""
+
+    operations: int  # of an image, forward and backward
+    gradient_bytes: int
+    sharded: bool
+
+    def sent(self, gpus: int) -> float:
+        """Bytes that each GPU sends in an update, by rings: what it passes on of every part.
+
+        Averaging sums gradients and hands the sums out: two passes. Divided weights are gathered
+        for forward and for backward, and gradients summed: three.
+        """
+        return (3 if self.sharded else 2) * self.gradient_bytes * (gpus - 1) / gpus
+
+    @property
+    def overlap(self) -> float:
+        """Share of the computing during which data can be sent: backward, or all of it."""
+        return 1.0 if self.sharded else 2 / 3
+
+
+@dataclass(frozen=True)
+class Update:
+    """One update on a number of GPUs."""
+
+    gpus: int
+    batch: int  # images of each GPU
+    computing: float  # seconds
+    sent: float  # bytes of each GPU
+    needed: float  # bytes per second at which sending is hidden
+    waiting: float  # seconds
+
+    @property
+    def images_per_second(self) -> float:
+        """Of all GPUs."""
+        return self.gpus * self.batch / (self.computing + self.waiting)
+
+
+def main() -> None:
+    """Count, work out, print."""
+    parser = make_parser(__doc__ or "")
+    numbers = {
+        "tflops": (989.0, "a GPU's peak in the recipe's precision (H100 SXM, bfloat16: 989)"),
+        "utilization": (0.45, "share of it that training reaches"),
+        "network": (50.0, "GB/s of each GPU to others (InfiniBand NDR: 50)"),
+        "images-per-core": (500.0, "that a CPU core loads in a second (tools.benchmark data)"),
+        "image-kb": (110.0, "of a picture file"),
+    }
+    for name, (default, words) in numbers.items():
+        parser.add_argument(f"--{name}", type=float, default=default, metavar="X", help=words)
+    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512], metavar="N")
+    parser.add_argument("--update-images", type=int, default=2048, metavar="N", help="published")
+    parser.add_argument("--epoch-images", type=int, default=1281167, metavar="N", help="ImageNet")
+    arguments = parser.parse_args()
+    for name in (*numbers, "update-images", "epoch-images"):
+        if getattr(arguments, name.replace("-", "_")) <= 0:
+            raise ValueError(f"--{name} takes a positive number")
+    if min(arguments.gpus) < 1:
+        raise ValueError("--gpus takes positive numbers")
+    print("\n".join(report(read_config(arguments), arguments)))
+
+
+def report(cfg: CfgNode, arguments: argparse.Namespace) -> list[str]:
+    """Two tables: the published number of images per update, and the recipe's of each GPU."""
+    operations, parameters = count_operations(cfg), count_parameters(cfg)
+    passes = 4 if cfg.TRAIN.USE_CHECKPOINT else 3
+    sharded = cfg.TRAIN.SHARDING == "full"
+    load = Load(passes * operations, _FLOAT32 * parameters, sharded)
+    assumed = Assumed(
+        flops=arguments.tflops * 1e12 * arguments.utilization,
+        network=arguments.network * 1e9,
+        images_per_core=arguments.images_per_core,
+        bytes_per_image=arguments.image_kb * 1e3,
+        num_images=arguments.epoch_images,
+    )
+    lines = [
+        f"{cfg.TAG}: {parameters:,} parameters, {load.operations / 1e9:.1f} GFLOP for an image, "
+        f"SHARDING {cfg.TRAIN.SHARDING}, {_FLOAT32 * parameters / 1e6:,.0f} MB of gradients"
+    ]
+    total, own = arguments.update_images, cfg.DATA.BATCH_SIZE
+    for title, batch_of in (
+        (f"{total:,} images per update", lambda gpus: max(total // gpus, 1)),
+        (f"{own} images of each GPU per update", lambda gpus: own),
+    ):
+        lines += ["", f"{title}:", "", _row(_HEADINGS), "|" + "---|" * len(_HEADINGS)]
+        for gpus in arguments.gpus:
+            update = work_out(load, assumed, gpus, batch_of(gpus))
+            lines.append(_row(cells(update, assumed)))
+    smallest = smallest_batch(load, assumed, max(arguments.gpus))
+    return [*lines, "", f"The network is hidden from {smallest:.0f} images of each GPU on."]
+
+
+def work_out(load: Load, assumed: Assumed, gpus: int, batch: int) -> Update:
+    """Computing, sending, and how long the one waits for the other."""
+    computing = batch * load.operations / assumed.flops
+    sent = load.sent(gpus)
+    hidden = load.overlap * computing
+    waiting = max(sent / assumed.network - hidden, 0)
+    return Update(gpus, batch, computing, sent, sent / hidden, waiting)
+
+
+def smallest_batch(load: Load, assumed: Assumed, gpus: int) -> float:
+    """Images of each GPU from which on computing takes as long as sending."""
+    of_an_image = load.overlap * load.operations / assumed.flops
+    return load.sent(gpus) / assumed.network / of_an_image
+
+
+def cells(update: Update, assumed: Assumed) -> list[str]:
+    """A line of the table."""
+    speed = update.images_per_second
+    whole = update.computing + update.waiting
+    return [
+        f"{update.gpus}",
+        f"{update.batch}",
+        f"{update.computing * 1e3:.1f}",
+        f"{update.sent / 1e6:,.0f}",
+        f"{update.needed / 1e9:.1f}",
+        f"{update.waiting / whole:.0%}",
+        f"{speed:,.0f}",
+        f"{speed * assumed.bytes_per_image / 1e9:.2f}",
+        f"{speed / update.gpus / assumed.images_per_core:.1f}",
+        f"{assumed.num_images / speed:,.0f} s",
+    ]
+
+
+def _row(words: Sequence[str]) -> str:
+    return "| " + " | ".join(words) + " |"
+
+
+if __name__ == "__main__":
+    run_program(main)

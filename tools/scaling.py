@@ -1,0 +1,126 @@
+"""Time and memory of updates against one key after the other: a table for each, and a picture.
+
+python -m tools.scaling --cfg FILE --vary DATA.BATCH_SIZE 1 2 4 8 --vary DATA.IMG_SIZE 96 192 \\
+    [--picture scaling.png]
+
+Every value runs in a process of its own, on noise. Pictures need matplotlib (pip install
+matplotlib). The last line is JSON.
+"""
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from yacs.config import CfgNode
+
+from logger import progress_bar
+from tools.benchmark import settings
+from tools.chart import new_chart, save_chart
+from tools.measure import Side, in_turn, machine
+from tools.plan import count_operations
+from tools.workloads import training_work
+from utils.arguments import make_parser, read_config
+from utils.device import choose_device
+from utils.run import run_program
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of a key and what an update takes with it."""
+
+    value: Any
+    seconds: float
+    images_per_second: float
+    tflops: float
+    memory_mb: float
+
+
+def main() -> None:
+    """Measure every value of every key; prints tables and a line of JSON, draws."""
+    parser = make_parser(__doc__ or "")
+    parser.add_argument(
+        "--vary", nargs="+", action="append", required=True, metavar="KEY VALUE", help="a key"
+    )
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each value")
+    parser.add_argument("--picture", metavar="FILE", help="where to draw")
+    arguments = parser.parse_args()
+    if arguments.rounds < 1 or min(map(len, arguments.vary)) < 3:
+        raise ValueError("--vary takes a key and two values or more, --rounds 1 or more")
+    if arguments.picture:
+        new_chart(1, 1)  # tells now, not after measuring, where that is impossible
+    cfg, opts = read_config(arguments), arguments.opts
+    configs: dict[str, list[CfgNode]] = {}
+    for key, *values in arguments.vary:  # all, before the first is measured
+        configs[key] = []
+        for value in values:
+            arguments.opts = [*opts, key, value]
+            configs[key].append(read_config(arguments))
+    curves = {}
+    for key, variants in configs.items():
+        bar = progress_bar(variants, name=key, rank=0)
+        curves[key] = [measure(variant, key, arguments.rounds) for variant in bar]
+        print_table(key, curves[key])
+    if arguments.picture:
+        draw(curves, arguments.picture)
+        print(f"wrote {arguments.picture}")
+    figures = {key: [asdict(point) for point in points] for key, points in curves.items()}
+    print(json.dumps(settings(cfg) | machine(choose_device(cfg.DEVICE)) | {"curves": figures}))
+
+
+def measure(cfg: CfgNode, key: str, rounds: int) -> Point:
+    """The median of some updates with one configuration."""
+    side = Side(cfg.TAG, training_work, (cfg, 1, False))
+    try:
+        seconds = statistics.median(in_turn([side], rounds)[side.name])
+        memory = side.figures()["memory_mb"]
+    finally:
+        side.close()
+    value: Any = cfg
+    for name in key.split("."):
+        value = value[name]
+    images = cfg.DATA.BATCH_SIZE * max(cfg.TRAIN.ACCUMULATION_STEPS, 1)
+    speed = images / seconds
+    return Point(value, seconds, speed, 3 * speed * count_operations(cfg) / 1e12, memory)
+
+
+def print_table(key: str, points: list[Point]) -> None:
+    """A line for each value."""
+    print(f"| {key} | s/update | images/s | TFLOP/s | peak memory, MiB |\n|---|---|---|---|---|")
+    for point in points:
+        print(
+            f"| {point.value} | {point.seconds:.3f} | {point.images_per_second:.2f} "
+            f"| {point.tflops:.3f} | {point.memory_mb:,.0f} |",
+            flush=True,
+        )
+    print()
+
+
+def draw(curves: dict[str, list[Point]], picture: str) -> None:
+    """Time and memory against each key, side by side."""
+    chart = new_chart(4.2 * len(curves), 3.4)
+    for axes, (key, points) in zip(
+        chart.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
+    ):
+        ticks = places([point.value for point in points])
+        axes.plot(ticks, [point.seconds for point in points], "o-", color="C0")
+        axes.set(xlabel=key, xticks=ticks, ylim=(0, None))
+        axes.set_xticklabels([str(point.value) for point in points], fontsize=7)
+        axes.set_ylabel("seconds per update", color="C0")
+        memory = axes.twinx()
+        memory.plot(ticks, [point.memory_mb / 1024 for point in points], "s--", color="C1")
+        memory.set_ylabel("peak memory, GiB", color="C1")
+        memory.set_ylim(0, None)
+    save_chart(chart, picture)
+
+
+def places(values: list[Any]) -> list[float]:
+    """Where values stand on the axis: numbers at theirs, lists at their sum, words in a row."""
+    sums = [sum(value) if isinstance(value, list | tuple) else value for value in values]
+    if all(isinstance(value, int | float) for value in sums):
+        return [float(value) for value in sums]
+    return [float(index) for index in range(len(values))]
+
+
+if __name__ == "__main__":
+    run_program(main)
