@@ -75,7 +75,7 @@ def run_processes(
 ) -> subprocess.CompletedProcess[str]:
     """The program under torchrun with `number` processes of one thread each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", str(number), program, "--cfg", str(cfg)]
+    command += ["--nproc_per_node", str(number), *program.split(), "--cfg", str(cfg)]
     return subprocess.run(
         [*command, *map(str, arguments)],
         cwd=ROOT,

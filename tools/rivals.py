@@ -15,7 +15,7 @@ from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from models import build_pretrain_model
 from tools.kernels import synchronize
 from tools.measure import Work
-from tools.workloads import synthetic_batch
+from tools.workloads import passes_over, synthetic_batch
 from utils.device import choose_device, choose_precision
 from utils.metrics import peak_memory_mb
 
@@ -126,9 +126,4 @@ def pillow_work(cfg: CfgNode, patch_size: int) -> Work:
         drop_last=True,
         persistent_workers=keys.NUM_WORKERS > 0,
     )
-
-    def load() -> None:
-        for _ in loader:
-            pass
-
-    return Work(load)
+    return passes_over(loader)

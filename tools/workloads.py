@@ -144,7 +144,11 @@ def training_loader(cfg: CfgNode, patch_size: int, device: torch.device) -> Data
 
 def loading_work(cfg: CfgNode, patch_size: int) -> Work:
     """One pass over the pictures of a configuration through the loader."""
-    loader = training_loader(cfg, patch_size, torch.device("cpu"))
+    return passes_over(training_loader(cfg, patch_size, torch.device("cpu")))
+
+
+def passes_over(loader: DataLoader[Any]) -> Work:
+    """All batches of a loader, one after the other."""
 
     def load() -> None:
         for _ in loader:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.models.test_encoders import SMALL
-from tests.small_runs import call, write_config, write_finetune_config
+from tests.small_runs import call, run_processes, write_config, write_finetune_config
 from tools import benchmark, kernels, rivals
 from tools.measure import Side, Work, in_turn, ratio
 from utils.config import get_config
@@ -74,6 +74,26 @@ def test_training_is_compared_with_updates_on_noise(
     assert call(monkeypatch, benchmark, *arguments) == 0
     rows = figures_of(capfd.readouterr().out)["rows"]
     assert rows["training"]["data_wait"] > 0.01 > rows["on noise"]["data_wait"]
+
+
+def test_processes_of_torchrun_are_measured_together(tmp_path: Path) -> None:
+    cfg = write_config(tmp_path)
+    arguments = ["--rounds", 2, "--updates", 20]  # 80 images of each: the data set begins again
+    done = run_processes(2, cfg, *arguments, program="-m tools.benchmark train")
+    assert done.returncode == 0, done.stderr
+    assert "Warning: Grad strides" not in done.stderr
+    figures = figures_of(done.stdout)
+    (row,), (seconds,) = figures["rows"].values(), figures["seconds"].values()
+    assert figures["processes"] == 2
+    assert row["images_per_second"] == pytest.approx(2 * 20 * 4 / (sum(seconds) / 2))
+
+
+def test_under_torchrun_nothing_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert call(monkeypatch, benchmark, "data", "--cfg", write_config(tmp_path)) == 2
+    assert "under torchrun only step and train are measured" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
