@@ -75,9 +75,9 @@ def _imagenet(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Label
     require_path(keys.DATA_PATH)
     folder = os.path.join(keys.DATA_PATH, "train" if train else "val")
     if train or not keys.VAL_LABELS:
-        return class_folders(folder)
+        return class_folders(folder, _channels(cfg))
     assert classes is not None  # evaluation knows them from the training set or the checkpoint
-    return listed_pictures(folder, keys.VAL_LABELS, classes)
+    return listed_pictures(folder, keys.VAL_LABELS, classes, _channels(cfg))
 
 
 def _shards(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Shards:
@@ -89,7 +89,8 @@ def _shards(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Shards:
 def _csv(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> LabelledPictures:
     path = cfg.DATA.DATA_PATH
     require_path(path)
-    return csv_list(os.path.join(path, "train.csv" if train else "val.csv"), classes)
+    name = "train.csv" if train else "val.csv"
+    return csv_list(os.path.join(path, name), classes, _channels(cfg))
 
 
 def _shapes(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Shapes:
@@ -108,10 +109,8 @@ LABELLED: dict[str, Callable[[CfgNode, bool, Sequence[str] | None], Any]] = {
 
 
 def _labelled(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Any:
-    """The data set that DATA.DATASET names, its pictures with as many channels as the encoder."""
-    pictures = choose(LABELLED, cfg.DATA.DATASET, "DATA.DATASET")(cfg, train, classes)
-    pictures.channels = _channels(cfg)
-    return pictures
+    """The data set that DATA.DATASET names."""
+    return choose(LABELLED, cfg.DATA.DATASET, "DATA.DATASET")(cfg, train, classes)
 
 
 def build_train_dataset(cfg: CfgNode) -> LabelledDataset:

@@ -12,11 +12,16 @@ from data.pictures import RGB, Picture, find_pictures, read_picture, require_pat
 
 
 class LabelledPictures:
-    """Files with labels, which are indices into `classes`."""
+    """Files with labels, which are indices into `classes`; `channels` are read of each."""
 
-    channels = RGB
-
-    def __init__(self, paths: Sequence[str], labels: Sequence[int], classes: list[str]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Sequence[int],
+        classes: list[str],
+        channels: int = RGB,
+    ) -> None:
+        self.channels = channels
         # Arrays instead of a million strings: worker processes then share their memory.
         self.paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
         self.labels = np.array(labels, dtype=np.int64)
@@ -31,7 +36,7 @@ class LabelledPictures:
         return read_picture(path, self.channels), int(self.labels[index])
 
 
-def class_folders(root: str) -> LabelledPictures:
+def class_folders(root: str, channels: int = RGB) -> LabelledPictures:
     """ROOT/CLASS/.../picture, classes in sorted order; ValueError names folders without one."""
     require_path(root)
     if not Path(root).is_dir():
@@ -50,10 +55,10 @@ def class_folders(root: str) -> LabelledPictures:
         empty += [] if names else [name]
     if empty:
         raise ValueError(f"{root}: class folders without pictures: {_first(empty)}")
-    return LabelledPictures(paths, labels, classes)
+    return LabelledPictures(paths, labels, classes, channels)
 
 
-def csv_list(path: str, classes: Sequence[str] | None) -> LabelledPictures:
+def csv_list(path: str, classes: Sequence[str] | None, channels: int = RGB) -> LabelledPictures:
     """A CSV file with the columns `path` (relative to the file) and `label` (a class).
 
     Without `classes` they are the labels that occur, in sorted order (numbers by value).
@@ -66,10 +71,12 @@ def csv_list(path: str, classes: Sequence[str] | None) -> LabelledPictures:
     names = list(classes) if classes is not None else _sorted_classes(set(words))
     folder = os.path.dirname(path)
     paths = [os.path.join(folder, row["path"] or "") for row in rows]
-    return LabelledPictures(paths, _indices(words, names, path, first_line=2), names)
+    return LabelledPictures(paths, _indices(words, names, path, first_line=2), names, channels)
 
 
-def listed_pictures(root: str, path: str, classes: Sequence[str]) -> LabelledPictures:
+def listed_pictures(
+    root: str, path: str, classes: Sequence[str], channels: int = RGB
+) -> LabelledPictures:
     """All pictures below `root`, with the labels that the file `path` lists.
 
     Its lines are `name label`, or `label` alone for the pictures in sorted order; a label is a
@@ -92,7 +99,8 @@ def listed_pictures(root: str, path: str, classes: Sequence[str]) -> LabelledPic
     if names is pictures and table.exists():
         words = _development_kit_labels(words, table)
     labels = _indices(words, classes, path, first_line=1)
-    return LabelledPictures([os.path.join(root, name) for name in names], labels, list(classes))
+    paths = [os.path.join(root, name) for name in names]
+    return LabelledPictures(paths, labels, list(classes), channels)
 
 
 def first_of_each_class(labels: Sequence[int], number: int, classes: Sequence[str]) -> list[int]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models import build_classifier, build_pretrain_model
 from models.build import ENCODERS
-from models.layers import ChunkedAttention, attend, fused_attention
+from models.layers import ChunkedAttention, attend, fused_attention, plain_attention
 from utils.config import get_config
 
 SMALL: dict[str, list[Any]] = {
@@ -302,8 +302,11 @@ def test_gradients_of_chunked_attention_are_right(
     assert torch.autograd.gradcheck(ChunkedAttention.apply, inputs)
 
 
+@pytest.mark.parametrize("function", [ChunkedAttention.apply, plain_attention])
 @pytest.mark.parametrize("groups", [0, 4])
-def test_gradients_in_half_precision_survive_what_all_tokens_share(groups: int) -> None:
+def test_gradients_in_half_precision_survive_what_all_tokens_share(
+    groups: int, function: Any
+) -> None:
     """Keys and values far from 0, and near each other, as trained networks have them."""
     torch.manual_seed(0)
     qkv = torch.randn(8, 65, 3, 2, 32)
@@ -311,7 +314,8 @@ def test_gradients_in_half_precision_survive_what_all_tokens_share(groups: int) 
     bias = torch.randn(groups, 2, 65, 65) if groups else None
     grad = torch.randn(8, 65, 64)
     found, exact = (
-        attention_gradient(qkv, bias, grad, dtype) for dtype in (torch.bfloat16, torch.float64)
+        attention_gradient(function, qkv, bias, grad, dtype)
+        for dtype in (torch.bfloat16, torch.float64)
     )
     for index in range(3):  # query, key, value
         error = (found[:, :, index] - exact[:, :, index]).norm() / exact[:, :, index].norm()
@@ -319,12 +323,16 @@ def test_gradients_in_half_precision_survive_what_all_tokens_share(groups: int) 
 
 
 def attention_gradient(
-    qkv: torch.Tensor, bias: torch.Tensor | None, grad: torch.Tensor, dtype: torch.dtype
+    function: Any,
+    qkv: torch.Tensor,
+    bias: torch.Tensor | None,
+    grad: torch.Tensor,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Gradient of qkv, computed in `dtype` from the same numbers, those of bfloat16."""
     qkv = qkv.bfloat16().to(dtype).requires_grad_()
     bias = None if bias is None else bias.bfloat16().to(dtype)
-    result: torch.Tensor = ChunkedAttention.apply(qkv, bias, 0.2)
+    result: torch.Tensor = function(qkv, bias, 0.2)
     result.backward(grad.bfloat16().to(dtype))
     assert qkv.grad is not None
     return qkv.grad.double()
