@@ -356,7 +356,10 @@ MISTAKES: dict[str, tuple[list[Any], str]] = {
         "VAL_LABELS is for DATASET imagenet, not for shapes",
     ),
     "--eval alone": (["--eval"], "--eval needs the checkpoint to evaluate: --resume CKPT"),
-    "unknown data set": (["--opts", "DATA.DATASET", "cifar"], "choices: imagenet, csv, shards, cifar10, "),
+    "unknown data set": (
+        ["--opts", "DATA.DATASET", "cifar"],
+        "choices: imagenet, csv, shards, cifar10, ",
+    ),
     "odd batch": (["--batch-size", 3], "Mixup and CutMix pair images"),
     "unknown augmentation": (["--opts", "AUG.AUTO_AUGMENT", "rand-q9"], "which timm does not know"),
     "other classes than the run": (
