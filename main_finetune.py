@@ -189,4 +189,4 @@ def print_throughput(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, resumes=True)

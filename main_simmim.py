@@ -78,4 +78,4 @@ def train(
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, resumes=True)

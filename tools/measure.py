@@ -1,5 +1,6 @@
 """Measuring in turn: each side in a process of its own, A B A B, and the spread of their ratio."""
 
+import contextlib
 import multiprocessing
 import os
 import platform
@@ -87,8 +88,16 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     if as_here:
         keep_freed_memory()
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the main process wants no more
+        _answer(connection, make, arguments)
+    if distributed.is_initialized():
+        os._exit(0)  # gloo's threads can abort a process that tidies up
+
+
+def _answer(connection: Connection, make: Callable[..., Work], arguments: Sequence[Any]) -> None:
     work = None
-    while (request := _next(connection)) is not None:
+    while True:
+        request = connection.recv()
         try:
             if work is None:
                 work = make(*arguments)
@@ -102,15 +111,6 @@ def _serve(
             connection.send(time.perf_counter() - start)
         except ValueError as error:
             connection.send(ValueError(str(error)))
-    if distributed.is_initialized():
-        os._exit(0)  # gloo's threads can abort a process that tidies up
-
-
-def _next(connection: Connection) -> Any:
-    try:
-        return connection.recv()
-    except EOFError:
-        return None
 
 
 def in_turn(sides: Sequence[Side], rounds: int) -> dict[str, list[float]]:

@@ -208,8 +208,11 @@ def _git_commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def run_program(main: Callable[[], None]) -> None:
-    """Call `main`; a ValueError becomes one line and exit status 2, Ctrl-C status 130."""
+def run_program(main: Callable[[], None], resumes: bool = False) -> None:
+    """Call `main`; a ValueError becomes one line and exit status 2, Ctrl-C status 130.
+
+    `resumes`: started again, the program goes on where it was.
+    """
     keep_freed_memory()
     try:
         main()
@@ -221,10 +224,8 @@ def run_program(main: Callable[[], None]) -> None:
         where = f"rank {rank()}: " if world_size() > 1 else ""
         _leave(f"{where}error: {_last_line(error)}", status=2)
     except KeyboardInterrupt:
-        _leave(
-            "interrupted; training goes on from its newest checkpoint with the same command",
-            status=130,
-        )
+        hint = "; training goes on from its newest checkpoint with the same command"
+        _leave(f"interrupted{hint if resumes else ''}", status=130)
 
 
 def _end_at_once_beside_gloo() -> None:

@@ -179,6 +179,13 @@ def test_what_goes_wrong_in_a_side_is_told() -> None:
         side.close()
 
 
+def test_a_side_that_is_left_while_it_works_ends_by_itself(tmp_path: Path) -> None:
+    side = Side("x", _append, (tmp_path / "order", "x"))
+    side.connection.send("run")
+    side.close()
+    assert side.process.exitcode == 0
+
+
 def test_the_ratio_is_taken_round_by_round() -> None:
     spread = ratio({"a": [1.0, 2.0, 4.0], "b": [3.0, 2.0, 8.0]})
     assert spread == {"median": 2.0, "smallest": 1.0, "largest": 3.0}

@@ -5,16 +5,23 @@ import pytest
 from utils.run import run_program
 
 
+@pytest.mark.parametrize(
+    ("resumes", "message"),
+    [
+        (True, "interrupted; training goes on from its newest checkpoint with the same command\n"),
+        (False, "interrupted\n"),
+    ],
+)
 def test_ctrl_c_ends_with_status_130_and_says_how_to_go_on(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], resumes: bool, message: str
 ) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as exit_:
-        run_program(interrupted)
+        run_program(interrupted, resumes)
     assert exit_.value.code == 130
-    assert "goes on from its newest checkpoint with the same command" in capsys.readouterr().err
+    assert capsys.readouterr().err == message
 
 
 def test_other_errors_keep_their_traceback() -> None:
