@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 
-SCALARS = ("loss", "lr", "grad_norm", "images_per_second", "data_wait", "memory_mb")
+SCALARS = ("loss", "lr", "grad_norm", "images_per_second", "data_wait", "memory_mb", "skipped")
 
 
 class _ConsoleHandler(logging.Handler):
@@ -47,32 +48,37 @@ def train_line(record: dict[str, Any], epoch: int, epochs: int) -> str:
     )
 
 
-def progress_bar(items: Iterable[Item], name: str, rank: int) -> Iterable[Item]:
+def progress_bar(
+    items: Iterable[Item], name: str, rank: int, total: int | None = None
+) -> Iterable[Item]:
     """Show a progress bar where a person is looking, on standard error."""
     if rank != 0 or not sys.stderr.isatty():
         return items
-    bar: Iterable[Item] = tqdm(items, name, leave=False, dynamic_ncols=True)
+    bar: Iterable[Item] = tqdm(items, name, total, leave=False, dynamic_ncols=True)
     return bar
 
 
 class RunLog:
     """Everything one process of a run tells, into `folder`; figures and pictures from rank 0.
 
-    `first_update` is the update the run starts from: figures of later ones, left by a run that was
-    stopped after its last checkpoint, are replaced.
+    `first_update` and `first_epoch` are where the run starts: figures of later updates and
+    validations, left by a run that was stopped after its last checkpoint, are replaced.
     """
 
-    def __init__(self, folder: Path, rank: int, first_update: int, epochs: int) -> None:
+    def __init__(
+        self, folder: Path, rank: int, first_update: int, first_epoch: int, epochs: int
+    ) -> None:
         self.folder, self.rank, self.epochs = folder, rank, epochs
         self.current_epoch = 0
-        self.update = first_update
+        self.update = max(first_update - 1, 0)  # the latest
+        self.skipped = 0
         self.logger = _create_logger(folder, rank)
         self.info = self.logger.info
         self.warning = self.logger.warning
         if rank == 0:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, one rank needs it
 
-            _forget_from(folder / "metrics.jsonl", first_update)
+            _forget_from(folder / "metrics.jsonl", first_update, first_epoch)
             self.board: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=first_update)
 
     @contextlib.contextmanager
@@ -89,6 +95,13 @@ class RunLog:
         """Log an update's figures, append them to metrics.jsonl and to TensorBoard's curves."""
         self.info(train_line(record, self.current_epoch, self.epochs))
         self.update = record["update"]
+        if record["skipped"] > self.skipped:
+            self.warning(
+                "%d update(s) of this epoch had a loss or gradient that is not finite, and changed "
+                "nothing",
+                record["skipped"],
+            )
+        self.skipped = record["skipped"]
         if self.rank == 0:
             self._append({"epoch": self.current_epoch} | record)
             for name in SCALARS:
@@ -108,8 +121,12 @@ class RunLog:
                 self.board.add_scalar(name.replace("_", "/", 1), value, self.update)
 
     def _append(self, record: dict[str, Any]) -> None:
+        known = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in record.items()
+        }
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(known) + "\n")
 
     def picture(self, name: str, picture: Image.Image) -> None:
         """Write NAME.png and show it in TensorBoard."""
@@ -148,13 +165,24 @@ def _close(logger: logging.Logger) -> None:
         handler.close()
 
 
-def _forget_from(path: Path, first_update: int) -> None:
-    """Drop the lines of updates that this run is about to make again, and a torn last line."""
+def _forget_from(path: Path, first_update: int, first_epoch: int) -> None:
+    """Drop the lines that this run is about to write again, and a torn last line."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    kept = [line for line in whole if json.loads(line)["update"] < first_update]
+    kept = [
+        line
+        for line in lines
+        if line.endswith("\n") and _is_before(line, first_update, first_epoch)
+    ]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _is_before(line: str, first_update: int, first_epoch: int) -> bool:
+    record: dict[str, Any] = json.loads(line)
+    # A validation follows the updates of its epoch, and is part of what completes it.
+    if "val_loss" in record:
+        return bool(record["epoch"] < first_epoch)
+    return bool(record["update"] < first_update)

@@ -49,21 +49,32 @@ class Scheduler:
         self.schedule = schedule
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.num_steps = 0
+        self.offset = 0
         self._set(0)
+
+    @property
+    def place(self) -> int:
+        """The schedule's t of the next `step()`: `num_steps` unless it was moved."""
+        return self.num_steps + self.offset
 
     def step(self) -> None:
         """Set the rate of the next update; call once after each optimizer update."""
-        self._set(self.num_steps)
+        self._set(self.place)
         self.num_steps += 1
+
+    def move(self, updates: int) -> None:
+        """Go on that much later in the schedule, without counting updates that were not made."""
+        self.offset += updates
+        self._set(max(self.place - 1, 0))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything `load_state_dict` needs to continue."""
-        return {"num_steps": self.num_steps}
+        return {"num_steps": self.num_steps, "offset": self.offset}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after `num_steps` updates, on this schedule and its peaks."""
-        self.num_steps = state["num_steps"]
-        self._set(max(self.num_steps - 1, 0))
+        self.num_steps, self.offset = state["num_steps"], state.get("offset", 0)
+        self._set(max(self.place - 1, 0))
 
     def _set(self, t: int) -> None:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):

@@ -5,7 +5,6 @@ torchrun --nproc_per_node N main_finetune.py --cfg FILE --data-path DIR --eval -
 python main_finetune.py --cfg FILE --throughput
 """
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from timm.layers import to_2tuple
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from yacs.config import CfgNode
 
 from data import (
     build_batch_augmentation,
@@ -23,27 +23,23 @@ from data import (
     build_train_dataset,
     build_train_loader,
 )
+from data.samples import LabelledDataset
+from data.transforms import BatchAugmentation
 from logger import RunLog, progress_bar
 from models import build_classifier, build_criterion, load_pretrained
 from models.pretrained import head_classes
 from tools.augmentation import draw_augmentation
 from utils.arguments import make_parser
-from utils.checkpoint import epoch_path, restore_model, save_epoch
+from utils.checkpoint import restore_model
 from utils.device import choose_precision, dtype_name
-from utils.distributed import distribute, rank, world_size
+from utils.distributed import rank, world_size
 from utils.evaluation import Best, Evaluation, evaluate, measure_throughput
+from utils.program import run_program
 from utils.resume import resume
-from utils.run import (
-    Run,
-    build_parts,
-    is_due,
-    open_log,
-    place_model,
-    run_epoch,
-    run_program,
-    start_run,
-)
+from utils.run import Run, build_parts, is_due, open_log, place_model, start_run
 from utils.safe_load import model_weights, read_checkpoint
+from utils.training import ComputeLoss, Training
+from utils.watch import stepping
 
 THROUGHPUT_SECONDS = 10.0
 
@@ -78,8 +74,34 @@ def finetune(run: Run) -> None:
     if average is not None:
         parts["model_ema"] = average.module
     start = resume(run.folder, parts, cfg, updates_per_epoch, run.device, dataset.classes)
-    start_epoch, resume_notes = start
+    start.notes = notes + start.notes
     augment = build_batch_augmentation(cfg, len(dataset.classes), run.device)
+
+    def change_averages() -> None:
+        if average is not None:
+            average.update(model)
+
+    log = open_log(run, parts, start)  # only from here on files are written
+    log.info("%d images of %d classes to train on", len(dataset), len(dataset.classes))
+    if rank() == 0 and start.epoch == 0:
+        log.picture("augmentation", draw_augmentation(dataset, augment, run.device))
+    training = Training(
+        *(run, log, parts, loader, finetune_loss(cfg, dataset, augment)),
+        change_averages=change_averages,
+        classes=dataset.classes,
+    )
+    for epoch in range(start.epoch, cfg.TRAIN.EPOCHS):
+        training.train_epoch(epoch)
+        due = is_due(epoch, cfg.EVAL_FREQ, cfg.TRAIN.EPOCHS)
+        is_best = due and validate(run, log, epoch, parts, val_loader, len(dataset.classes))
+        training.complete_epoch(is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS), is_best)
+    training.close()
+
+
+def finetune_loss(
+    cfg: CfgNode, dataset: LabelledDataset, augment: BatchAugmentation
+) -> ComputeLoss:
+    """Cross entropy of a batch, which is augmented and mixed."""
     criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
 
     def compute_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
@@ -87,23 +109,7 @@ def finetune(run: Run) -> None:
         loss: Tensor = criterion(model(image).float(), target)
         return loss
 
-    def after_update() -> None:
-        if average is not None:
-            average.update(model)
-
-    log = open_log(run, parts, notes + resume_notes)  # only from here on files are written
-    log.info("%d images of %d classes to train on", len(dataset), len(dataset.classes))
-    if rank() == 0 and start_epoch == 0:
-        log.picture("augmentation", draw_augmentation(dataset, augment, run.device))
-    distributed_model = distribute(model, run.device)
-    for epoch in range(start_epoch, cfg.TRAIN.EPOCHS):
-        run_epoch(run, log, epoch, parts, distributed_model, loader, compute_loss, after_update)
-        if is_due(epoch, cfg.EVAL_FREQ, cfg.TRAIN.EPOCHS):
-            validate(run, log, epoch, parts, val_loader, dataset.classes)
-        if is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS):
-            path = epoch_path(run.folder, epoch)
-            log.info("saved %s", save_epoch(path, epoch, parts, cfg, dataset.classes))
-    log.close()
+    return compute_loss
 
 
 def validate(
@@ -112,16 +118,15 @@ def validate(
     epoch: int,
     parts: dict[str, Any],
     loader: DataLoader[Any],
-    classes: list[str],
-) -> None:
-    """Evaluate the (averaged) weights, keep them as `best` where none were better before."""
+    num_classes: int,
+) -> bool:
+    """Evaluate the (averaged) weights; whether none were better before."""
     best: Best = parts["best"]
-    evaluation = evaluate_on(run, parts.get("model_ema", parts["model"]), loader, len(classes))
+    evaluation = evaluate_on(run, parts.get("model_ema", parts["model"]), loader, num_classes)
     is_best = best.update(evaluation.acc1, epoch)
     log.validated(str(evaluation), evaluation.loss, evaluation.acc1, evaluation.acc5)
     log.info("best so far: %.3f %% after epoch %d", best.acc1, best.epoch)
-    if is_best:
-        save_epoch(run.folder / "best.pth", epoch, parts, run.cfg, classes)
+    return is_best
 
 
 def evaluate_on(
@@ -135,7 +140,7 @@ def evaluate_on(
         num_classes,
         device=run.device,
         amp_dtype=choose_precision(run.cfg.TEST.PRECISION, run.device),
-        progress=functools.partial(progress_bar, name="evaluation", rank=rank()),
+        progress=lambda batches: progress_bar(stepping(batches), "evaluation", rank(), len(loader)),
     )
 
 

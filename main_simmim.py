@@ -3,31 +3,19 @@
 torchrun --nproc_per_node N main_simmim.py --cfg FILE --data-path DIR [--output DIR --tag T]
 """
 
-from typing import Any
-
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from data import build_pretrain_dataset, build_train_loader
 from data.samples import PretrainDataset
-from logger import RunLog
 from models import build_pretrain_model
 from tools.reconstruct import draw_reconstructions
 from utils.arguments import make_parser
-from utils.checkpoint import epoch_path, save_epoch
-from utils.distributed import distribute, rank
+from utils.distributed import rank
+from utils.program import run_program
 from utils.resume import resume
-from utils.run import (
-    Run,
-    build_parts,
-    is_due,
-    open_log,
-    place_model,
-    run_epoch,
-    run_program,
-    start_run,
-)
+from utils.run import build_parts, is_due, open_log, place_model, start_run
 from utils.sharding import is_sharded
+from utils.training import ComputeLoss, Training
 
 
 def main() -> None:
@@ -44,37 +32,27 @@ def main() -> None:
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
     parts = build_parts(run, place_model(run, model), updates_per_epoch)
-    start_epoch, notes = resume(run.folder, parts, cfg, updates_per_epoch, run.device)
-    log = open_log(run, parts, notes)  # everything fits: only from here on files are written
-    train(run, log, parts, loader, dataset, start_epoch)
-    log.close()
+    start = resume(run.folder, parts, cfg, updates_per_epoch, run.device)
+    log = open_log(run, parts, start)  # everything fits: only from here on files are written
+    training = Training(run, log, parts, loader, pretrain_loss(dataset))
+    for epoch in range(start.epoch, cfg.TRAIN.EPOCHS):
+        training.train_epoch(epoch)
+        training.complete_epoch(save=is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS))
+        drawing = rank() == 0 or is_sharded(model)  # whose processes compute together
+        if drawing and is_due(epoch, cfg.PICTURE_FREQ, cfg.TRAIN.EPOCHS):
+            log.picture("reconstruction", draw_reconstructions(model, dataset, run.device))
+    training.close()
 
 
-def train(
-    run: Run,
-    log: RunLog,
-    parts: dict[str, Any],
-    loader: DataLoader[Any],
-    dataset: PretrainDataset,
-    start_epoch: int,
-) -> None:
-    """Train the remaining epochs, with checkpoints and pictures."""
-    cfg, model = run.cfg, parts["model"]
+def pretrain_loss(dataset: PretrainDataset) -> ComputeLoss:
+    """The masked loss of a batch."""
 
     def compute_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
         image, mask = batch
         loss: Tensor = model(dataset.normalize(image), mask)
         return loss
 
-    distributed_model = distribute(model, run.device)
-    for epoch in range(start_epoch, cfg.TRAIN.EPOCHS):
-        run_epoch(run, log, epoch, parts, distributed_model, loader, compute_loss)
-        if is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS):
-            path = epoch_path(run.folder, epoch)
-            log.info("saved %s", save_epoch(path, epoch, parts, cfg))
-        drawing = rank() == 0 or is_sharded(model)  # whose processes compute together
-        if drawing and is_due(epoch, cfg.PICTURE_FREQ, cfg.TRAIN.EPOCHS):
-            log.picture("reconstruction", draw_reconstructions(model, dataset, run.device))
+    return compute_loss
 
 
 if __name__ == "__main__":

@@ -27,7 +27,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, lr: float) -> torch.optim.Op
         model, lr, cfg.TRAIN.WEIGHT_DECAY, cfg.TRAIN.LAYER_DECAY, keys.NO_WEIGHT_DECAY
     )
     if keys.NAME == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=keys.MOMENTUM, nesterov=True)
+        sgd = torch.optim.SGD(groups, lr=lr, momentum=keys.MOMENTUM, nesterov=True, fused=True)
+        for parameter in model.parameters():  # else a skipped first step leaves them unset
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     return torch.optim.AdamW(groups, lr=lr, betas=tuple(keys.BETAS), eps=keys.EPS, fused=True)
 
 

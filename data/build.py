@@ -1,7 +1,6 @@
 """From the configuration to loaders; the only file here that reads it."""
 
 import os
-import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +31,7 @@ from data.transforms import (
 )
 from utils.checks import choose, require_same_classes
 from utils.distributed import rank, world_size
+from utils.preemption import follow_parent
 
 # Name -> (configuration, train) -> pictures; labels are not read
 DATASETS: dict[str, Callable[[CfgNode, bool], PictureSet]] = {
@@ -178,7 +178,7 @@ def build_batch_augmentation(
 def build_train_loader(
     cfg: CfgNode, dataset: PretrainDataset | LabelledDataset, device: torch.device
 ) -> DataLoader[Any]:
-    """Batches of either stage; call `loader.sampler.set_epoch` before each epoch.
+    """Batches of either stage; call `loader.sampler.set_position` before each epoch.
 
     ValueError where the data set holds fewer images than one update needs.
     """
@@ -190,9 +190,7 @@ def build_train_loader(
             f"update needs: {needed} ({cfg.DATA.BATCH_SIZE} x {accumulation} micro-batches x "
             f"{world_size()} processes); give a smaller --batch-size"
         )
-    sampler: EpochSampler = EpochSampler(
-        dataset, world_size(), rank(), shuffle=True, seed=cfg.SEED, drop_last=True
-    )
+    sampler = EpochSampler(len(dataset), world_size(), rank(), cfg.SEED)
     return _loader(cfg, dataset, sampler, device, drop_last=True)
 
 
@@ -218,10 +216,9 @@ def _loader(
         pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
         drop_last=drop_last,
         persistent_workers=cfg.DATA.NUM_WORKERS > 0,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_follow_main_process,
     )
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C to the main process, which ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _follow_main_process(worker: int) -> None:
+    follow_parent()

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from data.datasets import PictureSet
 from data.transforms import Normalizer
@@ -66,11 +67,33 @@ class LabelledDataset(Dataset[tuple[Tensor, int]]):
             return self.transform(picture), label
 
 
-class EpochSampler(DistributedSampler):
-    """This process's shuffled share of an epoch; its keys carry the epoch to the workers."""
+def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
+    """The order of samples in an epoch, int64 (length,): that of torch's DistributedSampler."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed + epoch))
+
+
+class EpochSampler(Sampler[Key]):
+    """This process's share of an epoch's order; its keys carry the epoch to the workers.
+
+    The processes take turns, so that what all have seen is a beginning of the order: another
+    number of them can go on from there. What does not divide among them is left out.
+    """
+
+    def __init__(self, length: int, processes: int, rank: int, seed: int) -> None:
+        self.length, self.processes, self.rank, self.seed = length, processes, rank, seed
+        self.epoch = self.done = 0
+
+    def set_position(self, epoch: int, done: int = 0) -> None:
+        """The next pass is over this epoch without its first `done` samples."""
+        self.epoch, self.done = epoch, done
+
+    def __len__(self) -> int:
+        return (self.length - self.done) // self.processes
 
     def __iter__(self) -> Iterator[Key]:
-        return ((self.epoch, index) for index in super().__iter__())
+        order = epoch_order(self.length, self.seed, self.epoch)[self.done :]
+        share = order[self.rank :: self.processes][: len(self)]
+        return ((self.epoch, index) for index in share.tolist())
 
 
 class ShareSampler(Sampler[Key]):

@@ -13,7 +13,7 @@ TOP_LEVEL = {"logger", "lr_scheduler", "optimizer", "main_simmim", "main_finetun
 # `utils.safe_load` reads files for all.
 ALLOWED = {
     "models": {"models", "utils.checks", "utils.safe_load"},
-    "data": {"data", "utils.checks", "utils.distributed"},
+    "data": {"data", "utils.checks", "utils.distributed", "utils.preemption"},
     "optimizer": {"utils.checks"},
     "lr_scheduler": {"utils.checks"},
     "logger": set(),
@@ -22,7 +22,7 @@ ALLOWED = {
     "utils.defaults": set(),
     "utils.arguments": {"utils.config"},
     "utils.sharding": set(),
-    "utils.compilation": {"utils.checks"},
+    "utils.compilation": set(),
     "utils.memory": set(),
     "utils.files": set(),
     "utils.distributed": {"utils.sharding"},
@@ -37,22 +37,38 @@ ALLOWED = {
         "utils.files",
         "utils.safe_load",
     },
+    "utils.preemption": set(),
+    "utils.progress": set(),
+    "utils.watch": {"utils.distributed"},
+    "utils.agreement": {"utils.distributed"},
     "utils.checkpoint": {
         "utils.checks",
         "utils.config",
-        "utils.distributed",
         "utils.files",
         "utils.safe_load",
         "utils.sharded_checkpoint",
         "utils.sharding",
     },
-    "utils.resume": {"utils.checkpoint", "utils.checks", "utils.distributed", "utils.sharding"},
+    "utils.saving": {
+        "utils.checkpoint",
+        "utils.distributed",
+        "utils.files",
+        "utils.sharded_checkpoint",
+        "utils.sharding",
+    },
+    "utils.resume": {
+        "utils.checkpoint",
+        "utils.checks",
+        "utils.distributed",
+        "utils.progress",
+        "utils.sharding",
+    },
 }
 # Entry points, tools, the configuration's own modules and the builders.
 READS_CONFIG = {
     "models.build", "data.build", "optimizer", "lr_scheduler", "main_simmim",
     "main_finetune", "utils.config", "utils.arguments", "utils.run", "utils.checkpoint",
-    "utils.resume",
+    "utils.resume", "utils.saving", "utils.training",
 }  # fmt: skip
 
 
@@ -78,10 +94,12 @@ def project_imports(file: Path) -> set[str]:
 @pytest.mark.parametrize("name", sorted(sources()))
 def test_imports_run_one_way(name: str) -> None:
     allowed = ALLOWED.get(name, ALLOWED.get(name.split(".")[0]))
-    if allowed is None:  # entry points, tools and utils.run
+    if allowed is None:  # entry points, tools, and what joins the parts of a run
         assert name.split(".")[0] in {"main_simmim", "main_finetune", "tools"} or name in {
             "utils",
             "utils.run",
+            "utils.training",
+            "utils.program",
         }
         return
     for imported in project_imports(sources()[name]):

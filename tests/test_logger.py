@@ -13,7 +13,7 @@ from logger import SCALARS, RunLog, train_line
 
 def record(update: int, **changes: Any) -> dict[str, Any]:
     figures = dict.fromkeys((*SCALARS, "loss_mean", "grad_norm_mean", "time", "time_mean"), 0.5)
-    return figures | {"update": update, "index": update, "num_updates": 10} | changes
+    return figures | {"skipped": 0, "update": update, "index": update, "num_updates": 10} | changes
 
 
 def test_the_line_has_the_references_format() -> None:
@@ -27,7 +27,7 @@ def test_the_line_has_the_references_format() -> None:
 def test_figures_reach_file_console_metrics_and_tensorboard(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = RunLog(tmp_path, rank=0, first_update=0, epochs=2)
+    log = RunLog(tmp_path, rank=0, first_update=0, first_epoch=0, epochs=2)
     with log.epoch(1):
         log.report(record(7, loss=0.25))
     log.picture("reconstruction", Image.new("RGB", (8, 4), "red"))
@@ -46,7 +46,7 @@ def test_figures_reach_file_console_metrics_and_tensorboard(
 def test_other_processes_write_their_own_file_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = RunLog(tmp_path, rank=3, first_update=0, epochs=2)
+    log = RunLog(tmp_path, rank=3, first_update=0, first_epoch=0, epochs=2)
     log.report(record(0))
     log.close()
     assert [path.name for path in tmp_path.iterdir()] == ["log_rank3.txt"]
@@ -56,13 +56,16 @@ def test_other_processes_write_their_own_file_and_nothing_else(
 def test_a_resumed_run_replaces_what_it_repeats(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"update": update, "loss": 1.0}) for update in range(6)]
+    validation = {"update": 3, "val_loss": 1.0}  # of an epoch that is complete, and of another
+    lines += [json.dumps(validation | {"epoch": epoch}) for epoch in (0, 1)]
     path.write_text("\n".join(lines) + '\n{"update": 6, "lo')
-    RunLog(tmp_path, rank=0, first_update=4, epochs=2).close()
-    kept = [json.loads(line)["update"] for line in path.read_text().splitlines()]
-    assert kept == [0, 1, 2, 3]
+    RunLog(tmp_path, rank=0, first_update=4, first_epoch=1, epochs=2).close()
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["update"] for line in kept] == [0, 1, 2, 3, 3]
+    assert kept[-1] == validation | {"epoch": 0}
 
 
 def test_the_bar_stays_away_where_nobody_looks(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, rank=0, first_update=0, epochs=2)
+    log = RunLog(tmp_path, rank=0, first_update=0, first_epoch=0, epochs=2)
     assert log.progress(range(3)) == range(3)
     log.close()

@@ -207,7 +207,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_broken_one(
     broken(run_folder(tmp_path, "full") / "ckpt_epoch_1.sharded", "missing")
     cfg = write_config(tmp_path, "swinv2")
     said = run(2, cfg, tmp_path, "full", *PLAIN, "TRAIN.SHARDING", "full")
-    assert "piece __1_0.distcp is missing; trying the one before" in said
+    assert "piece __1_0.distcp is missing; set aside as ckpt_epoch_1.sharded.bad" in said
     assert "ckpt_epoch_0.sharded: epoch 1" in said
 
 

@@ -11,7 +11,7 @@ from data.samples import LabelledDataset
 from data.transforms import BatchAugmentation
 from tools.picture import picture_grid, save_picture, spread
 from utils.arguments import make_parser, read_config
-from utils.run import run_program
+from utils.program import run_program
 
 _ROWS = 8  # an even number, which Mixup pairs
 

@@ -31,7 +31,7 @@ from tools.rivals import pillow_work, require_transformers, transformers_work
 from tools.workloads import collect_pictures, is_finetuning, loading_work, training_work
 from utils.arguments import make_parser, read_config
 from utils.device import choose_device, choose_precision, dtype_name
-from utils.run import run_program
+from utils.program import run_program
 
 OURS = "this project"
 Figures = dict[str, Any]

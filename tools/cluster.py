@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from tools.plan import count_operations, count_parameters
 from utils.arguments import make_parser, read_config
-from utils.run import run_program
+from utils.program import run_program
 
 _FLOAT32 = 4
 _HEADINGS = (

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from tools.chart import new_chart, save_chart
-from utils.run import run_program
+from utils.program import run_program
 
 FIGURES = {
     "val_acc1": "top-1 accuracy, %",

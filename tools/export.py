@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from utils.checkpoint import save_checkpoint
-from utils.run import run_program
+from utils.program import run_program
 from utils.safe_load import read_checkpoint
 from utils.sharded_checkpoint import REST, load_tensors, read_contents, tensors_below
 

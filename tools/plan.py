@@ -21,7 +21,7 @@ from yacs.config import CfgNode
 from models import build_classifier, build_pretrain_model
 from utils.arguments import make_parser, read_config
 from utils.device import dtype_name
-from utils.run import run_program
+from utils.program import run_program
 from utils.sharding import mixed_precision
 
 GIB = 2**30

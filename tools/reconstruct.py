@@ -19,7 +19,8 @@ from tools.picture import picture_grid, save_picture, spread
 from utils.arguments import make_parser, read_config
 from utils.checkpoint import newest_checkpoint, restore_model
 from utils.device import choose_device
-from utils.run import run_folder, run_program
+from utils.program import run_program
+from utils.run import run_folder
 from utils.safe_load import model_weights, read_checkpoint
 
 COLUMNS = ("original", "masked", "reconstruction")

@@ -22,7 +22,7 @@ from tools.plan import count_operations
 from tools.workloads import training_work
 from utils.arguments import make_parser, read_config
 from utils.device import choose_device
-from utils.run import run_program
+from utils.program import run_program
 
 
 @dataclass(frozen=True)

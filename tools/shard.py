@@ -18,7 +18,7 @@ from data.labelled import class_folders
 from data.pictures import NO_LABEL, find_pictures, read_file
 from data.shards import CLASSES_FILE, INDEX_SUFFIX, LABEL_SUFFIX, entries_of, write_index
 from logger import progress_bar
-from utils.run import run_program
+from utils.program import run_program
 
 _MIB = 2**20
 Sample = tuple[str, int]  # path and label

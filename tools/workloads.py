@@ -1,7 +1,6 @@
 """What the benchmark repeats of this project: updates of either stage, and loading pictures."""
 
 import itertools
-import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,9 +28,9 @@ from tools.kernels import breakdown, synchronize
 from tools.measure import Work
 from utils.device import choose_device, choose_precision
 from utils.distributed import distribute, start_process_group
-from utils.engine import train_one_epoch
+from utils.files import FolderLock
 from utils.metrics import peak_memory_mb
-from utils.run import Run, build_parts, place_model
+from utils.run import Run, build_metrics, build_parts, place_model, train_updates
 
 ComputeLoss = Callable[[nn.Module, Any], Tensor]
 
@@ -94,7 +93,7 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool) -> Work:
     """
     device = choose_device(cfg.DEVICE)
     start_process_group(device)
-    run = Run(cfg, device, choose_precision(cfg.TRAIN.PRECISION, device), Path())
+    run = Run(cfg, device, choose_precision(cfg.TRAIN.PRECISION, device), FolderLock(Path()))
     model, compute_loss = build_stage(cfg, device)
     encoder: Any = getattr(model, "encoder", model)
     source: Any = (
@@ -108,14 +107,8 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool) -> Work:
     records: list[dict[str, Any]] = []
 
     def updates() -> None:
-        train_one_epoch(
-            *(distributed_model, batches, compute_loss),
-            *(parts["optimizer"], parts["lr_scheduler"], parts["scaler"]),
-            device=device,
-            accumulation_steps=run.accumulation_steps,
-            clip_grad=cfg.TRAIN.CLIP_GRAD or math.inf,
-            amp_dtype=run.amp_dtype,
-            seed=cfg.SEED,
+        train_updates(
+            *(run, parts, distributed_model, batches, compute_loss, build_metrics(run, parts)),
             report_every=num_updates,
             report=records.append,
             progress=lambda items: items,

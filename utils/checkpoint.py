@@ -1,11 +1,12 @@
-"""Checkpoints: tensors and plain types, written whole or not at all, found again by epoch."""
+"""Checkpoints: tensors and plain types, written whole or not at all, found again by their names."""
 
-import functools
-import os
+import hashlib
+import math
 import re
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -14,39 +15,51 @@ from yacs.config import CfgNode
 
 from utils.checks import require_same_shapes
 from utils.config import to_plain
-from utils.distributed import rank
-from utils.files import sync_folder
-from utils.safe_load import Weights, model_weights, read_checkpoint
+from utils.files import write_whole
+from utils.safe_load import CHECKSUM_PREFIX, Weights, model_weights, read_checkpoint
 from utils.sharded_checkpoint import (
     REST,
     SUFFIX,
     read_contents,
     restore_tensors,
-    save_tensors,
-    training_tensors,
 )
 from utils.sharding import is_sharded
 
 State = dict[str, Any]
 _MAY_LACK = "relative_coords_table"
+_NAME = re.compile(rf"ckpt_epoch_(\d+)(?:_update_(\d+))?(?:\.pth|{re.escape(SUFFIX)})")
+
+
+class _Summed:
+    """A file that adds what is written to a checksum."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.sum = file, hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        """Write and count."""
+        self.sum.update(content)
+        return self.file.write(content)
+
+    def flush(self) -> None:
+        """Nothing: the file is flushed once, at its end."""
 
 
 def save_checkpoint(path: Path, state: State) -> None:
-    """Write under another name, flush to the disk, then rename: readers see all or nothing.
+    """Write a file with its checksum, whole or not at all.
 
-    ValueError where the file cannot be written; an earlier one of that name is untouched.
+    The SHA-256 of all before it is the comment at the end of the zip archive that torch.save
+    makes. ValueError where the file cannot be written; an earlier one of that name is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise ValueError(f"checkpoint {path} cannot be written: {error}") from None
+
+    def write(file: IO[bytes]) -> None:
+        summed: Any = _Summed(file)
+        torch.save(state, summed)
+        comment = CHECKSUM_PREFIX + summed.sum.hexdigest().encode()
+        file.seek(-2, 2)  # the length of the comment: 0 so far
+        file.write(struct.pack("<H", len(comment)) + comment)
+
+    write_whole(path, write)
 
 
 def load_checkpoint(path: Path) -> State:
@@ -71,56 +84,54 @@ def load_checkpoint(path: Path) -> State:
     return state
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoints of a run, newest first by their names (`epoch_path`, `inside_path`)."""
+    found: dict[tuple[int, float], Path] = {}
+    for path in folder.glob("ckpt_epoch_*"):
+        if match := _NAME.fullmatch(path.name):
+            # Those inside an epoch are older than the one at its end.
+            found[int(match[1]), int(match[2]) if match[2] else math.inf] = path
+    return [found[key] for key in sorted(found, reverse=True)]
+
+
 def newest_checkpoint(
     folder: Path, warn: Callable[[str], None]
 ) -> tuple[Path, State] | tuple[None, None]:
     """The latest readable checkpoint of a folder; `warn` is told of unreadable ones."""
-    numbered = {
-        int(match[1]): path
-        for path in folder.glob("ckpt_epoch_*")
-        if (match := re.fullmatch(rf"ckpt_epoch_(\d+)(\.pth|{re.escape(SUFFIX)})", path.name))
-    }
-    for epoch in sorted(numbered, reverse=True):
+    for path in checkpoints_in(folder):
         try:
-            return numbered[epoch], load_checkpoint(numbered[epoch])
+            return path, load_checkpoint(path)
         except ValueError as error:
             warn(f"{error}; trying the one before")
     return None, None
 
 
-def save_epoch(
-    path: Path,
-    epoch: int,
-    parts: Mapping[str, Any],
-    cfg: CfgNode,
-    classes: Sequence[str] = (),
-) -> Path:
-    """Save the state after an epoch (from 0), with the names of a classifier's classes.
+def training_state(parts: Mapping[str, Any], cfg: CfgNode, classes: Sequence[str] = ()) -> State:
+    """All that a run goes on from, as plain values and its own tensors, not copies of them.
 
-    Call it in all processes. The first writes `path`; of a sharded model each writes its part, to a
-    folder of that name but another suffix. Returns what was written.
-    The random states follow from SEED and the update, so these two numbers stand for them.
+    Of a sharded model all but the tensors. The random states follow from SEED and the update, so
+    these two numbers stand for them.
     """
-    model, optimizer = parts["model"], parts["optimizer"]
-    sharded = is_sharded(model)
-    tensors = ("model", "optimizer") if sharded else ()
-    path = path.with_suffix(SUFFIX) if sharded else path
-    if not sharded and rank() != 0:
-        return path
+    tensors = ("model", "optimizer") if is_sharded(parts["model"]) else ()
     state: State = {key: part.state_dict() for key, part in parts.items() if key not in tensors}
-    state |= {"epoch": epoch, "update": parts["lr_scheduler"].num_steps}
-    state |= {"seed": cfg.SEED, "config": to_plain(cfg), "classes": list(classes)}
-    if sharded:
-        write_rest = functools.partial(save_checkpoint, state=state)
-        save_tensors(path, training_tensors(model, optimizer), write_rest)
-    else:
-        save_checkpoint(path, state)
-    return path
+    # The last complete epoch, from 0; -1 before the first.
+    state |= {"epoch": parts["progress"].epoch - 1, "update": parts["lr_scheduler"].num_steps}
+    return state | {"seed": cfg.SEED, "config": to_plain(cfg), "classes": list(classes)}
 
 
 def epoch_path(folder: Path, epoch: int) -> Path:
-    """Where the checkpoint of an epoch (from 0) lies."""
+    """Where the checkpoint at the end of an epoch (from 0) lies."""
     return folder / f"ckpt_epoch_{epoch}.pth"
+
+
+def is_inside(path: Path) -> bool:
+    """Whether a checkpoint was made inside an epoch."""
+    return "_update_" in path.name
+
+
+def inside_path(folder: Path, epoch: int, update: int) -> Path:
+    """Where a checkpoint inside an epoch (from 0) lies, after so many updates of the run."""
+    return folder / f"ckpt_epoch_{epoch}_update_{update}.pth"
 
 
 def restore(state: State, parts: Mapping[str, Any], source: Path) -> None:

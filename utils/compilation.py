@@ -7,19 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.checks import choose
-
-_CHOICES = ("none", "blocks", "model")
-
 
 def compile_parts(model: nn.Module, what: str, device: torch.device) -> None:
     """Compile, in place, nothing, each of the encoder's blocks, or the whole `model`.
 
     Names in checkpoints stay as they are. Blocks start sooner, the whole model runs faster. What
     is random inside (drop path) is drawn otherwise than without, yet follows from the same seeds.
-    ValueError for another word, or where compiling for the CPU lacks a C++ compiler.
+    ValueError where compiling for the CPU lacks a C++ compiler.
     """
-    choose(dict.fromkeys(_CHOICES), what, "TRAIN.COMPILE")
     if what == "none":
         return
     compiler = os.environ.get("CXX", "g++")

@@ -71,6 +71,8 @@ DEFAULTS: dict[str, Any] = dict(
         WARMUP_LR=5e-7,
         MIN_LR=5e-6,
         CLIP_GRAD=5.0,  # 0: no clipping
+        LOST_AFTER=600.0,  # seconds without progress before a run of several processes stops
+        MAX_SKIPPED=10,  # updates in a row without finite loss and gradient before a run stops
         AUTO_RESUME=True,
         ACCUMULATION_STEPS=0,  # micro-batches per update; 0 is 1
         USE_CHECKPOINT=False,
@@ -114,7 +116,11 @@ DEFAULTS: dict[str, Any] = dict(
     DEVICE="auto",
     OUTPUT="",  # '' is ./output
     TAG="default",
-    SAVE_FREQ=1,
+    SAVE_FREQ=1,  # epochs from one checkpoint to the next
+    SAVE_UPDATES=0,  # the same inside an epoch, in updates of the run; 0: none
+    SAVE_MINUTES=10.0,  # and in minutes; 0: none
+    KEEP_LAST=0,  # checkpoints at ends of epochs that are kept; 0: all
+    KEEP_EVERY=0,  # epochs whose checkpoints are kept nevertheless: every so many, from the first
     EVAL_FREQ=1,  # epochs from one validation to the next
     PICTURE_FREQ=5,
     PRINT_FREQ=10,
@@ -135,6 +141,7 @@ FLOAT_LISTS = (
 )
 _PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 CHOICES = {
+    "TRAIN.COMPILE": ("none", "blocks", "model"),
     "DATA.DECODER": ("fast", "pil"),
     "AUG.REMODE": ("const", "rand", "pixel"),
     "AUG.MIXUP_MODE": ("batch", "pair", "elem"),
@@ -190,6 +197,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "TRAIN.EMA_DECAY": _SHARE,
     "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": _POSITIVE,
     "SAVE_FREQ": _POSITIVE,
+    "SAVE_UPDATES": _NOT_NEGATIVE,
+    "SAVE_MINUTES": _NOT_NEGATIVE,
+    "KEEP_LAST": _NOT_NEGATIVE,
+    "KEEP_EVERY": _NOT_NEGATIVE,
+    "TRAIN.MAX_SKIPPED": _POSITIVE,
+    "TRAIN.LOST_AFTER": _POSITIVE,
     "EVAL_FREQ": _POSITIVE,
     "PICTURE_FREQ": _NOT_NEGATIVE,
     "PRINT_FREQ": _POSITIVE,

@@ -1,6 +1,7 @@
 """Processes and randomness: who takes part, and from which key each random stream follows."""
 
 import contextlib
+import datetime
 import inspect
 import os
 import random
@@ -34,13 +35,18 @@ def launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def start_process_group(device: torch.device) -> None:
-    """Join the launcher's group, nccl on GPUs, gloo on CPUs; nothing without a launcher."""
+def start_process_group(device: torch.device, lost_after: float = 600.0) -> None:
+    """Join the launcher's group, nccl on GPUs, gloo on CPUs; nothing without a launcher.
+
+    What the processes do together fails a minute after `lost_after` seconds: `utils.watch` is to
+    say first which of them is missing.
+    """
     if launched() and not distributed.is_initialized():
+        timeout = datetime.timedelta(seconds=lost_after + 60)
         if device.type == "cuda":
-            distributed.init_process_group("nccl", device_id=device)
+            distributed.init_process_group("nccl", timeout=timeout, device_id=device)
         else:
-            distributed.init_process_group("gloo")
+            distributed.init_process_group("gloo", timeout=timeout)
 
 
 def stop_process_group() -> None:
@@ -69,6 +75,15 @@ def mean_over_processes(values: Tensor) -> Tensor:
     values = sum_over_processes(values)
     values /= world_size()
     return values
+
+
+def gather_over_processes(values: Tensor) -> Tensor:
+    """Every process's tensor (n,) as one of (processes, n); call it in all of them."""
+    rows = [torch.empty_like(values) for _ in range(world_size())]
+    if world_size() > 1:
+        distributed.all_gather(rows, values.contiguous())
+        return torch.stack(rows)
+    return values[None]
 
 
 def largest_over_processes(value: int, device: torch.device) -> int:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from utils.distributed import UPDATE_STREAM, rank, seed_all, synchronized_if, world_size
-from utils.metrics import EpochMetrics
+from utils.distributed import UPDATE_STREAM, rank, seed_all, synchronized_if
+from utils.metrics import TrainingMetrics
 from utils.sharding import clip_gradients, mixed_precision
 
 Batch = Any
@@ -23,8 +23,10 @@ def train_one_epoch(
     optimizer: Optimizer,
     scheduler: Any,
     scaler: torch.amp.GradScaler,
+    metrics: TrainingMetrics,
     after_update: Callable[[], None] = lambda: None,
     *,
+    first_index: int = 0,
     device: torch.device,
     accumulation_steps: int,
     clip_grad: float,
@@ -33,21 +35,18 @@ def train_one_epoch(
     report_every: int,
     report: Callable[[Record], None],
     progress: Callable[[range], Iterable[int]],
-) -> float:
-    """Run one epoch of updates and return its mean loss over all processes.
+) -> None:
+    """Run the updates of one epoch, from the `first_index`-th on, with the batches of `loader`.
 
     An update averages the gradients of `accumulation_steps` micro-batches; what is random in it
     follows from (seed, update, micro-batch, rank), the update counted since the run's start by the
-    scheduler. After each, `after_update` is called; `report` gets the figures of every
-    `report_every`-th and of the last one.
+    scheduler. Where loss or gradient are not finite the weights stay as they are. `report` gets the
+    figures of every `report_every`-th update and of the last one, then `after_update` is called.
     """
     model.train()
-    num_updates = len(loader) // accumulation_steps
-    images_per_update = (loader.batch_size or 1) * accumulation_steps * world_size()
-    metrics = EpochMetrics(device, images_per_update)
+    num_updates = first_index + len(loader) // accumulation_steps
     batches = iter(loader)
-    record: Record = {}
-    for index in progress(range(num_updates)):
+    for index in progress(range(first_index, num_updates)):
         update = scheduler.num_steps
         losses = torch.zeros((), device=device)
         for micro_batch in range(accumulation_steps):
@@ -57,19 +56,31 @@ def train_one_epoch(
             with synchronized_if(micro_batch == accumulation_steps - 1, model):
                 with mixed_precision(model, device, amp_dtype):
                     loss = compute_loss(model, batch) / accumulation_steps
-                scaler.scale(loss).backward()
+                scaler.scale(metrics.guarded(loss)).backward()
             losses += loss.detach()
         scaler.unscale_(optimizer)
         grad_norm = clip_gradients(model, clip_grad)
-        scaler.step(optimizer)
-        scaler.update()
+        step_if_finite(optimizer, scaler, grad_norm)
         optimizer.zero_grad(set_to_none=True)
         lr = max(group["lr"] for group in optimizer.param_groups)
         scheduler.step()
-        after_update()
-        metrics.add(losses, grad_norm)
+        metrics.add(update, losses, grad_norm)
         if index % report_every == 0 or index == num_updates - 1:
-            record = metrics.summary()
             place = {"update": update, "index": index, "num_updates": num_updates, "lr": lr}
-            report(place | record)
-    return float(record["loss_mean"])
+            report(place | metrics.summary())
+        after_update()
+
+
+def step_if_finite(optimizer: Optimizer, scaler: torch.amp.GradScaler, grad_norm: Tensor) -> None:
+    """Change the weights unless the gradients' norm is not finite.
+
+    A fused optimizer decides that on its device, so that the host need not wait for it.
+    """
+    if scaler.is_enabled() or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if scaler.is_enabled() or bool(grad_norm.isfinite()):
+            scaler.step(optimizer)
+    else:
+        fused: Any = optimizer
+        fused.grad_scale, fused.found_inf = None, (~grad_norm.isfinite()).float()
+        optimizer.step()
+    scaler.update()

@@ -12,21 +12,67 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.distributed import mean_over_processes
+from utils.distributed import gather_over_processes, largest_over_processes, mean_over_processes
+
+# So many halvings make of the first loss scale, 65,536, the last one that makes sense, 1.
+_MOST_ADJUSTMENTS = 16
 
 
-class EpochMetrics:
-    """Loss, gradient norm and times of the updates of one epoch, over all processes."""
+class DivergenceError(ValueError):
+    """Too many updates in a row had a loss or gradient that is not finite."""
 
-    def __init__(self, device: torch.device, images_per_update: int) -> None:
+    def __init__(self, update: int, number: int) -> None:
+        self.update = update
+        super().__init__(
+            f"training has diverged: loss or gradient of update {update} are not finite, nor are "
+            f"those of the {number - 1} updates after it; the weights are those before it "
+            "(try a lower TRAIN.BASE_LR)"
+        )
+
+
+class TrainingMetrics:
+    """Loss, gradient norm and times of the updates of an epoch, over all processes.
+
+    An update whose loss or gradient is not finite is counted as skipped; with a loss scaler
+    (`scales`) a finite loss with such a gradient is a scale adjustment. After `max_skipped` skipped
+    ones in a row the weights stay as they are, and whoever looks is told by `DivergenceError`.
+    """
+
+    def __init__(
+        self, device: torch.device, images_per_update: int, max_skipped: int, scales: bool = False
+    ) -> None:
         self.device = device
         self.images_per_update = images_per_update
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, gradient norm
-        self.latest = self.sums
-        self.num_updates = 0
-        self.waited = 0.0
+        self.max_skipped, self.scales = max_skipped, scales
+        # Skipped in a row, the first of them, adjustments in a row.
+        self.rows = torch.zeros(3, dtype=torch.float64, device=device)
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        """Forget the epoch before."""
+        # Sums of loss and gradient norm; number of updates, skipped ones, scale adjustments.
+        self.sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        self.latest = self.sums[:2]
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Times start anew, figures stay."""
+        self.num_updates = 0  # since then
+        self.waited = self.update_time = 0.0
         self.start = self.previous = time.perf_counter()
-        self.update_time = 0.0
+
+    def state(self) -> list[list[float]]:
+        """Figures of every process, a row for each; call it in all of them."""
+        return gather_over_processes(torch.cat((self.sums, self.rows))).tolist()
+
+    def load(self, state: list[list[float]], own: int) -> None:
+        """Figures of an earlier run: row `own`, or the mean where there were other processes."""
+        values = torch.tensor(state, dtype=torch.float64, device=self.device)
+        row = values[own] if len(values) == self._processes() else values.mean(dim=0)
+        self.sums, self.rows = row[:5].clone(), row[5:].clone()
+
+    def _processes(self) -> int:
+        return len(gather_over_processes(self.rows))
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -35,32 +81,57 @@ class EpochMetrics:
         yield
         self.waited += time.perf_counter() - start
 
-    def add(self, loss: Tensor, grad_norm: Tensor) -> None:
-        """Count one update; its figures stay on the device."""
+    def guarded(self, loss: Tensor) -> Tensor:
+        """The loss; where it is not finite, or training has diverged, with gradients that are NaN.
+
+        A NaN on one process reaches all of them with the averaged gradients, so all skip the
+        update without asking each other, and no host waits for its device.
+        """
+        healthy = loss.isfinite() & (self.rows[0] < self.max_skipped)
+        return loss * torch.where(healthy, 1.0, math.nan)
+
+    def add(self, update: int, loss: Tensor, grad_norm: Tensor) -> None:
+        """Count an update; its figures stay on the device."""
         self.latest = torch.stack((loss.detach(), grad_norm.detach())).to(self.sums)
-        self.sums = self.sums + self.latest
+        finite_loss, finite_norm = self.latest.isfinite()
+        skipped, first, adjustments = self.rows
+        good = finite_loss & finite_norm
+        adjusted = finite_loss & ~finite_norm & (adjustments < _MOST_ADJUSTMENTS) & self.scales
+        bad = ~good & ~adjusted
+        figures = torch.where(good, self.latest, 0.0)
+        counts = torch.stack((good, bad, adjusted)).to(self.sums)
+        self.sums = self.sums + torch.cat((figures, counts))
+        first = torch.where(bad & (skipped == 0), float(update), first)
+        skipped = torch.where(good, 0.0, skipped + bad)
+        adjustments = torch.where(good, 0.0, adjustments + adjusted)
+        self.rows = torch.stack((skipped, first, adjustments))
         self.num_updates += 1
         now = time.perf_counter()
         self.update_time, self.previous = now - self.previous, now
 
-    def summary(self) -> dict[str, Any]:
-        """Figures of the latest update and means since the start; call it in all processes.
+    def require_finite(self) -> None:
+        """DivergenceError where too many in a row were skipped; call it in all processes."""
+        skipped, first, _ = (largest_over_processes(int(value), self.device) for value in self.rows)
+        if skipped >= self.max_skipped:
+            raise DivergenceError(first, self.max_skipped)
 
-        ValueError where the loss has become infinite or no number.
+    def summary(self) -> dict[str, Any]:
+        """Figures of the latest update and means since the epoch's start; call it in all processes.
+
+        Means are over updates that were not skipped. Raises `DivergenceError`.
         """
-        figures = torch.cat((self.latest, self.sums / max(self.num_updates, 1)))
-        loss, grad_norm, loss_mean, grad_norm_mean = mean_over_processes(figures).tolist()
-        if not math.isfinite(loss_mean):
-            raise ValueError(
-                f"the loss became {loss_mean} in this epoch: training has diverged and stops; "
-                "checkpoints of earlier epochs are whole (try a lower TRAIN.BASE_LR)"
-            )
+        self.require_finite()
+        means = self.sums[:2] / self.sums[2]
+        figures = mean_over_processes(torch.cat((self.latest, means, self.sums[3:])))
+        loss, grad_norm, loss_mean, grad_norm_mean, skipped, adjusted = figures.tolist()
         elapsed = max(time.perf_counter() - self.start, 1e-9)
         return {
             "loss": loss,
             "loss_mean": loss_mean,
             "grad_norm": grad_norm,
             "grad_norm_mean": grad_norm_mean,
+            "skipped": round(skipped),
+            "scale_adjustments": round(adjusted),
             "time": self.update_time,
             "time_mean": elapsed / max(self.num_updates, 1),
             "images_per_second": self.images_per_update * self.num_updates / elapsed,

@@ -2,11 +2,8 @@
 
 import argparse
 import math
-import os
 import platform
 import subprocess
-import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +14,7 @@ import timm
 import torch
 import torchvision
 import yaml
-from torch import Tensor, distributed, nn
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from logger import RunLog
@@ -34,11 +30,13 @@ from utils.distributed import (
     rank,
     seed_all,
     start_process_group,
-    stop_process_group,
     world_size,
 )
 from utils.engine import train_one_epoch
-from utils.memory import keep_freed_memory
+from utils.files import FolderLock
+from utils.metrics import TrainingMetrics
+from utils.progress import Progress
+from utils.resume import Start
 from utils.sharding import shard
 
 
@@ -49,7 +47,12 @@ class Run:
     cfg: CfgNode
     device: torch.device
     amp_dtype: torch.dtype
-    folder: Path
+    lock: FolderLock
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its files."""
+        return self.lock.folder
 
     @property
     def accumulation_steps(self) -> int:
@@ -67,12 +70,12 @@ def start_run(arguments: argparse.Namespace) -> Run:
     cfg = read_config(arguments)
     device = choose_device(cfg.DEVICE)
     amp_dtype = choose_precision(cfg.TRAIN.PRECISION, device)
-    start_process_group(device)
+    start_process_group(device, cfg.TRAIN.LOST_AFTER)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
     seed_all(MODEL_STREAM, cfg.SEED)
-    return Run(cfg, device, amp_dtype, run_folder(cfg))
+    return Run(cfg, device, amp_dtype, FolderLock(run_folder(cfg)))
 
 
 def run_folder(cfg: CfgNode) -> Path:
@@ -100,7 +103,7 @@ def place_model(run: Run, model: nn.Module) -> nn.Module:
 
 
 def build_parts(run: Run, model: nn.Module, updates_per_epoch: int) -> dict[str, Any]:
-    """What a checkpoint holds: model, optimizer, schedule and loss scaler."""
+    """What a checkpoint holds: model, optimizer, schedule, loss scaler, where the run stands."""
     cfg, images = run.cfg, run.images_per_update
     optimizer = build_optimizer(cfg, model, scale_lr(cfg.TRAIN.BASE_LR, images))
     scheduler = build_scheduler(
@@ -111,17 +114,22 @@ def build_parts(run: Run, model: nn.Module, updates_per_epoch: int) -> dict[str,
         min_lr=scale_lr(cfg.TRAIN.MIN_LR, images),
     )
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp_dtype == torch.float16)
-    return dict(model=model, optimizer=optimizer, lr_scheduler=scheduler, scaler=scaler)
+    parts = dict(model=model, optimizer=optimizer, lr_scheduler=scheduler, scaler=scaler)
+    return parts | {"progress": Progress(cfg.TRAIN.START_EPOCH, images)}
 
 
-def open_log(run: Run, parts: dict[str, Any], notes: list[str]) -> RunLog:
+def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
     """Create the run's folder and log, and note there what the run starts from."""
-    cfg, config = run.cfg, yaml.safe_dump(to_plain(run.cfg), sort_keys=False)
+    cfg, notes = run.cfg, start.notes
+    config = yaml.safe_dump(to_plain(run.cfg), sort_keys=False)
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         if rank() == 0:
+            notes = [run.lock.acquire(), *notes]
+            start.set_aside()
             (run.folder / "config.yaml").write_text(config, encoding="utf-8")
-        log = RunLog(run.folder, rank(), parts["lr_scheduler"].num_steps, cfg.TRAIN.EPOCHS)
+        place = parts["lr_scheduler"].num_steps, start.epoch
+        log = RunLog(run.folder, rank(), *place, cfg.TRAIN.EPOCHS)
     except OSError as error:
         raise ValueError(
             f"output folder {run.folder} cannot be written: {error.strerror} (--output DIR)"
@@ -145,41 +153,44 @@ def open_log(run: Run, parts: dict[str, Any], notes: list[str]) -> RunLog:
         *(run.images_per_update, cfg.DATA.BATCH_SIZE, world_size(), run.accumulation_steps),
         *(cfg.TRAIN.BASE_LR, lr),
     )
-    for note in notes:
+    for damage in start.damaged.values():
+        log.warning("%s", damage)
+    for note in filter(None, notes):
         log.info("%s", note)
     return log
 
 
-def run_epoch(
+def train_updates(
     run: Run,
-    log: RunLog,
-    epoch: int,
     parts: dict[str, Any],
     model: nn.Module,
-    loader: DataLoader[Any],
+    loader: Any,
     compute_loss: Callable[[nn.Module, Any], Tensor],
-    after_update: Callable[[], None] = lambda: None,
+    metrics: TrainingMetrics,
+    **arguments: Any,
 ) -> None:
-    """Train one epoch by the configuration; `model` is the distributed one."""
-    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-    with log.epoch(epoch):
-        train_one_epoch(
-            model,
-            loader,
-            compute_loss,
-            parts["optimizer"],
-            parts["lr_scheduler"],
-            parts["scaler"],
-            after_update,
-            device=run.device,
-            accumulation_steps=run.accumulation_steps,
-            clip_grad=run.cfg.TRAIN.CLIP_GRAD or math.inf,
-            amp_dtype=run.amp_dtype,
-            seed=run.cfg.SEED,
-            report_every=run.cfg.PRINT_FREQ,
-            report=log.report,
-            progress=log.progress,
-        )
+    """Train by the configuration, with `loader`'s batches; `model` is the distributed one."""
+    train_one_epoch(
+        model,
+        loader,
+        compute_loss,
+        parts["optimizer"],
+        parts["lr_scheduler"],
+        parts["scaler"],
+        metrics,
+        device=run.device,
+        accumulation_steps=run.accumulation_steps,
+        clip_grad=run.cfg.TRAIN.CLIP_GRAD or math.inf,
+        amp_dtype=run.amp_dtype,
+        seed=run.cfg.SEED,
+        **arguments,
+    )
+
+
+def build_metrics(run: Run, parts: dict[str, Any]) -> TrainingMetrics:
+    """Figures of this run's updates."""
+    limit, scales = run.cfg.TRAIN.MAX_SKIPPED, parts["scaler"].is_enabled()
+    return TrainingMetrics(run.device, run.images_per_update, limit, scales)
 
 
 def is_due(epoch: int, every: int, epochs: int) -> bool:
@@ -206,44 +217,3 @@ def _git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return result.stdout.strip() or "unknown"
-
-
-def run_program(main: Callable[[], None], resumes: bool = False) -> None:
-    """Call `main`; a ValueError becomes one line and exit status 2, Ctrl-C status 130.
-
-    `resumes`: started again, the program goes on where it was.
-    """
-    keep_freed_memory()
-    try:
-        main()
-        stop_process_group()
-        _end_at_once_beside_gloo()
-    except ValueError as error:
-        if os.environ.get("SIMMIM_TRACEBACK"):
-            traceback.print_exc()
-        where = f"rank {rank()}: " if world_size() > 1 else ""
-        _leave(f"{where}error: {_last_line(error)}", status=2)
-    except KeyboardInterrupt:
-        hint = "; training goes on from its newest checkpoint with the same command"
-        _leave(f"interrupted{hint if resumes else ''}", status=130)
-
-
-def _end_at_once_beside_gloo() -> None:
-    """End this process where gloo's threads live: they can abort one that tidies up."""
-    if distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-
-def _last_line(error: ValueError) -> str:
-    """The message itself: a loader's worker puts its traceback before it."""
-    text = str(error).strip()
-    if "Original Traceback" in text:
-        text = text.splitlines()[-1].removeprefix("ValueError: ")
-    return " ".join(text.split())
-
-
-def _leave(message: str, status: int) -> None:
-    print(message, file=sys.stderr, flush=True)
-    sys.exit(status)

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import hashlib
 import io
 import math
 import pickle
@@ -16,9 +17,12 @@ from torch import Tensor
 
 Weights = dict[str, Tensor]
 
+CHECKSUM_PREFIX = b"sha256:"  # in the comment of an archive; its length and it are not counted
+
 # Buffers that models compute themselves; files may hold them.
 _RECOMPUTED = ("relative_position_index", "attn_mask")
 _OLDER_NAMES = {".rpe_mlp.": ".cpb_mlp."}  # of Swin V2
+_BLOCK = 2**22  # bytes
 _OLD_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -107,6 +111,7 @@ def _read_archive(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
             raise ValueError("its parts claim to be larger than the file")
+        _verify(path, archive.comment)
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError("it is a zip archive, but not one that torch.save wrote")
@@ -123,6 +128,21 @@ def _read_archive(path: Path) -> Any:
             return storages[key][:length]
 
         return _Unpickler(io.BytesIO(archive.read(pickles[0])), read_storage).load()
+
+
+def _verify(path: Path, comment: bytes) -> None:
+    """ValueError where a file has a checksum, and another content than that."""
+    if not comment.startswith(CHECKSUM_PREFIX):
+        return
+    left = path.stat().st_size - len(comment) - 2
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while left > 0 and (block := file.read(min(left, _BLOCK))):
+            found.update(block)
+            left -= len(block)
+    found.update(bytes(2))  # the length of a comment that was not yet there
+    if found.hexdigest().encode() != comment.removeprefix(CHECKSUM_PREFIX):
+        raise ValueError("it is damaged: its checksum is another than when it was written")
 
 
 def _read_old_format(path: Path) -> Any:

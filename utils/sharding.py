@@ -30,6 +30,11 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: all of it unless that is sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def mixed_precision(model: nn.Module, device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Autocast to `dtype`; nothing for float32.
 

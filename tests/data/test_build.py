@@ -25,7 +25,7 @@ def dataset_of(*opts: Any) -> tuple[Any, PretrainDataset]:
 def epoch_of(workers: int, epoch: int) -> list[tuple[Tensor, Tensor]]:
     cfg, dataset = dataset_of("DATA.NUM_WORKERS", workers)
     loader: Any = build_train_loader(cfg, dataset, torch.device("cpu"))
-    loader.sampler.set_epoch(epoch)
+    loader.sampler.set_position(epoch)
     return [tuple(batch) for batch in loader]
 
 
@@ -42,7 +42,7 @@ def test_persistent_workers_follow_the_epoch() -> None:
     cfg, dataset = dataset_of("DATA.NUM_WORKERS", 2)
     loader: Any = build_train_loader(cfg, dataset, torch.device("cpu"))
     for epoch in (0, 1):
-        loader.sampler.set_epoch(epoch)
+        loader.sampler.set_position(epoch)
         masks = torch.cat([mask for _, mask in loader])
         assert torch.equal(masks, torch.cat([mask for _, mask in epoch_of(0, epoch)]))
 
@@ -50,8 +50,8 @@ def test_persistent_workers_follow_the_epoch() -> None:
 def test_processes_share_an_epoch_as_one_process_would_take_it() -> None:
     """Batch k of two processes is batch k of one process with twice the batch."""
     _, dataset = dataset_of()
-    whole = list(EpochSampler(dataset, 1, 0, seed=0, drop_last=True))
-    parts = [list(EpochSampler(dataset, 2, rank, seed=0, drop_last=True)) for rank in (0, 1)]
+    whole = list(EpochSampler(len(dataset), 1, 0, seed=0))
+    parts = [list(EpochSampler(len(dataset), 2, rank, seed=0)) for rank in (0, 1)]
     assert sorted(parts[0] + parts[1]) == sorted(whole)
     for batch in range(3):
         together = [key for part in parts for key in part[batch * 8 : batch * 8 + 8]]

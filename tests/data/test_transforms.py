@@ -37,7 +37,7 @@ def test_the_evaluation_transform_gives_the_references_pixels(name: str) -> None
 def batches_of(workers: int, epoch: int) -> list[Any]:
     cfg = get_config(None, [*SMALL, "DATA.NUM_WORKERS", workers])
     loader: Any = build_train_loader(cfg, build_train_dataset(cfg), CPU)
-    loader.sampler.set_epoch(epoch)
+    loader.sampler.set_position(epoch)
     return list(loader)
 
 

@@ -18,14 +18,16 @@ from utils.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
-    save_epoch,
+    training_state,
 )
 from utils.config import get_config
 from utils.distributed import equal_in_all_processes
+from utils.progress import Progress
 from utils.resume import resume
 
 CPU = torch.device("cpu")
 UPDATES = 10  # in an epoch
+IMAGES = 4  # in an update
 SAVE_ON_A_FULL_DISK = """
 import pathlib, resource, signal, sys, torch
 from utils.checkpoint import save_checkpoint
@@ -43,7 +45,16 @@ def parts_of(width: int = 4) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     scheduler = build_scheduler(get_config(), optimizer, 10)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return dict(model=model, optimizer=optimizer, lr_scheduler=scheduler, scaler=scaler)
+    parts = dict(model=model, optimizer=optimizer, lr_scheduler=scheduler, scaler=scaler)
+    return parts | {"progress": Progress(images_per_update=IMAGES)}
+
+
+def save_epoch(path: Path, epoch: int, parts: dict[str, Any], cfg: Any) -> None:
+    """The checkpoint at the end of an epoch."""
+    parts["progress"].epoch = epoch
+    parts["progress"].complete_epoch()
+    parts["lr_scheduler"].num_steps = max(parts["lr_scheduler"].num_steps, 10 * (epoch + 1))
+    save_checkpoint(path, training_state(parts, cfg))
 
 
 def train_a_little(parts: dict[str, Any]) -> None:
@@ -57,13 +68,13 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     train_a_little(parts)
     save_epoch(epoch_path(tmp_path, 7), 7, parts, cfg)
     assert (tmp_path / "ckpt_epoch_7.pth").exists()
-    epoch, notes = resume(tmp_path, fresh, cfg, UPDATES, CPU)
-    assert epoch == 8
-    assert "resumed from" in notes[0]
+    start = resume(tmp_path, fresh, cfg, UPDATES, CPU)
+    assert start.epoch == 8
+    assert "resumed from" in start.notes[0]
     assert torch.equal(fresh["model"].weight, parts["model"].weight)
     moments = [part["optimizer"].state_dict()["state"][0]["exp_avg"] for part in (parts, fresh)]
     assert torch.equal(*moments)
-    assert fresh["lr_scheduler"].num_steps == 1
+    assert fresh["lr_scheduler"].num_steps == 80
 
 
 def test_checkpoints_hold_tensors_and_plain_types_only(tmp_path: Path) -> None:
@@ -105,9 +116,9 @@ def test_an_explicit_checkpoint_wins_and_says_so(tmp_path: Path) -> None:
     for epoch in (3, 5):
         save_epoch(epoch_path(tmp_path, epoch), epoch, parts_of(), get_config())
     cfg = get_config(None, ["MODEL.RESUME", str(tmp_path / "ckpt_epoch_3.pth")])
-    epoch, notes = resume(tmp_path, parts_of(), cfg, UPDATES, CPU)
-    assert epoch == 4
-    assert "ckpt_epoch_3.pth (--resume) wins over 1 checkpoint(s)" in notes[0]
+    start = resume(tmp_path, parts_of(), cfg, UPDATES, CPU)
+    assert start.epoch == 4
+    assert "ckpt_epoch_3.pth (--resume) wins over 1 checkpoint(s)" in start.notes[0]
 
 
 def test_checkpoints_of_an_earlier_run_are_not_overwritten(tmp_path: Path) -> None:
@@ -134,26 +145,41 @@ def test_settings_of_the_optimizer_stay_those_of_the_configuration(tmp_path: Pat
     assert changed["optimizer"].param_groups[0]["weight_decay"] == 0.3
 
 
-def test_another_number_of_updates_and_a_finished_run_are_said(tmp_path: Path) -> None:
+def test_with_another_update_size_data_and_schedule_go_on_at_the_same_part(tmp_path: Path) -> None:
     parts, cfg = parts_of(), get_config(None, ["TRAIN.EPOCHS", 20])
-    parts["lr_scheduler"].num_steps = 200
+    save_epoch(epoch_path(tmp_path, 9), 9, parts, cfg)
+    other = parts_of()
+    other["progress"].images_per_update = 2 * IMAGES
+    other["lr_scheduler"] = build_scheduler(cfg, other["optimizer"], UPDATES // 2)
+    start = resume(tmp_path, other, cfg, UPDATES // 2, CPU)
+    assert "an update is now 8 images and an epoch 5 updates (an update was 4" in start.notes[1]
+    assert other["lr_scheduler"].num_steps == 100  # so many were made
+    assert other["lr_scheduler"].place == 50  # half of the schedule's 100
+    save_epoch(epoch_path(tmp_path, 9), 9, other, cfg)
+    again = parts_of()
+    again["progress"].images_per_update = 2 * IMAGES
+    assert len(resume(tmp_path, again, cfg, UPDATES // 2, CPU).notes) == 1
+    assert again["lr_scheduler"].place == 50
+
+
+def test_a_finished_run_says_so(tmp_path: Path) -> None:
+    parts, cfg = parts_of(), get_config(None, ["TRAIN.EPOCHS", 20])
     save_epoch(epoch_path(tmp_path, 19), 19, parts, cfg)
-    _, notes = resume(tmp_path, parts_of(), cfg, 5, CPU)
-    assert "an epoch is now 5 updates, it was 10" in notes[1]
-    assert "nothing is left to train" in notes[2]
+    start = resume(tmp_path, parts_of(), cfg, UPDATES, CPU)
+    assert "nothing is left to train" in start.notes[1]
 
 
 def test_a_start_epoch_starts_the_schedule_there(tmp_path: Path) -> None:
     parts, cfg = parts_of(), get_config(None, ["TRAIN.START_EPOCH", 10])
-    epoch, _ = resume(tmp_path, parts, cfg, UPDATES, CPU)
-    assert (epoch, parts["lr_scheduler"].num_steps) == (10, 100)
+    start = resume(tmp_path, parts, cfg, UPDATES, CPU)
+    assert (start.epoch, parts["lr_scheduler"].num_steps) == (10, 100)
     assert parts["optimizer"].param_groups[0]["lr"] == pytest.approx(0.1 * 99 / 200, rel=1e-3)
 
 
 def test_another_seed_is_noticed(tmp_path: Path) -> None:
     save_epoch(epoch_path(tmp_path, 0), 0, parts_of(), get_config())
-    _, notes = resume(tmp_path, parts_of(), get_config(None, ["SEED", 5]), UPDATES, CPU)
-    assert "SEED is 5" in notes[1]
+    start = resume(tmp_path, parts_of(), get_config(None, ["SEED", 5]), UPDATES, CPU)
+    assert "SEED is 5" in start.notes[1]
 
 
 class Attack:

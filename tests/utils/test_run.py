@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.run import run_program
+from utils.program import run_program
 
 
 @pytest.mark.parametrize(

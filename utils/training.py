@@ -1,0 +1,102 @@
+"""The epochs of a run: where they go on, when they save, when they stop."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from logger import RunLog
+from utils import watch
+from utils.agreement import Agreement
+from utils.distributed import distribute, rank
+from utils.preemption import PreemptedError, requested
+from utils.run import Run, build_metrics, train_updates
+from utils.saving import Saver
+
+ComputeLoss = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass
+class Training:
+    """What trains, on what, and whom it tells; `parts` are what a checkpoint holds."""
+
+    run: Run
+    log: RunLog
+    parts: dict[str, Any]
+    loader: DataLoader[Any]
+    compute_loss: ComputeLoss
+    _: KW_ONLY
+    change_averages: Callable[[], None] = lambda: None
+    classes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        run, progress = self.run, self.parts["progress"]
+        self.model = distribute(self.parts["model"], run.device)
+        watch.start(run.cfg.TRAIN.LOST_AFTER)
+        self.saver = Saver(run.folder, self.parts, run.cfg, self.log.info, self.classes)
+        self.agreement = Agreement(lambda: (bool(requested()), self.saver.is_late()))
+        self.metrics = build_metrics(run, self.parts)
+        if progress.figures:
+            self.metrics.load(progress.figures, rank())
+
+    def train_epoch(self, epoch: int) -> None:
+        """Train what is left of an epoch; `PreemptedError` where a signal ends the run."""
+        progress = self.parts["progress"]
+        sampler: Any = self.loader.sampler
+        sampler.set_position(epoch, progress.images)
+        if progress.images:
+            self.metrics.go_on()
+        else:
+            self.metrics.start_epoch()
+        with self.log.epoch(epoch):
+            train_updates(
+                *(self.run, self.parts, self.model, self.loader, self._compute_loss, self.metrics),
+                after_update=self._after_update,
+                first_index=progress.images // self.run.images_per_update,
+                report_every=self.run.cfg.PRINT_FREQ,
+                report=self.log.report,
+                progress=self.log.progress,
+            )
+
+    def complete_epoch(self, save: bool, best: bool = False) -> None:
+        """Count an epoch as done, with its validation, and save it where that is due."""
+        progress = self.parts["progress"]
+        self.metrics.require_finite()
+        progress.complete_epoch()
+        progress.figures = self.metrics.state()
+        if best:
+            self.saver.save_best()
+        if save:
+            self.saver.save_epoch(progress.epoch - 1)
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        watch.stop()
+        self.saver.wait()
+        self.log.close()
+
+    def _compute_loss(self, model: nn.Module, batch: Any) -> Tensor:
+        watch.step()  # whoever is not here when the others are, waits for data
+        return self.compute_loss(model, batch)
+
+    def _after_update(self) -> None:
+        watch.step()
+        self.change_averages()
+        self.parts["progress"].images += self.run.images_per_update
+        self.saver.check()
+        stop, late = self.agreement.decide()
+        every = self.run.cfg.SAVE_UPDATES
+        update = self.parts["lr_scheduler"].num_steps
+        if stop or late or (every and update % every == 0):
+            self.metrics.require_finite()
+            self.parts["progress"].figures = self.metrics.state()
+            self.saver.save_inside()
+        if stop:
+            self.close()
+            raise PreemptedError(
+                f"stopped after update {update} by {requested() or 'a signal to another process'}: "
+                "the same command goes on from there"
+            )
+        self.agreement.ask()
