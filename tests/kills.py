@@ -89,12 +89,18 @@ def work(program: str, arguments: list[str], environment: dict[str, str], log: s
     run_program(__import__(program).main, resumes=True)
 
 
-def launch(scenario: Scenario, cfg: Path, output: Path) -> list[BaseProcess]:
-    """Start all processes of a run."""
-    arguments = ["--cfg", str(cfg), "--output", str(output), "--opts", *scenario.opts]
+def free_port() -> str:
+    """A port that nobody listens to."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return str(free.getsockname()[1])
+
+
+def launch(scenario: Scenario, cfg: Path, output: Path, *opts: Any) -> list[BaseProcess]:
+    """Start all processes of a run; what they say is in OUTPUT.log."""
+    arguments = ["--cfg", str(cfg), "--output", str(output), "--opts", *scenario.opts]
+    arguments += map(str, opts)
+    port = free_port()
     processes = []
     for rank in range(scenario.processes):
         environment = {}
@@ -185,9 +191,9 @@ def kill_once(processes: list[BaseProcess], output: Path, dice: random.Random) -
     return hit if was_alive else ""
 
 
-def finish(scenario: Scenario, cfg: Path, output: Path) -> None:
+def finish(scenario: Scenario, cfg: Path, output: Path, *opts: Any) -> None:
     """Run to the end."""
-    statuses = join(processes := launch(scenario, cfg, output), 60)
+    statuses = join(processes := launch(scenario, cfg, output, *opts), 60)
     for process in processes:
         process.kill()
     log = output.with_suffix(".log").read_text()[-2000:]

@@ -14,10 +14,13 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import get_worker_info
 
+from utils.rendezvous import Rendezvous
 from utils.sharding import is_sharded, synchronize_gradients
 
 # Streams of randomness: the first part of a key, so that equal numbers of two streams differ.
 MODEL_STREAM, SAMPLE_STREAM, UPDATE_STREAM = range(3)
+
+_meetings: list[Rendezvous] = []  # none, or that of this process's group
 
 
 def rank() -> int:
@@ -41,12 +44,24 @@ def start_process_group(device: torch.device, lost_after: float = 600.0) -> None
     What the processes do together fails a minute after `lost_after` seconds: `utils.watch` is to
     say first which of them is missing.
     """
-    if launched() and not distributed.is_initialized():
-        timeout = datetime.timedelta(seconds=lost_after + 60)
-        if device.type == "cuda":
-            distributed.init_process_group("nccl", timeout=timeout, device_id=device)
-        else:
-            distributed.init_process_group("gloo", timeout=timeout)
+    if not launched() or distributed.is_initialized():
+        return
+    timeout = datetime.timedelta(seconds=lost_after + 60)
+    on_gpu = device.type == "cuda"
+    meeting = Rendezvous(timeout)
+    options: dict[str, Any] = {"rank": meeting.rank, "world_size": meeting.size}
+    options |= {"device_id": device} if on_gpu else {}
+    distributed.init_process_group(
+        "nccl" if on_gpu else "gloo", store=meeting.store("group"), timeout=timeout, **options
+    )
+    barrier()
+    meeting.close()
+    _meetings[:] = [meeting]
+
+
+def shared_store(part: str) -> distributed.Store:
+    """A store that all processes of the group can write to and read."""
+    return _meetings[0].store(part)
 
 
 def stop_process_group() -> None:

@@ -1,6 +1,5 @@
 """Which process is lost: each tells the others every second that it lives, and how far it is."""
 
-import datetime
 import os
 import sys
 import threading
@@ -10,9 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from torch import distributed
-
-from utils.distributed import rank, world_size
+from utils.distributed import rank, shared_store, world_size
 
 STATUS = 3  # exit status of a process that another one has left alone
 _BEAT = 1.0  # seconds
@@ -23,55 +20,34 @@ Item = TypeVar("Item")
 
 
 class Watch:
-    """Beats of all processes, in the launcher's store, and a thread that looks at them.
+    """Beats of all processes, in the launcher's store, and threads that tell and judge them.
 
     Where no process has got on for `timeout` seconds, this one says which are missing and ends.
     """
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
-        self.steps = 0
-        self.moment = time.monotonic()
+        self.steps = self.beats = 0
+        self.looks = False  # at the others: only when there is a reason
         self.seen: dict[int, tuple[bytes, float]] = {}  # latest beat of a process, since when
-        self.got_on = self.moment  # when any process last did
+        # When this process got on, when another was seen to, when the store last answered.
+        self.moment = self.got_on = self.answered = time.monotonic()
         self.done = threading.Event()
-        store = distributed.TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            timeout=datetime.timedelta(seconds=max(timeout, _PATIENCE)),
-        )
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self.store = distributed.PrefixStore(f"watch/{attempt}", store)
-        self.beat(0)
-        threading.Thread(target=self._run, name="watch", daemon=True).start()
+        self.store = shared_store("watch")
+        self._beat()
+        for task in (self._talk, self._judge):
+            threading.Thread(target=task, name="watch", daemon=True).start()
 
     def step(self) -> None:
         """This process has got on."""
         self.steps += 1
         self.moment = time.monotonic()
 
-    def beat(self, number: int) -> None:
-        """Tell the others."""
-        self.store.set(str(rank()), f"{number} {self.steps}")
-
-    def look(self) -> None:
-        """Read the others' beats."""
-        now = time.monotonic()
-        for other in range(world_size()):
-            key = str(other)
-            beat = self.store.get(key) if self.store.check([key]) else b"0 0"
-            before, since = self.seen.get(other, (b"", now))
-            if beat != before:
-                self.seen[other] = (beat, now)
-                if beat.split()[1:] != before.split()[1:]:
-                    self.got_on = now
-            else:
-                self.seen[other] = (before, since)
-
     def missing(self) -> str:
         """Which processes are lost, as far as their beats tell."""
         now = time.monotonic()
+        if now - self.answered > _PATIENCE:
+            return "the launcher's store (torchrun's, else rank 0's) does not answer"
         silent = [other for other in self.seen if now - self.seen[other][1] > _PATIENCE]
         if silent:
             return f"{_ranks(silent)} gave no sign of life for {_PATIENCE:.0f} s: dead or stopped"
@@ -83,30 +59,42 @@ class Watch:
 
     def explain(self) -> str:
         """Look long enough to tell who is dead, and say which are missing."""
-        try:
-            end = time.monotonic() + _PATIENCE + 2 * _BEAT
-            while time.monotonic() < end:
-                self.look()
-                time.sleep(_BEAT / 2)
-            return self.missing()
-        except RuntimeError:
-            return "the launcher's store does not answer: its machine or process is lost"
+        self.looks = True
+        time.sleep(_PATIENCE + 2 * _BEAT)
+        return self.missing()
 
-    def _run(self) -> None:
-        number = 0
+    def _talk(self) -> None:
+        """Tell the others; the store may keep this thread waiting."""
         while not self.done.wait(_BEAT):
-            number += 1
             try:
-                self.beat(number)
-                waited = time.monotonic() - self.moment
-                if waited > self.timeout / 2:
-                    self.look()
-                quiet = time.monotonic() - self.got_on
-                if waited > self.timeout and quiet > self.timeout / 2:
-                    leave(self.missing(), f"nothing got on for {waited:.0f} s")
-            except RuntimeError:
-                if time.monotonic() - self.moment > self.timeout:
-                    leave("the launcher's store does not answer", "this process waits")
+                self._beat()
+                if self.looks:
+                    self._look()
+                self.answered = time.monotonic()
+            except RuntimeError:  # the store is gone, and comes not back
+                return
+
+    def _judge(self) -> None:
+        while not self.done.wait(_BEAT):
+            now = time.monotonic()
+            waited = now - self.moment
+            self.looks = self.looks or waited > self.timeout / 2
+            if waited > self.timeout and now - self.got_on > self.timeout / 2:
+                leave(self.missing(), f"nothing got on for {waited:.0f} s")
+
+    def _beat(self) -> None:
+        self.beats += 1
+        self.store.set(str(rank()), f"{self.beats} {self.steps}")
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for other in range(world_size()):
+            key = str(other)
+            beat = self.store.get(key) if self.store.check([key]) else b"0 0"
+            before, since = self.seen.get(other, (beat, now))
+            if beat.split()[1] != before.split()[1]:
+                self.got_on = now
+            self.seen[other] = (beat, now if beat != before else since)
 
 
 _watch: list[Watch] = []

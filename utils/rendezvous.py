@@ -1,0 +1,62 @@
+"""Where the processes of a run find each other, also after torchrun has started them again."""
+
+import os
+import threading
+import time
+import uuid
+from datetime import timedelta
+
+from torch.distributed import PrefixStore, Store, TCPStore
+
+_HELLOS = "simmim/hellos"  # how many processes have asked so far, in all rounds
+_PAUSE = 0.05  # seconds
+
+
+class Rendezvous:
+    """A part of the launcher's store for this round of processes alone.
+
+    torchrun keeps one store while it starts processes again, and torch then finds addresses of dead
+    ones in it (pytorch issue 135712). Counting restarts does not tell rounds apart, since every
+    machine counts its own; so rank 0 makes up a name, and answers every process that asks for it.
+    """
+
+    def __init__(self, timeout: timedelta) -> None:
+        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.timeout = timeout
+        self.agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self.round = uuid.uuid4().hex
+        self.complete = threading.Event()
+        self.launcher = self._connect(serve=self.rank == 0 and not self.agent)
+        if self.rank == 0:
+            threading.Thread(target=self._answer, name="rendezvous", daemon=True).start()
+        else:
+            self.round = self._ask()
+
+    def store(self, part: str) -> Store:
+        """A new connection to this round's part of the store."""
+        return PrefixStore(f"simmim/{self.round}/{part}", self._connect(serve=False))
+
+    def close(self) -> None:
+        """All have met: stop answering."""
+        self.complete.set()
+
+    def _connect(self, serve: bool) -> TCPStore:
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return TCPStore(*address, is_master=serve, timeout=self.timeout, wait_for_workers=False)
+
+    def _ask(self) -> str:
+        name = uuid.uuid4().hex
+        number = self.launcher.add(_HELLOS, 1)
+        self.launcher.set(f"simmim/hello/{number}", name)
+        self.launcher.wait([f"simmim/answer/{name}"], self.timeout)
+        return self.launcher.get(f"simmim/answer/{name}").decode()
+
+    def _answer(self) -> None:
+        """Answer everybody: also the dead of earlier rounds, which does no harm."""
+        store, answered = self._connect(serve=False), 0
+        while not self.complete.is_set():
+            for number in range(answered + 1, store.add(_HELLOS, 0) + 1):
+                name = store.get(f"simmim/hello/{number}").decode()
+                store.set(f"simmim/answer/{name}", self.round)
+                answered = number
+            time.sleep(_PAUSE)
