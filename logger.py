@@ -19,7 +19,16 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 
-SCALARS = ("loss", "lr", "grad_norm", "images_per_second", "data_wait", "memory_mb", "skipped")
+SCALARS = (
+    "loss",
+    "lr",
+    "grad_norm",
+    "images_per_second",
+    "data_wait",
+    "memory_mb",
+    "skipped",
+    "broken_pictures",
+)
 
 
 class _ConsoleHandler(logging.Handler):
@@ -169,7 +178,7 @@ def _forget_from(path: Path, first_update: int, first_epoch: int) -> None:
     """Drop the lines that this run is about to write again, and a torn last line."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     kept = [
         line
         for line in lines
@@ -181,8 +190,11 @@ def _forget_from(path: Path, first_update: int, first_epoch: int) -> None:
 
 
 def _is_before(line: str, first_update: int, first_epoch: int) -> bool:
-    record: dict[str, Any] = json.loads(line)
-    # A validation follows the updates of its epoch, and is part of what completes it.
-    if "val_loss" in record:
-        return bool(record["epoch"] < first_epoch)
-    return bool(record["update"] < first_update)
+    try:
+        record: dict[str, Any] = json.loads(line)
+        # A validation follows the updates of its epoch, and is part of what completes it.
+        if "val_loss" in record:
+            return bool(record["epoch"] < first_epoch)
+        return bool(record["update"] < first_update)
+    except (ValueError, KeyError, TypeError, RecursionError):  # what a crash has left there
+        return False

@@ -42,6 +42,7 @@ from utils.training import ComputeLoss, Training
 from utils.watch import stepping
 
 THROUGHPUT_SECONDS = 10.0
+UNREADABLE = "%d picture(s) could not be read and count as wrong (python -m tools.scan names them)"
 
 
 def main() -> None:
@@ -124,6 +125,8 @@ def validate(
     best: Best = parts["best"]
     evaluation = evaluate_on(run, parts.get("model_ema", parts["model"]), loader, num_classes)
     is_best = best.update(evaluation.acc1, epoch)
+    if evaluation.unreadable:
+        log.warning(UNREADABLE, evaluation.unreadable)
     log.validated(str(evaluation), evaluation.loss, evaluation.acc1, evaluation.acc5)
     log.info("best so far: %.3f %% after epoch %d", best.acc1, best.epoch)
     return is_best
@@ -160,6 +163,8 @@ def evaluate_checkpoint(run: Run) -> None:
     evaluation = evaluate_on(run, model.to(run.device), loader, len(classes))
     if rank() == 0:
         print(evaluation, flush=True)
+        if evaluation.unreadable:
+            print(UNREADABLE % evaluation.unreadable)
         report = {"checkpoint": str(path), "data": cfg.DATA.DATA_PATH or cfg.DATA.DATASET}
         precision = choose_precision(cfg.TEST.PRECISION, run.device)
         report |= {"precision": dtype_name(precision)} | evaluation.to_plain(dataset.classes)

@@ -10,6 +10,7 @@ from timm.data.random_erasing import RandomErasing
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from yacs.config import CfgNode
 
+from data.careful import CarefulPictures
 from data.datasets import Cifar10, ImageFolder, PictureSet, Shapes
 from data.labelled import (
     LabelledPictures,
@@ -20,7 +21,14 @@ from data.labelled import (
 )
 from data.masking import MASKS
 from data.pictures import require_path
-from data.samples import EpochSampler, Key, LabelledDataset, PretrainDataset, ShareSampler
+from data.samples import (
+    EpochSampler,
+    EvalDataset,
+    Key,
+    LabelledDataset,
+    PretrainDataset,
+    ShareSampler,
+)
 from data.shards import Shards
 from data.transforms import (
     BatchAugmentation,
@@ -53,7 +61,13 @@ def build_pretrain_dataset(cfg: CfgNode, *, patch_size: int, train: bool = True)
     mask = choose(MASKS, keys.MASK, "DATA.MASK")(
         size, keys.MASK_PATCH_SIZE, patch_size, keys.MASK_RATIO
     )
-    return PretrainDataset(pictures, pretrain_transform(size), mask, _normalizer(cfg), cfg.SEED)
+    return PretrainDataset(
+        _careful(cfg, pictures), pretrain_transform(size), mask, _normalizer(cfg)
+    )
+
+
+def _careful(cfg: CfgNode, pictures: Any) -> CarefulPictures:
+    return CarefulPictures(pictures, cfg.SEED, _channels(cfg))
 
 
 def _channels(cfg: CfgNode) -> int:
@@ -108,15 +122,10 @@ LABELLED: dict[str, Callable[[CfgNode, bool, Sequence[str] | None], Any]] = {
 }
 
 
-def _labelled(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Any:
-    """The data set that DATA.DATASET names."""
-    return choose(LABELLED, cfg.DATA.DATASET, "DATA.DATASET")(cfg, train, classes)
-
-
 def build_train_dataset(cfg: CfgNode) -> LabelledDataset:
     """Labelled training pictures with augmentation; their classes are the classifier's."""
     keys = cfg.DATA
-    pictures = _labelled(cfg, True, None)
+    pictures = choose(LABELLED, keys.DATASET, "DATA.DATASET")(cfg, True, None)
     transform = train_transform(
         keys.IMG_SIZE,
         keys.INTERPOLATION,
@@ -129,10 +138,10 @@ def build_train_dataset(cfg: CfgNode) -> LabelledDataset:
     if keys.IMAGES_PER_CLASS:
         chosen = first_of_each_class(pictures.labels, keys.IMAGES_PER_CLASS, classes)
         pictures = Subset(pictures, chosen)
-    return LabelledDataset(pictures, transform, classes, _normalizer(cfg), cfg.SEED)
+    return LabelledDataset(_careful(cfg, pictures), transform, classes, _normalizer(cfg))
 
 
-def build_eval_dataset(cfg: CfgNode, classes: Sequence[str]) -> LabelledDataset:
+def build_eval_dataset(cfg: CfgNode, classes: Sequence[str]) -> EvalDataset:
     """Labelled validation pictures without augmentation; ValueError for other `classes`.
 
     Classes that a checkpoint does not name are "0", "1", ...: then only their number is checked.
@@ -140,13 +149,13 @@ def build_eval_dataset(cfg: CfgNode, classes: Sequence[str]) -> LabelledDataset:
     keys = cfg.DATA
     if keys.VAL_LABELS and keys.DATASET != "imagenet":
         raise ValueError(f"DATA.VAL_LABELS is for DATASET imagenet, not for {keys.DATASET}")
-    pictures = _labelled(cfg, False, classes)
+    pictures = choose(LABELLED, keys.DATASET, "DATA.DATASET")(cfg, False, classes)
     unnamed = list(classes) == [str(index) for index in range(len(classes))]
     if not (unnamed and len(pictures.classes) == len(classes)):
         what = f"validation pictures of {keys.DATASET} {keys.DATA_PATH}".rstrip()
         require_same_classes(pictures.classes, classes, what)
     transform = eval_transform(keys.IMG_SIZE, keys.INTERPOLATION, cfg.TEST.CROP)
-    return LabelledDataset(pictures, transform, pictures.classes, _normalizer(cfg), cfg.SEED)
+    return EvalDataset(_careful(cfg, pictures), transform, pictures.classes, _normalizer(cfg))
 
 
 def build_batch_augmentation(

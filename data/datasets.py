@@ -32,6 +32,9 @@ class PictureSet(Protocol):
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         """Picture and label (NO_LABEL where there is none)."""
 
+    def name(self, index: int) -> str:
+        """What a person calls the picture."""
+
 
 class ImageFolder:
     """All pictures below a folder, at any depth, in sorted order; labels are not read."""
@@ -52,8 +55,12 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         """A picture and NO_LABEL."""
-        path = os.path.join(self.root, os.fsdecode(self.names[index]))
+        path = self.name(index)
         return self.decode(read_file(path), path), NO_LABEL
+
+    def name(self, index: int) -> str:
+        """A picture's path."""
+        return os.path.join(self.root, os.fsdecode(self.names[index]))
 
 
 class Cifar10:
@@ -84,6 +91,10 @@ class Cifar10:
         picture, label = self.pictures[index]
         return as_channels(picture, self.channels), label
 
+    def name(self, index: int) -> str:
+        """Its number."""
+        return f"picture {index} of CIFAR-10"
+
 
 class Shapes:
     """Ten classes of shapes, drawn on the fly from the index alone (data/shapes.py)."""
@@ -105,6 +116,10 @@ class Shapes:
         """A square picture, a quarter larger than the image size, and its class."""
         picture, label = draw_shape(index, self.size, self.stream)
         return as_channels(picture, self.channels), label
+
+    def name(self, index: int) -> str:
+        """Its number."""
+        return f"shape {index}"
 
 
 def rgb_or_grey(channels: int, name: str) -> int:

@@ -32,8 +32,11 @@ class LabelledPictures:
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         """Picture of `channels` channels and label; ValueError names a file that is none."""
-        path = os.fsdecode(self.paths[index])
-        return read_picture(path, self.channels), int(self.labels[index])
+        return read_picture(self.name(index), self.channels), int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        """A picture's path."""
+        return os.fsdecode(self.paths[index])
 
 
 def class_folders(root: str, channels: int = RGB) -> LabelledPictures:

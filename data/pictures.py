@@ -5,6 +5,7 @@ import io
 import math
 import os
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from torch import Tensor
 
 ARRAY_SUFFIX = ".npy"
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+# Without those for which PIL starts other programs (PostScript) or which nobody stores pictures in.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
 RGB = 3
 NO_LABEL = -1
 LARGEST_FILE = 2**31  # bytes
+_PAUSES = (0.5, 1.0, 2.0)  # seconds, before a file is tried again
 _NPY_HEADERS: dict[Any, Callable[[io.BytesIO], Any]] = {
     (1, 0): npy.read_array_header_1_0,
     (2, 0): npy.read_array_header_2_0,
@@ -49,28 +53,54 @@ def decode_picture(content: bytes, name: str, channels: int = RGB) -> Picture:
     try:
         if name.lower().endswith(ARRAY_SUFFIX):
             return _decode_array(content, channels)
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if channels not in (1, RGB) and _has_16_bits(image):
                 raise ValueError("its colours have 16 bits, of which PIL keeps 8: save it as .npy")
             image.load()
             return as_channels(image, channels)
     except UnidentifiedImageError:
-        reason = "it is empty" if not content else "it is in none of the formats that PIL knows"
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = "it is empty" if not content else "it is in no known format"
+    except Exception as error:  # broken bytes can raise anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
     raise ValueError(f"{name} cannot be read as a picture: {reason}")
+
+
+class VanishedError(ValueError):
+    """A folder of pictures is no longer there."""
 
 
 def read_file(path: str) -> bytes:
     """The content of a picture's file; ValueError names one that cannot be read."""
-    try:
-        with open(path, "rb") as file:
+
+    def read() -> bytes:
+        # Without waiting: a named pipe in the folder must not stop a run.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             status = os.fstat(file.fileno())
             if stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_FILE:
                 return file.read()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error.strerror}") from None
-    raise ValueError(f"{path} cannot be read as a picture: it is no file of at most 2 GiB")
+        raise ValueError(f"{path} cannot be read as a picture: it is no file of at most 2 GiB")
+
+    return read_patiently(read, path, os.path.dirname(path))
+
+
+def read_patiently(read: Callable[[], bytes], name: str, folder: str) -> bytes:
+    """What `read` returns, tried again where the storage fails.
+
+    ValueError with `name` where it keeps failing; VanishedError where `folder` is gone.
+    """
+    for pause in (*_PAUSES, None):
+        try:
+            return read()
+        except OSError as error:
+            reason = error.strerror
+        if pause is not None:
+            time.sleep(pause)
+    if not os.path.isdir(folder):
+        raise VanishedError(
+            f"{folder} has vanished while its pictures were read ({len(_PAUSES) + 1} attempts in "
+            f"{sum(_PAUSES):g} s): {name}: {reason}"
+        )
+    raise ValueError(f"{name} cannot be read as a picture: {reason}")
 
 
 def _has_16_bits(image: ImageFile.ImageFile) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from data.datasets import PictureSet
+from data.careful import CarefulPictures
 from data.transforms import Normalizer
 from utils.distributed import SAMPLE_STREAM, rank, seeded, world_size
 
@@ -22,13 +22,12 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        pictures: PictureSet,
+        pictures: CarefulPictures,
         transform: Callable[[Any], Tensor],
         mask: Callable[[], Tensor],
         normalize: Normalizer,
-        seed: int,
     ) -> None:
-        self.pictures, self.transform, self.mask, self.seed = pictures, transform, mask, seed
+        self.pictures, self.transform, self.mask = pictures, transform, mask
         self.normalize = normalize
 
     def __len__(self) -> int:
@@ -36,9 +35,8 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
         """Image (C, H, W) and bool mask (H/patch, W/patch) of (epoch, index)."""
-        epoch, index = key
-        picture, _ = self.pictures[index]
-        with seeded(SAMPLE_STREAM, self.seed, epoch, index):
+        picture, _ = self.pictures.read(*key)
+        with seeded(SAMPLE_STREAM, self.pictures.seed, *key):
             return self.transform(picture), self.mask()
 
 
@@ -47,13 +45,12 @@ class LabelledDataset(Dataset[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        pictures: PictureSet,
+        pictures: CarefulPictures,
         transform: Callable[[Any], Tensor],
         classes: list[str],
         normalize: Normalizer,
-        seed: int,
     ) -> None:
-        self.pictures, self.transform, self.seed = pictures, transform, seed
+        self.pictures, self.transform = pictures, transform
         self.classes, self.normalize = classes, normalize
 
     def __len__(self) -> int:
@@ -61,10 +58,18 @@ class LabelledDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         """Image (C, H, W) and label of (epoch, index)."""
-        epoch, index = key
-        picture, label = self.pictures[index]
-        with seeded(SAMPLE_STREAM, self.seed, epoch, index):
+        picture, label = self.pictures.read(*key)
+        with seeded(SAMPLE_STREAM, self.pictures.seed, *key):
             return self.transform(picture), label
+
+
+class EvalDataset(LabelledDataset):
+    """The same without chance: a picture that cannot be read is black and has label -1 - label."""
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        """Image (C, H, W) and label of (0, index)."""
+        picture, label, readable = self.pictures.read_or_blank(key[1])
+        return self.transform(picture), label if readable else -1 - label
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> Tensor:

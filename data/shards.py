@@ -16,6 +16,7 @@ from data.pictures import (
     RGB,
     Picture,
     decoder_of,
+    read_patiently,
     require_path,
 )
 
@@ -41,7 +42,7 @@ class Shards:
 
     def __init__(self, root: str, channels: int = RGB, decoder: str = "fast") -> None:
         require_path(root)
-        self.root, self.channels, self.decoder = root, channels, decoder
+        self.root, self.decode = root, decoder_of(decoder, channels)
         self.tars = sorted(str(path) for path in Path(root).glob("*.tar"))
         if not self.tars:
             raise ValueError(f"DATA.DATA_PATH {root} holds no .tar file (python -m tools.shard)")
@@ -56,13 +57,18 @@ class Shards:
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         """A picture and its label, NO_LABEL where it has none."""
-        entry, tar = self.entries[index], int(self.tar_of[index])
-        name = f"{self.tars[tar]}: {entry['name'].decode(errors='replace')}"
-        try:
-            content = os.pread(self._open(tar), int(entry["size"]), int(entry["offset"]))
-        except OSError as error:
-            raise ValueError(f"{name} cannot be read: {error.strerror}") from None
-        return decoder_of(self.decoder, self.channels)(content, name), int(entry["label"])
+        entry, tar, name = self.entries[index], int(self.tar_of[index]), self.name(index)
+
+        def read() -> bytes:
+            return os.pread(self._open(tar), int(entry["size"]), int(entry["offset"]))
+
+        content = read_patiently(read, name, self.root)
+        return self.decode(content, name), int(entry["label"])
+
+    def name(self, index: int) -> str:
+        """The tar file and the name in it."""
+        name = self.entries[index]["name"].decode(errors="replace")
+        return f"{self.tars[int(self.tar_of[index])]}: {name}"
 
     @property
     def classes(self) -> list[str]:

@@ -1,10 +1,11 @@
 """Checkpoints: tensors and plain types, written whole or not at all, found again by their names."""
 
+import contextlib
 import hashlib
 import math
 import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from yacs.config import CfgNode
 
-from utils.checks import require_same_shapes
+from utils.checks import require_same_shapes, shown
 from utils.config import to_plain
 from utils.files import write_whole
 from utils.safe_load import CHECKSUM_PREFIX, Weights, model_weights, read_checkpoint
@@ -26,6 +27,8 @@ from utils.sharded_checkpoint import (
 from utils.sharding import is_sharded
 
 State = dict[str, Any]
+_MOMENTS = {frozenset({"step", "exp_avg", "exp_avg_sq"}), frozenset({"momentum_buffer"})}
+_LARGEST_NUMBER = 2**53
 _MAY_LACK = "relative_coords_table"
 _NAME = re.compile(rf"ckpt_epoch_(\d+)(?:_update_(\d+))?(?:\.pth|{re.escape(SUFFIX)})")
 
@@ -81,7 +84,31 @@ def load_checkpoint(path: Path) -> State:
             f"checkpoint {path} is not a training checkpoint of this project: "
             f"it holds no {', '.join(sorted(missing))}"
         )
+    _require_plain(state, path)
     return state
+
+
+def _require_plain(state: State, path: Path) -> None:
+    """ValueError where what is to be a number or a section is something else."""
+    schedule, progress = state["lr_scheduler"], state.get("progress", {})
+    sections = {"lr_scheduler": schedule, "progress": progress, "scaler": state["scaler"]}
+    sections |= {key: state[key] for key in ("best", "config") if key in state}
+    for name, section in sections.items():
+        if not isinstance(section, dict):
+            raise ValueError(f"checkpoint {path}: {name} is {shown(section)}, expected a section")
+    numbers = {"epoch": state["epoch"] + 1 if type(state["epoch"]) is int else None}
+    numbers |= {"update": state["update"], "seed": state.get("seed", 0)}
+    numbers["num_steps"] = schedule.get("num_steps")
+    for name in ("epoch", "images", "images_per_update"):
+        numbers[f"progress {name}"] = progress.get(name, 0)
+    for name, number in numbers.items():
+        if type(number) is not int or not 0 <= number < _LARGEST_NUMBER:
+            raise ValueError(f"checkpoint {path}: {name} is {shown(number)}, expected a number")
+    offset, classes = schedule.get("offset", 0), state.get("classes", [])
+    if type(offset) is not int or abs(offset) >= _LARGEST_NUMBER:
+        raise ValueError(f"checkpoint {path}: offset is {shown(offset)}, expected a number")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"checkpoint {path}: classes is {shown(classes)}, expected names")
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -149,7 +176,8 @@ def restore(state: State, parts: Mapping[str, Any], source: Path) -> None:
         _restore_optimizer(state["optimizer"], parts["optimizer"], source)
     for name, part in parts.items():
         if not isinstance(part, nn.Module | Optimizer):
-            part.load_state_dict(state[name])
+            with _one_line_errors(name, source):
+                part.load_state_dict(state[name])
 
 
 def restore_model(weights: Weights, model: nn.Module, source: Path) -> None:
@@ -170,9 +198,33 @@ def _restore_optimizer(state: State, optimizer: Optimizer, source: Path) -> None
         {key: value for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
     ]
-    try:
+    with _one_line_errors("the optimizer", source):
         optimizer.load_state_dict(state)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"checkpoint {source} does not fit the optimizer: {error}") from None
+        _require_moments(optimizer)
     for group, setting in zip(optimizer.param_groups, settings, strict=True):
         group.update(setting)
+
+
+def _require_moments(optimizer: Optimizer) -> None:
+    """ValueError unless all parameters have the same kinds of moments, of their own shape."""
+    kinds = {frozenset(moments) for moments in optimizer.state.values()}
+    if not kinds:
+        return  # no update was made
+    parameters = [item for group in optimizer.param_groups for item in group["params"]]
+    if len(kinds) > 1 or len(optimizer.state) != len(parameters) or not kinds <= _MOMENTS:
+        raise ValueError("its parameters have other moments")
+    for parameter in parameters:
+        for name, moment in optimizer.state[parameter].items():
+            shape = () if name == "step" else parameter.shape
+            if not isinstance(moment, torch.Tensor) or moment.shape != shape:
+                raise ValueError(f"a moment {name} is not of shape {tuple(shape)}")
+
+
+@contextlib.contextmanager
+def _one_line_errors(what: str, source: Path) -> Iterator[None]:
+    """Every failure inside as a ValueError of one line: a file's content can raise anything."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"checkpoint {source} does not fit {what}: {reason}") from None

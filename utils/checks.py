@@ -1,5 +1,6 @@
 """Messages for wrong names and sizes: what was given, what is possible, which key said it."""
 
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -7,10 +8,20 @@ Part = TypeVar("Part")
 Shape = tuple[int, ...]
 
 
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 80
+_short.maxlist = _short.maxtuple = _short.maxdict = 8
+
+
+def shown(value: object) -> str:
+    """What a person sees of a value in a message: its repr, cut where it is long."""
+    return _short.repr(value)
+
+
 def choose(table: Mapping[str, Part], name: str, key: str) -> Part:
     """Return `table[name]`; ValueError names the config key and lists the choices."""
     if name not in table:
-        raise ValueError(f"{key} is {name!r}; choices: {', '.join(table)}")
+        raise ValueError(f"{key} is {shown(name)}; choices: {', '.join(table)}")
     return table[name]
 
 

@@ -6,6 +6,8 @@ Precedence: defaults < BASE files < file < flags < --opts.
 import ast
 import difflib
 import math
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,12 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from utils.checks import choose
+from utils.checks import choose, shown
 from utils.defaults import CHOICES, DEFAULTS, FLOAT_LISTS, OPTIONAL, RANGES, SIZES
+
+
+_LARGEST_FILE = 2**20  # bytes
+_MOST_BASES = 16
 
 
 def get_config(cfg_file: str | Path | None = None, opts: Sequence[Any] = ()) -> CfgNode:
@@ -25,6 +31,16 @@ def get_config(cfg_file: str | Path | None = None, opts: Sequence[Any] = ()) -> 
     cfg = CfgNode(DEFAULTS)
     if cfg_file is not None:
         _merge_file(cfg, Path(cfg_file), ())
+    _merge_options(cfg, opts)
+    _check_values(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def config_of(values: Mapping[str, Any], source: str, opts: Sequence[Any] = ()) -> CfgNode:
+    """The frozen configuration that `to_plain` made plain, with options; errors name `source`."""
+    cfg = CfgNode(DEFAULTS)
+    _merge(cfg, values, "", source)
     _merge_options(cfg, opts)
     _check_values(cfg)
     cfg.freeze()
@@ -51,41 +67,60 @@ def _merge_file(cfg: CfgNode, path: Path, including: tuple[Path, ...]) -> None:
         raise ValueError(f"{path}: BASE includes itself: {chain}")
     values = _read_yaml(path)
     bases = values.pop("BASE", None) or []
-    for base in [bases] if isinstance(bases, str) else bases:
-        if base:
-            _merge_file(cfg, path.parent / str(base), (*including, resolved))
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str | None) for base in bases):
+        raise ValueError(f"{path}: BASE is {shown(bases)}, expected a file or a list of files")
+    if len(bases) > _MOST_BASES or len(including) > _MOST_BASES:
+        raise ValueError(f"{path}: BASE names more than {_MOST_BASES} files")
+    for base in filter(None, bases):
+        _merge_file(cfg, path.parent / base, (*including, resolved))
     _merge(cfg, values, "", str(path))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(_read_text(path))
     except FileNotFoundError:
         raise ValueError(f"config file {path} does not exist") from None
     except OSError as error:
         raise ValueError(f"config file {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"config file {path} is not valid YAML: {reason}") from None
     if not isinstance(values, dict | None):
         raise ValueError(f"config file {path} holds {type(values).__name__}, expected KEY: value")
     return values or {}
 
 
+def _read_text(path: Path) -> str:
+    """A file's text; ValueError where that is no file of a configuration's size."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no file")
+        content = file.read(_LARGEST_FILE + 1)
+    if len(content) > _LARGEST_FILE:
+        raise ValueError(f"it is larger than {_LARGEST_FILE} bytes")
+    return content.decode("utf-8")
+
+
 def _merge(node: CfgNode, values: Mapping[Any, Any], prefix: str, source: str) -> None:
     for name, value in values.items():
-        key = f"{prefix}{name}"
-        if name not in node:
-            guess = difflib.get_close_matches(str(name), node, n=1)
+        if not isinstance(name, str) or name not in node:
+            name = name if isinstance(name, str) and len(name) < 80 else shown(name)
+            key = f"{prefix}{name}"
+            guess = difflib.get_close_matches(name, node, n=1)
             hint = f"did you mean {prefix}{guess[0]}? " if guess else ""
             raise ValueError(f"{source}: unknown key {key}; {hint}choices: {', '.join(node)}")
+        key = f"{prefix}{name}"
         if not isinstance(node[name], CfgNode):
             node[name] = _convert(value, key, source)
         elif isinstance(value, Mapping):
             _merge(node[name], value, f"{key}.", source)
         else:
             choices = ", ".join(node[name])
-            raise ValueError(f"{source}: {key} is {value!r}, expected a section with {choices}")
+            raise ValueError(
+                f"{source}: {key} is {shown(value)}, expected a section with {choices}"
+            )
 
 
 def _merge_options(cfg: CfgNode, opts: Sequence[Any]) -> None:
@@ -114,7 +149,9 @@ def _convert(value: Any, key: str, source: str) -> Any:
     if converted is None:
         kind = "list" if isinstance(default, list | tuple) else type(default).__name__
         kind += " or [height, width]" if key in SIZES else ""
-        raise ValueError(f"{source}: {key} is {value!r}, expected {kind} (default: {default!r})")
+        raise ValueError(
+            f"{source}: {key} is {shown(value)}, expected {kind} (default: {default!r})"
+        )
     return converted
 
 
@@ -151,7 +188,7 @@ def _check_values(cfg: CfgNode) -> None:
         values = value if isinstance(value, list | tuple) else [value]
         if not all(low <= number <= high for number in values):
             limit = f"from {low} to {high}" if math.isfinite(high) else f"at least {low}"
-            raise ValueError(f"{key} is {value}, expected {limit}")
+            raise ValueError(f"{key} is {shown(value)}, expected {limit}")
     if cfg.TRAIN.WARMUP_EPOCHS > cfg.TRAIN.EPOCHS:
         raise ValueError(
             f"TRAIN.WARMUP_EPOCHS is {cfg.TRAIN.WARMUP_EPOCHS}, more than "

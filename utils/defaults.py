@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = dict(
         MASK_RATIO=0.6,
         NUM_SHAPES=10000,  # images in one epoch of the `shapes` data set
         NUM_VAL_SHAPES=1000,
+        MAX_BROKEN=0.01,  # share of training pictures that may be unreadable before a run stops
         VAL_LABELS="",  # a list of labels, where val/ has no class folders
         IMAGES_PER_CLASS=0,  # fine-tune on the first so many of every class; 0: on all
     ),
@@ -163,6 +164,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "DATA.NUM_SHAPES": _POSITIVE,
     "DATA.NUM_VAL_SHAPES": _POSITIVE,
     "DATA.IMAGES_PER_CLASS": _NOT_NEGATIVE,
+    "DATA.MAX_BROKEN": _SHARE,
     "AUG.COLOR_JITTER": _NOT_NEGATIVE,
     "AUG.REPROB": _SHARE,
     "AUG.RECOUNT": _POSITIVE,

@@ -18,7 +18,7 @@ from utils.rendezvous import Rendezvous
 from utils.sharding import is_sharded, synchronize_gradients
 
 # Streams of randomness: the first part of a key, so that equal numbers of two streams differ.
-MODEL_STREAM, SAMPLE_STREAM, UPDATE_STREAM = range(3)
+MODEL_STREAM, SAMPLE_STREAM, UPDATE_STREAM, SUBSTITUTE_STREAM = range(4)
 
 _meetings: list[Rendezvous] = []  # none, or that of this process's group
 
@@ -107,6 +107,14 @@ def largest_over_processes(value: int, device: torch.device) -> int:
     if world_size() > 1:
         distributed.all_reduce(values, distributed.ReduceOp.MAX)
     return int(values)
+
+
+def combine_over_processes(marks: Tensor, device: torch.device) -> Tensor:
+    """What any process has marked, bool on the CPU; call it in all of them."""
+    values = marks.to(device, torch.uint8, copy=True)
+    if world_size() > 1:
+        distributed.all_reduce(values, distributed.ReduceOp.MAX)
+    return values.cpu().bool()
 
 
 def equal_in_all_processes(value: int, device: torch.device) -> bool:

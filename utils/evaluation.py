@@ -28,6 +28,7 @@ class Evaluation:
     correct1: Tensor
     correct5: Tensor
     loss: float
+    unreadable: int = 0
 
     @property
     def acc1(self) -> float:
@@ -50,6 +51,7 @@ class Evaluation:
             "acc5": self.acc5,
             "loss": self.loss,
             "images": int(self.images.sum()),
+            "unreadable": self.unreadable,
             "per_class": {
                 name: {"images": images, "acc1": 100 * correct / images if images else None}
                 for name, images, correct in per_class
@@ -77,7 +79,7 @@ class Best:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from an earlier run."""
-        self.acc1, self.epoch = state["acc1"], state["epoch"]
+        self.acc1, self.epoch = float(state["acc1"]), int(state["epoch"])
 
 
 @torch.no_grad()
@@ -93,13 +95,14 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate this process's share `batches` and add up the shares; call it in all processes.
 
+    A label -1 - k is that of a picture of class k that could not be read: it counts as wrong.
     `prepare` makes of images what the model takes, `progress` shows how far it is. ValueError where
     outputs are not finite.
     """
     was_training = model.training
     model.eval()
     counts = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)  # losses, readable pictures
     num_missing = _batches_behind(len(batches), device) if is_sharded(model) else 0
 
     def classify(image: Tensor) -> Tensor:
@@ -109,20 +112,26 @@ def evaluate(
 
     for image, label in progress(batches):
         label = label.to(device, non_blocking=True)
+        readable = label >= 0
+        label = torch.where(readable, label, -1 - label)
         logits = classify(image)
         ranking = logits.topk(min(5, num_classes), dim=1).indices  # (B, 5)
-        hits = ranking == label[:, None]
+        hits = (ranking == label[:, None]) & readable[:, None]
         found = torch.stack((torch.ones_like(label), hits[:, 0].long(), hits.any(dim=1).long()))
         counts.index_add_(1, label, found)
-        loss_sum += F.cross_entropy(logits.float(), label, reduction="sum")
+        losses = F.cross_entropy(logits.float(), label, reduction="none")
+        sums += torch.stack(
+            (torch.where(readable, losses, 0).sum().double(), readable.sum().double())
+        )
     for _ in range(num_missing):
         classify(image)
     model.train(was_training)
     images, correct1, correct5 = sum_over_processes(counts).cpu()
-    loss = float(sum_over_processes(loss_sum)) / max(int(images.sum()), 1)
+    loss_sum, readable_sum = sum_over_processes(sums).tolist()
+    loss = loss_sum / max(readable_sum, 1)
     if not math.isfinite(loss):
         raise ValueError(f"the loss of the evaluation is {loss}: the weights are no use")
-    return Evaluation(images, correct1, correct5, loss)
+    return Evaluation(images, correct1, correct5, loss, int(images.sum()) - round(readable_sum))
 
 
 def _batches_behind(number: int, device: torch.device) -> int:

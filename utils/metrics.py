@@ -23,10 +23,10 @@ class DivergenceError(ValueError):
 
     def __init__(self, update: int, number: int) -> None:
         self.update = update
+        after = f", nor are those of the {number - 1} after it" if number > 1 else ""
         super().__init__(
-            f"training has diverged: loss or gradient of update {update} are not finite, nor are "
-            f"those of the {number - 1} updates after it; the weights are those before it "
-            "(try a lower TRAIN.BASE_LR)"
+            f"training has diverged: loss or gradient of update {update} are not finite{after}; "
+            "the weights are those before it (try a lower TRAIN.BASE_LR)"
         )
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+_NUM_FIGURES = 8  # of a process
+
 
 class Progress:
     """The epoch, how many of its images are trained on, and its figures so far.
@@ -24,5 +26,8 @@ class Progress:
         return dict(self.__dict__)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from an earlier run."""
+        """Go on from an earlier run; ValueError for figures that are none."""
+        for row in state["figures"]:
+            if len(row) != _NUM_FIGURES or not all(isinstance(value, float) for value in row):
+                raise ValueError("its figures are none")
         self.__dict__.update({name: state[name] for name in self.__dict__})

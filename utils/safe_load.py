@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import io
 import math
-import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import IO, Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from utils.unpickle import RestrictedUnpickler
 
 Weights = dict[str, Tensor]
 
@@ -39,7 +40,15 @@ _STORAGES = {
 
 
 class _ConfigNode(dict[str, Any]):
-    """Stands for a pickled yacs.config.CfgNode; its attributes are kept and not used."""
+    """Stands for a pickled yacs.config.CfgNode; its attributes are not used."""
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class _OrderedDict(collections.OrderedDict[Any, Any]):
+    """An OrderedDict without the attributes that torch gives one."""
+
+    def __setstate__(self, state: Any) -> None: ...
 
 
 def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
@@ -55,7 +64,7 @@ def _parameter(data: Tensor, *rest: Any) -> Tensor:
 
 # All that a pickle may name, and what stands for it here. Nothing else is ever imported.
 _DATA: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "OrderedDict"): _OrderedDict,
     ("__builtin__", "set"): set,
     ("builtins", "set"): set,
     ("torch", "Size"): tuple,
@@ -63,20 +72,6 @@ _DATA: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("yacs.config", "CfgNode"): _ConfigNode,
 } | {("torch", name): dtype for name, dtype in _STORAGES.items()}
-
-
-class RestrictedUnpickler(pickle.Unpickler):
-    """Reads a pickle that may name nothing but what is listed, with what stands for it."""
-
-    def __init__(self, file: IO[bytes], listed: Mapping[tuple[str, str], Any]) -> None:
-        super().__init__(file)
-        self.listed = listed
-
-    def find_class(self, module: str, name: str) -> Any:
-        """What stands for `module.name`; UnpicklingError where it is not listed."""
-        if (module, name) not in self.listed:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not plain data")
-        return self.listed[module, name]
 
 
 class _Unpickler(RestrictedUnpickler):

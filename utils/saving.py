@@ -26,6 +26,10 @@ from utils.sharding import is_sharded, local_part
 _INSIDE_KEPT = 2  # the newest, and one should that be damaged
 
 
+class BrokenWeightsError(ValueError):
+    """A weight or moment is not finite."""
+
+
 class Saver:
     """Saves the state of a run; `report` is told of each file that is whole.
 
@@ -69,7 +73,7 @@ class Saver:
         """Copy the state to host memory and write it while training goes on.
 
         Waits for the file before, and raises its ValueError where that could not be written.
-        ValueError also where a weight or moment is not finite: nothing is written then.
+        BrokenWeightsError where a weight or moment is not finite: nothing is written then.
         """
         self.wait()
         self.latest = time.monotonic()
@@ -77,7 +81,7 @@ class Saver:
         tensors = training_tensors(model, optimizer)
         broken = not _all_finite(tensors)
         if largest_over_processes(broken, self.device):
-            raise ValueError(
+            raise BrokenWeightsError(
                 f"{path} is not written: weights or moments are not finite, training has diverged "
                 "(try a lower TRAIN.BASE_LR)"
             )

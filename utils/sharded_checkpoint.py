@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from utils.checks import require_same_shapes
 from utils.distributed import barrier, rank
 from utils.files import sync_folder
-from utils.safe_load import RestrictedUnpickler
+from utils.unpickle import RestrictedUnpickler
 
 SUFFIX = ".sharded"
 REST = "rest.pth"

@@ -1,6 +1,7 @@
 """The epochs of a run: where they go on, when they save, when they stop."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -10,10 +11,13 @@ from torch.utils.data import DataLoader
 from logger import RunLog
 from utils import watch
 from utils.agreement import Agreement
+from utils.broken import BrokenPictures
 from utils.distributed import distribute, rank
+from utils.divergence import Places, write_bundle
+from utils.metrics import DivergenceError
 from utils.preemption import PreemptedError, requested
 from utils.run import Run, build_metrics, train_updates
-from utils.saving import Saver
+from utils.saving import BrokenWeightsError, Saver
 
 ComputeLoss = Callable[[nn.Module, Any], Tensor]
 
@@ -37,6 +41,12 @@ class Training:
         watch.start(run.cfg.TRAIN.LOST_AFTER)
         self.saver = Saver(run.folder, self.parts, run.cfg, self.log.info, self.classes)
         self.agreement = Agreement(lambda: (bool(requested()), self.saver.is_late()))
+        dataset: Any = self.loader.dataset
+        self.broken = BrokenPictures(
+            dataset.pictures, run.cfg.DATA.MAX_BROKEN, run.folder, self.log.warning, run.device
+        )
+        # A divergence is found at most so many updates late.
+        self.places = Places(run.cfg.TRAIN.MAX_SKIPPED + run.cfg.PRINT_FREQ + 1)
         self.metrics = build_metrics(run, self.parts)
         if progress.figures:
             self.metrics.load(progress.figures, rank())
@@ -50,26 +60,27 @@ class Training:
             self.metrics.go_on()
         else:
             self.metrics.start_epoch()
-        with self.log.epoch(epoch):
+        with self.log.epoch(epoch), self._bundled():
             train_updates(
                 *(self.run, self.parts, self.model, self.loader, self._compute_loss, self.metrics),
                 after_update=self._after_update,
                 first_index=progress.images // self.run.images_per_update,
                 report_every=self.run.cfg.PRINT_FREQ,
-                report=self.log.report,
+                report=self._report,
                 progress=self.log.progress,
             )
 
     def complete_epoch(self, save: bool, best: bool = False) -> None:
         """Count an epoch as done, with its validation, and save it where that is due."""
         progress = self.parts["progress"]
-        self.metrics.require_finite()
-        progress.complete_epoch()
-        progress.figures = self.metrics.state()
-        if best:
-            self.saver.save_best()
-        if save:
-            self.saver.save_epoch(progress.epoch - 1)
+        with self._bundled():
+            self.metrics.require_finite()
+            progress.complete_epoch()
+            progress.figures = self.metrics.state()
+            if best:
+                self.saver.save_best()
+            if save:
+                self.saver.save_epoch(progress.epoch - 1)
 
     def close(self) -> None:
         """Wait until everything is written."""
@@ -77,8 +88,25 @@ class Training:
         self.saver.wait()
         self.log.close()
 
+    @contextlib.contextmanager
+    def _bundled(self) -> Iterator[None]:
+        """Leave what shows a divergence, and say how to look at it."""
+        try:
+            yield
+        except (DivergenceError, BrokenWeightsError) as error:
+            update = getattr(error, "update", max(self.places.known))
+            path = write_bundle(self.run, self.parts, self.loader.dataset, self.places, update)
+            hint = f"to see it again: python -m tools.replay {path}" if path else "no bundle"
+            raise ValueError(f"{error}; {hint}") from None
+
+    def _report(self, record: dict[str, Any]) -> None:
+        self.log.report(record | {"broken_pictures": self.broken.count()})
+
     def _compute_loss(self, model: nn.Module, batch: Any) -> Tensor:
         watch.step()  # whoever is not here when the others are, waits for data
+        progress = self.parts["progress"]
+        update = self.parts["lr_scheduler"].num_steps
+        self.places.note(update, progress.epoch, progress.images)
         return self.compute_loss(model, batch)
 
     def _after_update(self) -> None:

@@ -1,0 +1,82 @@
+"""Find the pictures of a folder, or of the tar files in it, that training could not read.
+
+python -m tools.scan DATA [--workers N] [--channels C] [--list FILE]
+
+Ends with status 1 where there are any; --list writes their names to a file.
+"""
+
+import argparse
+import functools
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.datasets import ImageFolder
+from data.pictures import RGB
+from data.shards import Shards
+from logger import progress_bar
+from utils.preemption import follow_parent
+from utils.program import run_program
+
+_CHUNK = 64  # pictures
+
+
+def main() -> None:
+    """Scan, print what was found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N")
+    parser.add_argument("--channels", type=int, default=RGB, metavar="C")
+    parser.add_argument("--list", type=Path, metavar="FILE", help="write names of broken ones here")
+    arguments = parser.parse_args()
+    if arguments.workers < 1:
+        raise ValueError(f"--workers is {arguments.workers}, expected at least 1")
+    is_tar = Path(arguments.data).is_dir() and any(Path(arguments.data).glob("*.tar"))
+    pictures = (Shards if is_tar else ImageFolder)(arguments.data, arguments.channels)
+    start = time.perf_counter()
+    broken = dict(scan(pictures, arguments.workers))
+    seconds = time.perf_counter() - start
+    for index in sorted(broken):
+        print(broken[index])
+    print(
+        f"{len(pictures)} pictures in {seconds:.1f} s ({len(pictures) / seconds:.0f}/s): "
+        f"{len(broken)} cannot be read"
+    )
+    if arguments.list:
+        names = [f"{pictures.name(index)}\n" for index in sorted(broken)]
+        arguments.list.write_text("".join(names), encoding="utf-8")
+    if broken:
+        sys.exit(1)
+
+
+def scan(pictures: Any, workers: int) -> Iterator[tuple[int, str]]:
+    """Index and reason of each picture that cannot be read, in any order."""
+    chunks = [
+        range(first, min(first + _CHUNK, len(pictures)))
+        for first in range(0, len(pictures), _CHUNK)
+    ]
+    with multiprocessing.Pool(workers, follow_parent) as pool:
+        results = pool.imap_unordered(functools.partial(read, pictures), chunks)
+        for found in progress_bar(results, "scan", rank=0, total=len(chunks)):
+            yield from found
+
+
+def read(pictures: Any, indices: range) -> list[tuple[int, str]]:
+    """Read some pictures; index and reason of those that fail."""
+    broken = []
+    for index in indices:
+        try:
+            pictures[index]
+        except ValueError as error:
+            broken.append((index, str(error)))
+    return broken
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,70 @@
+"""What a diverged run leaves: all that one command needs to compute the bad update again."""
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from data.samples import epoch_order
+from utils.checkpoint import save_checkpoint, training_state
+from utils.device import dtype_name
+from utils.distributed import rank, world_size
+from utils.run import Run
+from utils.sharding import is_sharded
+
+
+class Places:
+    """Where in the data the latest updates began: update -> (epoch, images before it)."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.known: OrderedDict[int, tuple[int, int]] = OrderedDict()
+
+    def note(self, update: int, epoch: int, images: int) -> None:
+        """An update begins."""
+        self.known[update] = epoch, images
+        while len(self.known) > self.number:
+            self.known.popitem(last=False)
+
+    def find(self, update: int) -> tuple[int, int, int]:
+        """That update, or the earliest one known after it, with its place."""
+        known = min(key for key in self.known if key >= update)
+        return known, *self.known[known]
+
+
+def shares(samples: list[int], processes: int, micro_batches: int) -> list[list[list[int]]]:
+    """An update's samples, in the order of the epoch, by process and micro-batch."""
+    size = len(samples) // (processes * micro_batches)
+    return [
+        [samples[rank::processes][size * part : size * (part + 1)] for part in range(micro_batches)]
+        for rank in range(processes)
+    ]
+
+
+def write_bundle(
+    run: Run, parts: dict[str, Any], dataset: Any, places: Places, update: int
+) -> Path | None:
+    """Write `diverged_update_N.pth`: the state before update N, its samples and their files.
+
+    The weights are those that it began with, since skipped updates change nothing; what was random
+    in it follows from the seed and the numbers of update, process and micro-batch. Of a sharded
+    model, whose weights no process has, nothing is written. Returns where it lies.
+    """
+    if is_sharded(parts["model"]):
+        return None
+    update, epoch, images = places.find(update)
+    order = epoch_order(len(dataset), run.cfg.SEED, epoch)
+    samples = order[images : images + run.images_per_update].tolist()
+    names = {index: dataset.pictures.name(index) for index in samples}
+    state = training_state(parts, run.cfg, getattr(dataset, "classes", ()))
+    state["diverged"] = {
+        "update": update,
+        "epoch": epoch,
+        "samples": shares(samples, world_size(), run.accumulation_steps),
+        "files": names,
+        "precision": dtype_name(run.amp_dtype),
+        "random": {"seed": run.cfg.SEED, "key": "(update stream, seed, update, micro-batch, rank)"},
+    }
+    path = run.folder / f"diverged_update_{update}.pth"
+    if rank() == 0:
+        save_checkpoint(path, state)
+    return path
