@@ -20,7 +20,7 @@ from torch import Tensor
 ARRAY_SUFFIX = ".npy"
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 # Without those for which PIL starts other programs (PostScript) or which nobody stores pictures in.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
 RGB = 3
 NO_LABEL = -1
 LARGEST_FILE = 2**31  # bytes
@@ -34,6 +34,9 @@ _JPEG_COLOURS = ("YCbCr", "Gray", "RGB")
 # RGB, also as uint8 (3, H, W); or float32 (C, H, W): integers of 8 and 16 bits as 0 to 1, other
 # numbers as they are.
 Picture = Image.Image | Tensor
+
+
+Image.init()  # PIL knows a format by name only when its plugin is loaded
 
 
 def read_picture(path: str, channels: int = RGB) -> Picture:

@@ -11,11 +11,12 @@ Shape = tuple[int, ...]
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 80
 _short.maxlist = _short.maxtuple = _short.maxdict = 8
+_short.maxlevel = 2
 
 
 def shown(value: object) -> str:
-    """What a person sees of a value in a message: its repr, cut where it is long."""
-    return _short.repr(value)
+    """What a person sees of a value in a message: its repr on one line, cut where it is long."""
+    return " ".join(_short.repr(value).split())
 
 
 def choose(table: Mapping[str, Part], name: str, key: str) -> Part:

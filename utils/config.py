@@ -18,9 +18,9 @@ from yacs.config import CfgNode
 from utils.checks import choose, shown
 from utils.defaults import CHOICES, DEFAULTS, FLOAT_LISTS, OPTIONAL, RANGES, SIZES
 
-
 _LARGEST_FILE = 2**20  # bytes
 _MOST_BASES = 16
+_LARGEST_INT = 2**1000  # that a float holds
 
 
 def get_config(cfg_file: str | Path | None = None, opts: Sequence[Any] = ()) -> CfgNode:
@@ -68,13 +68,17 @@ def _merge_file(cfg: CfgNode, path: Path, including: tuple[Path, ...]) -> None:
     values = _read_yaml(path)
     bases = values.pop("BASE", None) or []
     bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, list) or not all(isinstance(base, str | None) for base in bases):
+    if not isinstance(bases, list) or not all(_may_be_path(base) for base in bases):
         raise ValueError(f"{path}: BASE is {shown(bases)}, expected a file or a list of files")
     if len(bases) > _MOST_BASES or len(including) > _MOST_BASES:
         raise ValueError(f"{path}: BASE names more than {_MOST_BASES} files")
     for base in filter(None, bases):
         _merge_file(cfg, path.parent / base, (*including, resolved))
     _merge(cfg, values, "", str(path))
+
+
+def _may_be_path(base: Any) -> bool:
+    return base is None or (isinstance(base, str) and len(base) <= 255 and "\0" not in base)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -84,7 +88,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"config file {path} does not exist") from None
     except OSError as error:
         raise ValueError(f"config file {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
+    except Exception as error:  # broken text can raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"config file {path} is not valid YAML: {reason}") from None
     if not isinstance(values, dict | None):
@@ -174,7 +178,8 @@ def _as_type_of(default: Any, value: Any, key: str) -> Any:
     if isinstance(default, bool):
         return value if isinstance(value, bool) else None
     if isinstance(default, float):
-        return float(value) if number and not math.isnan(value) else None
+        fits = number and abs(value) < _LARGEST_INT if isinstance(value, int) else number
+        return float(value) if fits and not math.isnan(value) else None
     if isinstance(default, int):
         return value if number and isinstance(value, int) else None
     return str(value) if isinstance(value, str) or number else None

@@ -1,0 +1,153 @@
+"""Files from anybody: each is read, or refused in one line, in bounded time and memory."""
+
+import contextlib
+import io
+import multiprocessing
+import pickle
+import resource
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.pictures import decode_picture
+from data.shards import Shards
+from tests.fuzz import KINDS, archive_with, fuzz
+from utils.config import get_config
+from utils.safe_load import read_checkpoint
+
+NUMBER = 2000
+SEED = 2
+
+
+def work(name: str, results: Any) -> None:
+    """In a process of its own, whose memory is limited."""
+    results.put(fuzz(name, NUMBER, SEED))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_mutated_files_are_read_or_refused_in_one_line(name: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    process = context.Process(target=work, args=(name, results))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0, "it crashed or hangs"
+    counts = results.get()
+    print(f"{NUMBER} {name}, seed {SEED}: {counts}")
+    assert set(counts) == {"read", "refused"}
+    assert sum(counts.values()) == NUMBER
+    assert min(counts.values()) > NUMBER // 20  # neither trivial nor hopeless
+
+
+# What earlier mutations have found.
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"TRAIN: {{BASE_LR: {'9' * 400}}}",
+        "TRAIN: {BASE_LR: !!timestamp x}",
+        f"BASE: {'x' * 3000}",
+        "BASE: /dev/zero",
+        "BASE: [[a]]",
+        "BASE: &a [*a]",
+        f"SEED: {'1' * 5000}",
+        "DATA: {IMG_SIZE: 2020-99-99}",
+        "? [x]\n: y",
+        "MODEL: !!python/object/apply:os.system ['touch pwned']",
+        "DATA: {DATA_PATH: !!python/name:os.system }",
+        "a: " + "[" * 5000,
+        "1: 2",
+        "x" * 2**21,
+    ],
+)
+def test_a_configuration_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"\A[^\n]{10,600}\Z"):
+        get_config(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.yaml"]
+
+
+def test_a_configuration_that_names_itself_a_thousand_times_stays_small(tmp_path: Path) -> None:
+    """Each line is ten times the one before: printed, the value would have 10^30 parts."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    for index in range(1, 30):
+        lines.append(f"a{index}: &a{index} [{', '.join([f'*a{index - 1}'] * 10)}]")
+    for key in ("BASE", "SEED", "DATA"):
+        path = tmp_path / "x.yaml"
+        path.write_text("\n".join(lines) + f"\n{key}: *a29\n")
+        with pytest.raises(ValueError, match=r"\A[^\n]{10,600}\Z"):
+            get_config(path)
+
+
+def peak_memory() -> int:
+    """Bytes that this process has had at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def pickled(opcodes: bytes) -> bytes:
+    return b"\x80\x04" + opcodes + b"."
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickled(pickle.BYTEARRAY8 + struct.pack("<Q", 2**33)),
+        pickled(pickle.BINBYTES8 + struct.pack("<Q", 2**33)),
+        pickled(pickle.EMPTY_DICT + pickle.LONG_BINPUT + struct.pack("<I", 2**31 - 1)),
+        pickled(pickle.FRAME + struct.pack("<Q", 2**62)),
+        pickled(
+            pickle.MARK + b"K\x01" * 100_000 + pickle.LIST + b"q\x00"  # a list of 100,000 numbers
+            b"ctorch\nSize\nq\x01" + b"h\x01h\x00\x85R" * 50_000  # copied 50,000 times
+        ),
+    ],
+    ids=["bytearray", "bytes", "memo", "frame", "copies"],
+)
+def test_a_pickle_cannot_claim_memory(tmp_path: Path, content: bytes) -> None:
+    torch.save({"x": torch.ones(3)}, path := tmp_path / "x.pth")
+    path.write_bytes(archive_with(path.read_bytes(), content))
+    before = peak_memory()
+    with contextlib.suppress(ValueError):
+        read_checkpoint(path)
+    assert peak_memory() - before < 2**29
+
+
+@pytest.mark.parametrize("size", [2**34, 2**62])
+def test_an_array_cannot_claim_memory(size: int) -> None:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({size}, 1, 3), }}".ljust(117)
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + header.encode() + b"\n" + bytes(99)
+    before = peak_memory()
+    with pytest.raises(ValueError, match="but the file ends before that"):
+        decode_picture(content, "x.npy")
+    assert peak_memory() - before < 2**27
+
+
+def test_no_program_is_started_for_a_picture() -> None:
+    """For PostScript PIL would start an interpreter."""
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    with pytest.raises(ValueError, match="it is in no known format"):
+        decode_picture(content, "x.jpg")
+
+
+def test_nothing_is_written_outside_of_an_archives_folder(tmp_path: Path) -> None:
+    """Names in archives are never paths here: no member of one is ever written."""
+    data = tmp_path / "data"
+    data.mkdir()
+    picture = io.BytesIO(b"P6 1 1 255\nabc")
+    with tarfile.open(data / "x.tar", "w") as tar:
+        for name in ("../../evil.ppm", "/evil.ppm"):
+            member = tarfile.TarInfo(name)
+            member.size = len(picture.getvalue())
+            tar.addfile(member, io.BytesIO(picture.getvalue()))
+    with zipfile.ZipFile(data / "x.pth", "w") as archive:
+        archive.writestr("../../evil/data.pkl", pickle.dumps({}))
+        archive.writestr("../../evil/data/0", b"x")
+    shards = Shards(str(data))
+    assert len(shards) == 2
+    assert shards[0][1] == -1
+    assert read_checkpoint(data / "x.pth") == {}
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["data", "x.pth", "x.tar"]
