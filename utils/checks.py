@@ -11,7 +11,7 @@ Shape = tuple[int, ...]
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 80
 _short.maxlist = _short.maxtuple = _short.maxdict = 8
-_short.maxlevel = 2
+_short.maxlevel = 1
 
 
 def shown(value: object) -> str:

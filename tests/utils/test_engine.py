@@ -20,14 +20,21 @@ def squared_error(model: nn.Module, batch: list[Tensor]) -> Tensor:
 
 
 def run_epoch(
-    batch_size: int, *, model: nn.Module | None = None, optimizer: Any = None, **settings: Any
+    batch_size: int,
+    *,
+    model: nn.Module | None = None,
+    optimizer: Any = None,
+    scaler: Any = None,
+    **settings: Any,
 ) -> tuple[nn.Module, list[dict[str, Any]], float]:
     """One epoch over 32 samples; the model, the reports, the mean loss."""
     torch.manual_seed(0)
     model = model or nn.Linear(5, 3).double()
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    dtype = next(model.parameters()).dtype
     generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(32, 5, generator=generator, dtype=torch.float64)
-    targets = torch.randn(32, 3, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(32, 5, generator=generator, dtype=torch.float64).to(dtype)
+    targets = torch.randn(32, 3, generator=generator, dtype=torch.float64).to(dtype)
     loader: Any = DataLoader(TensorDataset(inputs, targets), batch_size)
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     cfg = get_config(None, ["TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0])
@@ -48,8 +55,8 @@ def run_epoch(
         squared_error,
         optimizer,
         build_scheduler(cfg, optimizer, 4),
-        torch.amp.GradScaler("cpu", enabled=False),
-        TrainingMetrics(torch.device("cpu"), batch_size, max_skipped=3),
+        scaler,
+        TrainingMetrics(torch.device("cpu"), batch_size, 3, scaler.is_enabled()),
         **defaults | settings,
     )
     return model, reports, reports[-1]["loss_mean"]
@@ -101,7 +108,7 @@ def test_randomness_in_the_network_follows_from_seed_and_update() -> None:
 def test_losses_that_are_no_numbers_stop_the_run() -> None:
     model = nn.Linear(5, 3).double()
     nn.init.constant_(model.weight, math.nan)
-    with pytest.raises(DivergenceError, match=r"of update 0 are not finite, nor .* the 2 updates"):
+    with pytest.raises(DivergenceError, match=r"of update 0 are not finite, nor .* the 2 after it"):
         run_epoch(8, model=model)
 
 
