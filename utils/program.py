@@ -1,6 +1,7 @@
 """How a program ends: its exit status, and the one line that says why."""
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -60,7 +61,7 @@ def _last_line(error: ValueError) -> str:
     """The message itself: a loader's worker puts its traceback before it."""
     text = str(error).strip()
     if "Original Traceback" in text:
-        text = text.splitlines()[-1].removeprefix("ValueError: ")
+        text = re.sub(r"^[\w.]*Error: ", "", text.splitlines()[-1])
     return " ".join(text.split())
 
 
