@@ -26,7 +26,7 @@ PROGRAMS = {"pretrain": "main_simmim", "finetune": "main_finetune"}
 ENDED = (0, -signal.SIGKILL)
 _TIMED = ("time", "time_mean", "images_per_second", "data_wait", "memory_mb")
 _START_SECONDS = 60.0
-_LOST_SECONDS = 60.0
+_LOST_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Scenario:
             "DATA.NUM_VAL_SHAPES": 20,
             "TRAIN.EPOCHS": 3,
             "TRAIN.EMA_DECAY": 0.9 if self.stage == "finetune" else 0.0,
+            "TRAIN.LOST_AFTER": 15,
             "SAVE_UPDATES": 1,
             "KEEP_LAST": 2,
         }

@@ -32,12 +32,13 @@ ALLOWED = {
     "utils.evaluation": {"utils.distributed", "utils.sharding"},
     "utils.device": set(),
     "utils.unpickle": set(),
-    "utils.safe_load": {"utils.unpickle"},
+    "utils.safe_load": {"utils.files", "utils.unpickle"},
+    "utils.sharded_contents": {"utils.distributed", "utils.files", "utils.unpickle"},
     "utils.sharded_checkpoint": {
         "utils.checks",
         "utils.distributed",
         "utils.files",
-        "utils.unpickle",
+        "utils.sharded_contents",
     },
     "utils.preemption": set(),
     "utils.progress": set(),
@@ -50,6 +51,7 @@ ALLOWED = {
         "utils.files",
         "utils.safe_load",
         "utils.sharded_checkpoint",
+        "utils.sharded_contents",
         "utils.sharding",
     },
     "utils.saving": {

@@ -149,6 +149,11 @@ def broken(folder: Path, kind: str) -> None:
     elif kind == "cut off":
         path = folder / "__0_0.distcp"
         path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "damaged":
+        path = folder / "__1_0.distcp"
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
     elif kind == "no contents":
         (folder / ".metadata").unlink()
     elif kind == "code":
@@ -172,6 +177,7 @@ def broken(folder: Path, kind: str) -> None:
 BROKEN = {
     "missing": r"is incomplete: its piece __1_0\.distcp is missing",
     "cut off": r"is incomplete: its piece __0_0\.distcp ends too early",
+    "damaged": r"its piece __1_0\.distcp is damaged \(checksum\)",
     "no contents": r"has no usable \.metadata",
     "code": r"builtins\.print, which is not plain data",
     "negative size": r"has no usable \.metadata: -1 is no size",

@@ -12,7 +12,8 @@ import torch
 from utils.checkpoint import save_checkpoint
 from utils.program import run_program
 from utils.safe_load import read_checkpoint
-from utils.sharded_checkpoint import REST, load_tensors, read_contents, tensors_below
+from utils.sharded_checkpoint import REST, load_tensors
+from utils.sharded_contents import read_contents, tensors_below, verify
 
 _PREFIX = "model."
 _KEPT = ("epoch", "update", "seed", "config", "classes")
@@ -41,6 +42,7 @@ def consolidate(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ValueError(f"checkpoint {folder} is not a folder, as a sharded one is")
     contents = read_contents(folder)
+    verify(folder, contents)
     tensors = {
         f"{_PREFIX}{name}": torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in tensors_below(contents, _PREFIX).items()

@@ -18,12 +18,8 @@ from utils.checks import require_same_shapes, shown
 from utils.config import to_plain
 from utils.files import write_whole
 from utils.safe_load import CHECKSUM_PREFIX, Weights, model_weights, read_checkpoint
-from utils.sharded_checkpoint import (
-    REST,
-    SUFFIX,
-    read_contents,
-    restore_tensors,
-)
+from utils.sharded_checkpoint import REST, SUFFIX, restore_tensors
+from utils.sharded_contents import read_contents, verify
 from utils.sharding import is_sharded
 
 State = dict[str, Any]
@@ -73,7 +69,7 @@ def load_checkpoint(path: Path) -> State:
     missing = {"lr_scheduler", "scaler", "epoch", "update"}
     state: State
     if path.is_dir():
-        read_contents(path)
+        verify(path, read_contents(path))
         state = read_checkpoint(path / REST)
     else:
         state = read_checkpoint(path)

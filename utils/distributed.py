@@ -41,20 +41,25 @@ def launched() -> bool:
 def start_process_group(device: torch.device, lost_after: float = 600.0) -> None:
     """Join the launcher's group, nccl on GPUs, gloo on CPUs; nothing without a launcher.
 
-    What the processes do together fails a minute after `lost_after` seconds: `utils.watch` is to
-    say first which of them is missing.
+    ValueError where the processes do not find each other within `lost_after` seconds. What they do
+    together later fails a little after that time: `utils.watch` is to say first who is missing.
     """
     if not launched() or distributed.is_initialized():
         return
-    timeout = datetime.timedelta(seconds=lost_after + 60)
-    on_gpu = device.type == "cuda"
-    meeting = Rendezvous(timeout)
-    options: dict[str, Any] = {"rank": meeting.rank, "world_size": meeting.size}
-    options |= {"device_id": device} if on_gpu else {}
-    distributed.init_process_group(
-        "nccl" if on_gpu else "gloo", store=meeting.store("group"), timeout=timeout, **options
-    )
-    barrier()
+    timeout = datetime.timedelta(seconds=lost_after + 10)
+    try:
+        meeting = Rendezvous(datetime.timedelta(seconds=lost_after))
+        options: dict[str, Any] = {"rank": meeting.rank, "world_size": meeting.size}
+        options |= {"device_id": device} if device.type == "cuda" else {}
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        store = meeting.store("group")
+        distributed.init_process_group(backend, store=store, timeout=timeout, **options)
+        barrier()
+    except RuntimeError as error:
+        raise ValueError(
+            f"the processes have not found each other within {lost_after:g} s (TRAIN.LOST_AFTER): "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from None
     meeting.close()
     _meetings[:] = [meeting]
 
@@ -107,6 +112,17 @@ def largest_over_processes(value: int, device: torch.device) -> int:
     if world_size() > 1:
         distributed.all_reduce(values, distributed.ReduceOp.MAX)
     return int(values)
+
+
+def any_process(value: bool) -> bool:
+    """Whether it is true in any process; call it in all of them."""
+    if world_size() == 1:
+        return value
+    return bool(largest_over_processes(value, torch.device(_device_of_group())))
+
+
+def _device_of_group() -> str:
+    return "cuda" if distributed.get_backend() == "nccl" else "cpu"
 
 
 def combine_over_processes(marks: Tensor, device: torch.device) -> Tensor:

@@ -2,13 +2,15 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+_BLOCK = 2**22  # bytes
 _LOCK = "lock"
 _TEMPORARY = ".*.tmp"
 
@@ -40,6 +42,17 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
             temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
         raise ValueError(f"{path} cannot be written: {reason}") from None
+
+
+def checksum(path: Path, length: int | None = None) -> Any:
+    """The SHA-256 (a hashlib object) of a file, or of its first `length` bytes."""
+    found = hashlib.sha256()
+    left = path.stat().st_size if length is None else length
+    with open(path, "rb") as file:
+        while left > 0 and (block := file.read(min(left, _BLOCK))):
+            found.update(block)
+            left -= len(block)
+    return found
 
 
 def remove(path: Path) -> None:

@@ -27,6 +27,7 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
             preemption.end_with_parent(signal.SIGTERM)
     try:
         main()
+        watch.stop()
         stop_process_group()
         _end_at_once_beside_gloo(0)
     except preemption.PreemptedError as stop:

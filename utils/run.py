@@ -20,6 +20,7 @@ from yacs.config import CfgNode
 from logger import RunLog
 from lr_scheduler import build_scheduler
 from optimizer import build_optimizer, scale_lr
+from utils import watch
 from utils.arguments import read_config
 from utils.compilation import compile_parts
 from utils.config import to_plain
@@ -71,6 +72,7 @@ def start_run(arguments: argparse.Namespace) -> Run:
     device = choose_device(cfg.DEVICE)
     amp_dtype = choose_precision(cfg.TRAIN.PRECISION, device)
     start_process_group(device, cfg.TRAIN.LOST_AFTER)
+    watch.start(cfg.TRAIN.LOST_AFTER)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import hashlib
 import io
 import math
 import zipfile
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from utils.files import checksum
 from utils.unpickle import RestrictedUnpickler
 
 Weights = dict[str, Tensor]
@@ -23,7 +23,6 @@ CHECKSUM_PREFIX = b"sha256:"  # in the comment of an archive; its length and it 
 # Buffers that models compute themselves; files may hold them.
 _RECOMPUTED = ("relative_position_index", "attn_mask")
 _OLDER_NAMES = {".rpe_mlp.": ".cpb_mlp."}  # of Swin V2
-_BLOCK = 2**22  # bytes
 _OLD_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -129,12 +128,7 @@ def _verify(path: Path, comment: bytes) -> None:
     """ValueError where a file has a checksum, and another content than that."""
     if not comment.startswith(CHECKSUM_PREFIX):
         return
-    left = path.stat().st_size - len(comment) - 2
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while left > 0 and (block := file.read(min(left, _BLOCK))):
-            found.update(block)
-            left -= len(block)
+    found = checksum(path, path.stat().st_size - len(comment) - 2)
     found.update(bytes(2))  # the length of a comment that was not yet there
     if found.hexdigest().encode() != comment.removeprefix(CHECKSUM_PREFIX):
         raise ValueError("it is damaged: its checksum is another than when it was written")

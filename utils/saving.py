@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from yacs.config import CfgNode
 
 from utils.checkpoint import (
@@ -34,7 +34,7 @@ class Saver:
     """Saves the state of a run; `report` is told of each file that is whole.
 
     Call its methods in all processes. The first writes, in the background and one file at a time;
-    of a sharded model each process writes its part, and training waits.
+    of a sharded model each process writes its part.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class Saver:
         self.device = next(parts["model"].parameters()).device
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
+        sharded = is_sharded(parts["model"])
+        self.group = distributed.new_group(backend="gloo") if sharded else None
         self.latest = time.monotonic()
 
     def is_late(self) -> bool:
@@ -87,9 +89,13 @@ class Saver:
             )
         if is_sharded(model):
             path = path.with_suffix(SUFFIX)
-            state = training_state(self.parts, self.cfg, self.classes)
-            save_tensors(path, tensors, lambda rest: save_checkpoint(rest, state))
-            self._finish(path)
+            state = on_host(training_state(self.parts, self.cfg, self.classes))
+
+            def write_rest(rest: Path) -> None:
+                save_checkpoint(rest, state)
+
+            self.pending = save_tensors(path, tensors, write_rest, self.group, self.writer)
+            self.pending.add_done_callback(lambda done: self._finish(path, done))
         elif rank() == 0:
             state = on_host(training_state(self.parts, self.cfg, self.classes))
             self.pending = self.writer.submit(self._write, path, state)
@@ -109,8 +115,8 @@ class Saver:
         save_checkpoint(path, state)
         self._finish(path)
 
-    def _finish(self, path: Path) -> None:
-        if rank() == 0:
+    def _finish(self, path: Path, done: Future[None] | None = None) -> None:
+        if rank() == 0 and (done is None or done.exception() is None):
             self.report(f"saved {path}")
             keep(self.folder, self.cfg.KEEP_LAST, self.cfg.KEEP_EVERY)
 

@@ -4,111 +4,27 @@ Tensors lie in torch.distributed.checkpoint's format, and can be read by any num
 everything else in one ordinary file beside them. Reading runs no code from any of them.
 """
 
-import math
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint
-from torch.distributed.checkpoint import filesystem
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.optim import Optimizer
 
 from utils.checks import require_same_shapes
 from utils.distributed import barrier, rank
-from utils.files import sync_folder
-from utils.unpickle import RestrictedUnpickler
+from utils.files import checksum, sync_folder
+from utils.sharded_contents import CHECKSUM_SUFFIX, read_contents, tensors_below
 
 SUFFIX = ".sharded"
 REST = "rest.pth"
-_METADATA = ".metadata"
-_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
-_CLASSES = {
-    "torch.distributed.checkpoint.metadata": (
-        *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "_MEM_FORMAT_ENCODING"),
-        *("TensorStorageMetadata", "ChunkStorageMetadata"),
-    ),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-    "pathlib": ("PosixPath",),
-    "pathlib._local": ("PosixPath",),
-}
-
-
-class _Record:
-    """Stands for an object of torch's table of contents: what was pickled, and no behaviour."""
-
-    state: Any = None
-
-    def __init__(self, *arguments: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-def _listed() -> dict[tuple[str, str], Any]:
-    """All that a table of contents may name, and what stands for it.
-
-    Tensors only: torch would unpickle other content. New classes for every file, so that a pickle
-    that changes a class changes nothing else.
-    """
-    listed: dict[tuple[str, str], Any] = {
-        (module, name): type(name, (_Record,), {})
-        for module, names in _CLASSES.items()
-        for name in names
-    }
-    listed |= {("torch", name): getattr(torch, name) for name in _DTYPES}
-    listed["torch", "Size"] = tuple
-    listed["torch.serialization", "_get_layout"] = lambda name: name
-    return listed
-
-
-def _contents_of(record: _Record) -> Metadata:
-    """Torch's objects from what was read."""
-    tensors = {
-        str(name): _tensor_entry(entry.state)
-        for name, entry in record.state["state_dict_metadata"].items()
-    }
-    pieces = {}
-    for key, piece in record.state["storage_data"].items():
-        place, offset = piece.state, key.state["offset"]
-        index = MetadataIndex(
-            str(key.state["fqn"]), None if offset is None else _size(offset), key.state["index"]
-        )
-        name, start, length = place["relative_path"], place["offset"], place["length"]
-        pieces[index] = filesystem._StorageInfo(str(name), _natural(start), _natural(length))
-    return Metadata(dict(tensors), storage_data=pieces)
-
-
-def _tensor_entry(state: dict[str, Any]) -> TensorStorageMetadata:
-    dtype = state["properties"].state[0]
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{dtype} is no type of numbers")
-    chunks = [
-        ChunkStorageMetadata(_size(chunk.state["offsets"]), _size(chunk.state["sizes"]))
-        for chunk in state["chunks"]
-    ]
-    return TensorStorageMetadata(TensorProperties(dtype=dtype), _size(state["size"]), chunks)
-
-
-def _size(sides: Any) -> torch.Size:
-    return torch.Size(_natural(side) for side in sides)
-
-
-def _natural(value: Any) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} is no size")
-    return value
 
 
 class _Reader(checkpoint.FileSystemReader):
@@ -123,62 +39,56 @@ class _Reader(checkpoint.FileSystemReader):
         return self.contents
 
 
-def save_tensors(folder: Path, tensors: Mapping[str, Tensor], write_rest: Any) -> None:
-    """Write a checkpoint, whole or not at all; call it in all processes.
+class _Writer(checkpoint.FileSystemWriter):
+    """torch's writer, which leaves the checksum of each piece beside it."""
 
-    `write_rest` writes the ordinary file; the first process calls it.
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        """Write this process's pieces."""
+        done = super().write_data(plan, planner)
+        for name in {result.storage_data.relative_path for result in done.value()}:
+            path = Path(self.path, name)
+            Path(f"{path}{CHECKSUM_SUFFIX}").write_text(f"{checksum(path).hexdigest()}  {name}\n")
+        return done
+
+
+def save_tensors(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    write_rest: Callable[[Path], None],
+    group: Any,
+    executor: Executor,
+) -> Future[None]:
+    """Copy tensors to host memory and write them in the background; call it in all processes.
+
+    `write_rest` writes the ordinary file; the first process calls it. `group` is one of gloo's that
+    nothing else uses. The future's ValueError tells that it could not be written; else the
+    checkpoint is whole when the first process's future is done.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     if rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     barrier()
-    try:
-        checkpoint.save(dict(tensors), checkpoint_id=temporary)
-    except checkpoint.api.CheckpointException as error:
-        raise ValueError(f"checkpoint {folder} cannot be written: {_reason(error)}") from None
-    if rank() == 0:
-        write_rest(temporary / REST)
-        earlier = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(earlier, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, earlier)
-        os.replace(temporary, folder)
-        sync_folder(folder.parent)
-        shutil.rmtree(earlier, ignore_errors=True)
-    barrier()
+    written: Any = checkpoint.async_save(
+        dict(tensors), storage_writer=_Writer(temporary), process_group=group
+    )
 
+    def commit() -> None:
+        try:
+            written.result()
+        except Exception as error:  # of any process: its reason is in it
+            raise ValueError(f"{folder} cannot be written: {_reason(error)}") from None
+        if rank() == 0:
+            write_rest(temporary / REST)
+            earlier = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(earlier, ignore_errors=True)
+            if folder.exists():
+                os.replace(folder, earlier)
+            os.replace(temporary, folder)
+            sync_folder(folder.parent)
+            shutil.rmtree(earlier, ignore_errors=True)
 
-def read_contents(folder: Path) -> Metadata:
-    """A checkpoint's table of contents; ValueError where it or a piece is missing or broken."""
-    try:
-        with open(folder / _METADATA, "rb") as file:
-            contents = _contents_of(RestrictedUnpickler(file, _listed()).load())
-        pieces = contents.storage_data.values()
-        ends: dict[str, int] = {}
-        for piece in pieces:
-            end = ends.get(piece.relative_path, 0)
-            ends[piece.relative_path] = max(end, piece.offset + piece.length)
-        entries = tensors_below(contents, "").values()
-        size = sum(math.prod(entry.size) * entry.properties.dtype.itemsize for entry in entries)
-    except Exception as error:  # broken bytes can raise anything
-        reason = str(error).split("\n")[0][:200] or type(error).__name__
-        raise ValueError(f"checkpoint {folder} has no usable {_METADATA}: {reason}") from None
-    for name, end in sorted(ends.items()):
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise ValueError(f"checkpoint {folder} is incomplete: its piece {name} is missing")
-        if path.stat().st_size < end:
-            raise ValueError(f"checkpoint {folder} is incomplete: its piece {name} ends too early")
-    if size > sum(ends.values()):
-        raise ValueError(f"checkpoint {folder}: its tensors claim to be larger than its pieces")
-    return contents
-
-
-def tensors_below(contents: Metadata, prefix: str) -> dict[str, TensorStorageMetadata]:
-    """What is stored of the tensors whose names begin so; names without the prefix."""
-    found: dict[str, Any] = contents.state_dict_metadata
-    return {name.removeprefix(prefix): found[name] for name in found if name.startswith(prefix)}
+    return executor.submit(commit)
 
 
 def load_tensors(folder: Path, contents: Metadata, tensors: dict[str, Tensor]) -> None:

@@ -38,7 +38,6 @@ class Training:
     def __post_init__(self) -> None:
         run, progress = self.run, self.parts["progress"]
         self.model = distribute(self.parts["model"], run.device)
-        watch.start(run.cfg.TRAIN.LOST_AFTER)
         self.saver = Saver(run.folder, self.parts, run.cfg, self.log.info, self.classes)
         self.agreement = Agreement(lambda: (bool(requested()), self.saver.is_late()))
         dataset: Any = self.loader.dataset
@@ -84,7 +83,6 @@ class Training:
 
     def close(self) -> None:
         """Wait until everything is written."""
-        watch.stop()
         self.saver.wait()
         self.log.close()
 

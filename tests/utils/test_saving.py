@@ -193,7 +193,7 @@ def test_names_are_ordered_by_epoch_then_update_and_the_end_comes_last(tmp_path:
 def test_what_is_written_is_the_state_of_the_moment_and_training_does_not_wait(
     tmp_path: Path,
 ) -> None:
-    """The writer is busy for a second: a save returns at once, the next waits for the one before."""
+    """The writer is busy for a second: a save returns at once, the next one waits for it."""
     parts = parts_of()
     train_a_little(parts)
     saver = Saver(tmp_path, parts, get_config(), report=lambda line: None)
