@@ -23,12 +23,12 @@ from data import (
     build_train_dataset,
     build_train_loader,
 )
-from data.samples import LabelledDataset
-from data.transforms import BatchAugmentation
+from data.transforms import BatchAugmentation, Normalizer
 from logger import RunLog, progress_bar
 from models import build_classifier, build_criterion, load_pretrained
 from models.pretrained import head_classes
 from tools.augmentation import draw_augmentation
+from utils import preemption
 from utils.arguments import make_parser
 from utils.checkpoint import restore_model
 from utils.device import choose_precision, dtype_name
@@ -48,12 +48,14 @@ UNREADABLE = "%d picture(s) could not be read and count as wrong (python -m tool
 def main() -> None:
     """One of three programs that share a command line."""
     run = start_run(make_parser(__doc__ or "").parse_args())
+    if not (run.cfg.THROUGHPUT_MODE or run.cfg.EVAL_MODE):
+        finetune(run)
+        return
+    preemption.ignore()  # nothing is lost
     if run.cfg.THROUGHPUT_MODE:
         print_throughput(run)
-    elif run.cfg.EVAL_MODE:
-        evaluate_checkpoint(run)
     else:
-        finetune(run)
+        evaluate_checkpoint(run)
 
 
 def finetune(run: Run) -> None:
@@ -87,7 +89,7 @@ def finetune(run: Run) -> None:
     if rank() == 0 and start.epoch == 0:
         log.picture("augmentation", draw_augmentation(dataset, augment, run.device))
     training = Training(
-        *(run, log, parts, loader, finetune_loss(cfg, dataset, augment)),
+        *(run, log, parts, loader, finetune_loss(cfg, dataset.normalize, augment)),
         change_averages=change_averages,
         classes=dataset.classes,
     )
@@ -99,14 +101,12 @@ def finetune(run: Run) -> None:
     training.close()
 
 
-def finetune_loss(
-    cfg: CfgNode, dataset: LabelledDataset, augment: BatchAugmentation
-) -> ComputeLoss:
+def finetune_loss(cfg: CfgNode, normalize: Normalizer, augment: BatchAugmentation) -> ComputeLoss:
     """Cross entropy of a batch, which is augmented and mixed."""
     criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
 
     def compute_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
-        image, target = augment(dataset.normalize(batch[0]), batch[1])
+        image, target = augment(normalize(batch[0]), batch[1])
         loss: Tensor = criterion(model(image).float(), target)
         return loss
 
@@ -136,10 +136,11 @@ def evaluate_on(
     run: Run, model: nn.Module, loader: DataLoader[Any], num_classes: int
 ) -> Evaluation:
     """Evaluate a classifier in TEST.PRECISION, under a progress bar where a person looks."""
+    dataset: Any = loader.dataset
     return evaluate(
         model,
         loader,
-        loader.dataset.normalize,  # type: ignore[attr-defined]
+        dataset.normalize,
         num_classes,
         device=run.device,
         amp_dtype=choose_precision(run.cfg.TEST.PRECISION, run.device),

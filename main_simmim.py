@@ -6,7 +6,7 @@ torchrun --nproc_per_node N main_simmim.py --cfg FILE --data-path DIR [--output 
 from torch import Tensor, nn
 
 from data import build_pretrain_dataset, build_train_loader
-from data.samples import PretrainDataset
+from data.transforms import Normalizer
 from models import build_pretrain_model
 from tools.reconstruct import draw_reconstructions
 from utils.arguments import make_parser
@@ -34,7 +34,7 @@ def main() -> None:
     parts = build_parts(run, place_model(run, model), updates_per_epoch)
     start = resume(run.folder, parts, cfg, updates_per_epoch, run.device)
     log = open_log(run, parts, start)  # everything fits: only from here on files are written
-    training = Training(run, log, parts, loader, pretrain_loss(dataset))
+    training = Training(run, log, parts, loader, pretrain_loss(dataset.normalize))
     for epoch in range(start.epoch, cfg.TRAIN.EPOCHS):
         training.train_epoch(epoch)
         training.complete_epoch(save=is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS))
@@ -44,12 +44,12 @@ def main() -> None:
     training.close()
 
 
-def pretrain_loss(dataset: PretrainDataset) -> ComputeLoss:
+def pretrain_loss(normalize: Normalizer) -> ComputeLoss:
     """The masked loss of a batch."""
 
     def compute_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
         image, mask = batch
-        loss: Tensor = model(dataset.normalize(image), mask)
+        loss: Tensor = model(normalize(image), mask)
         return loss
 
     return compute_loss

@@ -1,5 +1,6 @@
 """Pictures in uncompressed tar files (the layout of webdataset), each read where it lies."""
 
+import functools
 import os
 import tarfile
 from collections import OrderedDict
@@ -70,7 +71,7 @@ class Shards:
         name = self.entries[index]["name"].decode(errors="replace")
         return f"{self.tars[int(self.tar_of[index])]}: {name}"
 
-    @property
+    @functools.cached_property
     def classes(self) -> list[str]:
         """Names in `classes.txt`, else "0", "1", ...; ValueError where a picture has no label."""
         if (self.labels == NO_LABEL).any():

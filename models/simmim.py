@@ -57,7 +57,7 @@ class SimMIM(nn.Module):
     def reconstruct(self, image: Tensor, mask: Tensor) -> Tensor:
         """The image, its hidden pixels replaced by the prediction; normalized like the input."""
         prediction = self.predict(image, mask).to(image.dtype)
-        pixels: Tensor = self.target.to_pixels(prediction, image)  # type: ignore[operator]
+        pixels: Tensor = self.target.to_pixels(prediction, image)  # type: ignore[operator]  # a module's method
         return torch.where(upsample_mask(mask, image.shape[-1]), pixels, image)
 
 

@@ -120,7 +120,7 @@ class SwinHierarchy(nn.Module):
     @property
     def blocks(self) -> list[nn.Module]:
         """All blocks, first to last."""
-        return [block for layer in self.layers for block in layer.blocks]  # type: ignore[union-attr]
+        return [block for layer in self.layers for block in layer.blocks]  # type: ignore[union-attr]  # torch types modules of a list loosely
 
     def forward_features(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, num_features, H/stride, W/stride), rounded up.

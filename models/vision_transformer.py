@@ -46,7 +46,7 @@ def add_position_bias(module: nn.Module, grid: Grid, num_heads: int) -> None:
     """Give `module` a bias table (rows, heads), which starts at 0, and the index into it."""
     index = token_position_index(grid)
     module.register_buffer("relative_position_index", index, persistent=False)
-    module.window = grid  # type: ignore[assignment]
+    module.window = grid  # type: ignore[assignment]  # a tuple, no module
     table = torch.zeros(_num_offsets(grid) + 3, num_heads)
     module.register_parameter("relative_position_bias_table", nn.Parameter(table))
 
@@ -205,7 +205,7 @@ class VisionTransformer(nn.Module):
 
     def _init_weights(self, cut: float) -> None:
         self.apply(lambda module: init_linear(module, cut))
-        nn.init.zeros_(self.patch_embed.proj.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.patch_embed.proj.bias)  # type: ignore[arg-type]  # this one has a bias
         trunc_normal_(self.patch_embed.proj.weight, std=0.02, a=-cut, b=cut)
         for name in ("cls_token", "mask_token", "pos_embed"):
             token = getattr(self, name, None)

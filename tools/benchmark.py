@@ -28,8 +28,9 @@ from tools.kernels import matmul_peak
 from tools.measure import Side, in_turn, launched_processes, launched_rank, machine, ratio
 from tools.plan import count_operations
 from tools.rivals import pillow_work, require_transformers, transformers_work
-from tools.workloads import collect_pictures, is_finetuning, loading_work, training_work
+from tools.workloads import collect_pictures, loading_work, training_work
 from utils.arguments import make_parser, read_config
+from utils.config import is_finetuning
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.program import run_program
 
@@ -99,7 +100,7 @@ def measure_step(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
         require_transformers(cfg)
     operations = 3 * count_operations(cfg)  # of an image: backward takes twice as many as forward
     peak = matmul_peak(device, dtype)
-    sides = [Side(OURS, training_work, (cfg, updates, False))]
+    sides = [Side(OURS, training_work, (cfg, updates, False, True))]
     if arguments.vs:
         sides.append(Side(arguments.vs, transformers_work, (cfg, updates), as_here=False))
     times, extra = measure_sides(sides, arguments.rounds)

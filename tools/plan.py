@@ -20,6 +20,7 @@ from yacs.config import CfgNode
 
 from models import build_classifier, build_pretrain_model
 from utils.arguments import make_parser, read_config
+from utils.config import is_finetuning
 from utils.device import dtype_name
 from utils.program import run_program
 from utils.sharding import mixed_precision
@@ -115,7 +116,7 @@ def build(cfg: CfgNode, recompute: bool) -> nn.Module:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.TRAIN.USE_CHECKPOINT = recompute
-    if "finetune" in cfg.MODEL.NAME:
+    if is_finetuning(cfg):
         return build_classifier(cfg, cfg.MODEL.NUM_CLASSES).train()
     return build_pretrain_model(cfg).train()
 
@@ -124,7 +125,7 @@ def inputs_of(cfg: CfgNode, encoder: Any, batch: int) -> list[Tensor]:
     """What the model of a stage takes, without values."""
     height, width = to_2tuple(cfg.DATA.IMG_SIZE)
     image = torch.empty(batch, encoder.in_chans, height, width)
-    if "finetune" in cfg.MODEL.NAME:
+    if is_finetuning(cfg):
         return [image]
     patch = encoder.patch_size
     return [image, torch.empty(batch, height // patch, width // patch, dtype=torch.bool)]
@@ -218,7 +219,7 @@ def plan_lines(
     sharding = cfg.TRAIN.SHARDING
     kinds = memory_of(needs, gpus, sharding == "full")
     fixed = sum(kinds.values())
-    stage = "fine-tuning" if "finetune" in cfg.MODEL.NAME else "pre-training"
+    stage = "fine-tuning" if is_finetuning(cfg) else "pre-training"
     lines = [
         f"{cfg.TAG} ({stage} of {cfg.MODEL.TYPE}, {height} x {width} pixels)",
         f"parameters                         {needs.parameters:>16,}",

@@ -80,11 +80,11 @@ def build(
     if "best" not in state:
         model = build_pretrain_model(cfg)
         dataset = build_pretrain_dataset(cfg, patch_size=model.encoder.patch_size)
-        return dataset, model, pretrain_loss(dataset)
+        return dataset, model, pretrain_loss(dataset.normalize)
     labelled = build_train_dataset(cfg)
     augment = build_batch_augmentation(cfg, len(labelled.classes), device)
     classifier = build_classifier(cfg, len(labelled.classes))
-    return labelled, classifier, finetune_loss(cfg, labelled, augment)
+    return labelled, classifier, finetune_loss(cfg, labelled.normalize, augment)
 
 
 def broken_inputs(image: Tensor, samples: list[int], files: dict[int, str]) -> list[str]:

@@ -1,5 +1,6 @@
 """What people use today, with the same sizes: transformers' models, a plain pipeline on PIL."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,20 @@ from models import build_pretrain_model
 from tools.kernels import synchronize
 from tools.measure import Work
 from tools.workloads import passes_over, synthetic_batch
+from utils.config import is_finetuning
 from utils.device import choose_device, choose_precision
 from utils.metrics import peak_memory_mb
 
 
 def require_transformers(cfg: CfgNode) -> None:
     """ValueError where transformers is missing or has no such model."""
-    if cfg.MODEL.TYPE not in ("swin", "vit") or "finetune" in cfg.MODEL.NAME:
+    if cfg.MODEL.TYPE not in ("swin", "vit") or is_finetuning(cfg):
         raise ValueError(
             f"--vs transformers is for pre-training of MODEL.TYPE swin and vit, not for "
             f"{cfg.MODEL.TYPE} ({cfg.MODEL.NAME})"
         )
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError("--vs transformers needs it: pip install transformers") from None
-    del transformers
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError("--vs transformers needs it: pip install transformers")
 
 
 def build_transformers_model(cfg: CfgNode, stride: int) -> nn.Module:
@@ -77,6 +76,7 @@ def transformers_work(cfg: CfgNode, num_updates: int) -> Work:
     steps = max(cfg.TRAIN.ACCUMULATION_STEPS, 1)
 
     def updates() -> None:
+        """All updates, until the device has done them."""
         for _ in range(num_updates):
             for _ in range(steps):
                 with torch.autocast(device.type, dtype=amp_dtype, enabled=mixed):

@@ -23,9 +23,12 @@ from data import (
 from data.masking import RandomMask
 from data.pictures import find_pictures
 from data.transforms import Normalizer
-from models import build_classifier, build_criterion, build_pretrain_model
+from main_finetune import finetune_loss
+from main_simmim import pretrain_loss
+from models import build_classifier, build_pretrain_model
 from tools.kernels import breakdown, synchronize
 from tools.measure import Work
+from utils.config import is_finetuning
 from utils.device import choose_device, choose_precision
 from utils.distributed import distribute, start_process_group
 from utils.files import FolderLock
@@ -35,28 +38,16 @@ from utils.run import Run, build_metrics, build_parts, place_model, train_update
 ComputeLoss = Callable[[nn.Module, Any], Tensor]
 
 
-def is_finetuning(cfg: CfgNode) -> bool:
-    """Whether MODEL.NAME says that a recipe fine-tunes."""
-    return "finetune" in cfg.MODEL.NAME
-
-
 def build_stage(cfg: CfgNode, device: torch.device) -> tuple[nn.Module, ComputeLoss]:
     """The model of a recipe's stage and its loss of a batch as the loader gives it."""
     if not is_finetuning(cfg):
         model = build_pretrain_model(cfg)
         normalize = Normalizer(cfg.DATA.MEAN, cfg.DATA.STD, model.encoder.in_chans)
-        return model, lambda model, batch: model(normalize(batch[0]), batch[1])
+        return model, pretrain_loss(normalize)
     classifier: Any = build_classifier(cfg, cfg.MODEL.NUM_CLASSES)
     normalize = Normalizer(cfg.DATA.MEAN, cfg.DATA.STD, classifier.in_chans)
     augment = build_batch_augmentation(cfg, cfg.MODEL.NUM_CLASSES, device)
-    criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
-
-    def classification_loss(model: nn.Module, batch: Any) -> Tensor:
-        image, target = augment(normalize(batch[0]), batch[1])
-        loss: Tensor = criterion(model(image).float(), target)
-        return loss
-
-    return classifier, classification_loss
+    return classifier, finetune_loss(cfg, normalize, augment)
 
 
 def synthetic_batch(cfg: CfgNode, encoder: Any) -> list[Tensor]:
@@ -86,10 +77,11 @@ class Batches:
         return itertools.repeat(self.source, self.number)
 
 
-def training_work(cfg: CfgNode, num_updates: int, real_data: bool) -> Work:
+def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: bool = False) -> Work:
     """Updates by the training loop itself, on pictures of the configuration or on noise.
 
-    Under torchrun it is one process of all; they work together.
+    Under torchrun it is one process of all; they work together. `profiles`: it tells where the
+    time goes.
     """
     device = choose_device(cfg.DEVICE)
     start_process_group(device)
@@ -107,6 +99,7 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool) -> Work:
     records: list[dict[str, Any]] = []
 
     def updates() -> None:
+        """All updates, until the device has done them."""
         train_updates(
             *(run, parts, distributed_model, batches, compute_loss, build_metrics(run, parts)),
             report_every=num_updates,
@@ -116,12 +109,13 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool) -> Work:
         synchronize(device)
 
     def figures() -> dict[str, Any]:
+        """Memory, share of time waiting, and on demand kinds of operations."""
         peak = peak_memory_mb(device)  # before the profiler, which needs memory of its own
         waits = [record["data_wait"] for record in records if record["index"] == num_updates - 1]
         return {
             "memory_mb": peak,
             "data_wait": float(np.median(waits)),
-            "breakdown": breakdown(updates, device),
+            "breakdown": breakdown(updates, device) if profiles else {},
         }
 
     return Work(updates, figures)

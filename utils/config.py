@@ -47,6 +47,11 @@ def config_of(values: Mapping[str, Any], source: str, opts: Sequence[Any] = ()) 
     return cfg
 
 
+def is_finetuning(cfg: CfgNode) -> bool:
+    """Whether MODEL.NAME says that a recipe fine-tunes."""
+    return "finetune" in cfg.MODEL.NAME
+
+
 def to_plain(cfg: CfgNode) -> dict[str, Any]:
     """The configuration as nested dicts of plain values, for checkpoints and YAML files."""
     return {

@@ -26,6 +26,12 @@ def listen() -> None:
         signal.signal(number, _remember)
 
 
+def ignore() -> None:
+    """From now on the signals end the process again: it has nothing to save."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def requested() -> str:
     """Name of the signal that came, or nothing."""
     return _received[0] if _received else ""

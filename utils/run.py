@@ -90,15 +90,16 @@ def place_model(run: Run, model: nn.Module) -> nn.Module:
 
     TRAIN.COMPILE says which of its parts are compiled, at their first use.
     """
-    compile_parts(model, run.cfg.TRAIN.COMPILE, run.device)
-    if run.cfg.TRAIN.SHARDING == "none":
-        return model.to(run.device)
-    if not launched():
+    sharded = run.cfg.TRAIN.SHARDING == "full"
+    if sharded and not launched():
         raise ValueError("TRAIN.SHARDING is full, which needs a launcher: start it with torchrun")
-    if run.amp_dtype == torch.float16:
+    if sharded and run.amp_dtype == torch.float16:
         raise ValueError("TRAIN.SHARDING is full, and TRAIN.PRECISION float16: choose bfloat16")
-    if run.cfg.TRAIN.COMPILE == "model":
+    if sharded and run.cfg.TRAIN.COMPILE == "model":
         raise ValueError("TRAIN.SHARDING is full, and TRAIN.COMPILE model: choose blocks")
+    compile_parts(model, run.cfg.TRAIN.COMPILE, run.device)
+    if not sharded:
+        return model.to(run.device)
     encoder: Any = getattr(model, "encoder", model)
     shard(model, encoder.blocks, run.device)
     return model

@@ -81,7 +81,7 @@ class Saver:
         self.latest = time.monotonic()
         model, optimizer = self.parts["model"], self.parts["optimizer"]
         tensors = training_tensors(model, optimizer)
-        broken = not _all_finite(tensors)
+        broken = not _all_finite(tensors, self.device)
         if largest_over_processes(broken, self.device):
             raise BrokenWeightsError(
                 f"{path} is not written: weights or moments are not finite, training has diverged "
@@ -150,8 +150,8 @@ def on_host(value: Any) -> Any:
     return value
 
 
-def _all_finite(tensors: Mapping[str, Tensor]) -> bool:
+def _all_finite(tensors: Mapping[str, Tensor], device: torch.device) -> bool:
     """Whether all numbers are, and not too large for float32's norm: read once, on the device."""
     values = [local_part(value) for value in tensors.values() if value.is_floating_point()]
     norms = torch._foreach_norm(values)
-    return bool(torch.stack([norm.float().cpu() for norm in norms]).isfinite().all())
+    return bool(torch.stack([norm.float().to(device) for norm in norms]).isfinite().all())
