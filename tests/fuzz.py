@@ -24,16 +24,14 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save as save_safetensors
-from torch import nn
 
 from data.pictures import decode_jpeg, decode_picture
 from data.shards import Shards, entries_of
 from data.transforms import pretrain_transform
-from lr_scheduler import build_scheduler
 from tests.small_runs import ROOT
+from tests.utils.test_checkpoint import parts_of
 from utils.checkpoint import save_checkpoint, training_state
 from utils.config import get_config
-from utils.progress import Progress
 from utils.resume import resume
 from utils.safe_load import model_weights, read_checkpoint
 
@@ -71,16 +69,6 @@ YAML_JUNK = [
     "/dev/zero",
     "..",
 ]
-
-
-def parts_of() -> dict[str, Any]:
-    """The smallest training state."""
-    model = nn.Linear(4, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
-    scheduler = build_scheduler(get_config(), optimizer, 10)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    parts = dict(model=model, optimizer=optimizer, lr_scheduler=scheduler, scaler=scaler)
-    return parts | {"progress": Progress(images_per_update=4)}
 
 
 def update(parts: dict[str, Any]) -> None:

@@ -48,6 +48,11 @@ def write_finetune_config(folder: Path, kind: str = "swin") -> Path:
     return path
 
 
+def pictures_in(folder: Path, *opts: Any) -> list[Any]:
+    """Arguments of a run on the pictures of a folder, then options; they come last."""
+    return ["--data-path", folder, "--opts", "DATA.DATASET", "imagenet", *opts]
+
+
 def run_folder(folder: Path, tag: str = "tiny", name: str = "pretrain") -> Path:
     """Where a run with `--output folder` keeps its files."""
     return folder / name / tag

@@ -3,7 +3,6 @@
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from tests.small_runs import (
     call,
     checkpoint_of,
     metrics_of,
+    pictures_in,
     run_folder,
     run_here,
     write_config,
@@ -39,15 +39,11 @@ def arrays(tmp_path: Path) -> Path:
     return folder
 
 
-def options(arrays: Path, *more: Any) -> list[Any]:
-    return ["--data-path", arrays, "--opts", "DATA.DATASET", "imagenet", *more]
-
-
 def test_such_an_update_changes_nothing_and_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrays: Path
 ) -> None:
     """The update before it and the one after it are those of a run that has other pictures."""
-    opts = options(arrays, "SAVE_UPDATES", 1, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0)
+    opts = pictures_in(arrays, "SAVE_UPDATES", 1, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0)
     assert run_here(monkeypatch, write_config(tmp_path), "--output", tmp_path, *opts) == 0
     lines = metrics_of(tmp_path)
     (bad,) = (line for line in lines if line["loss"] is None)
@@ -72,7 +68,7 @@ def test_a_diverged_run_stops_and_one_command_computes_the_update_again(
     arrays: Path,
     accumulation: int,
 ) -> None:
-    opts = options(arrays, "TRAIN.MAX_SKIPPED", 1, "TRAIN.ACCUMULATION_STEPS", accumulation)
+    opts = pictures_in(arrays, "TRAIN.MAX_SKIPPED", 1, "TRAIN.ACCUMULATION_STEPS", accumulation)
     opts += ["PRINT_FREQ", 3]  # it is noticed later than it happens
     assert run_here(monkeypatch, write_config(tmp_path), "--output", tmp_path, *opts) == 2
     error = capsys.readouterr().err

@@ -160,6 +160,10 @@ MISTAKES: dict[str, tuple[list[Any], str]] = {
     ),
     "window of nothing": (["--opts", "MODEL.SWIN.WINDOW_SIZE", 0], "WINDOW_SIZE is 0, expected"),
     "no heads": (["--opts", "MODEL.SWIN.NUM_HEADS", "[0,2]"], "NUM_HEADS is 0, expected at least"),
+    "no room": (
+        ["--opts", "MODEL.SWIN.EMBED_DIM", 90000],
+        r"about 6\.8e\+11 weights, more than the",
+    ),
     "no data path": (["--opts", "DATA.DATASET", "imagenet"], "DATA_PATH is empty"),
     "missing data path": (
         ["--data-path", "/nowhere", "--opts", "DATA.DATASET", "imagenet"],

@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from tests.fuzz import make_tar
 from tests.small_runs import (
     call,
     metrics_of,
+    pictures_in,
     run_folder,
     run_here,
     run_processes,
@@ -78,14 +78,10 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def options(pictures: Path, *more: Any) -> list[Any]:
-    return ["--data-path", pictures, "--opts", "DATA.DATASET", "imagenet", *more]
-
-
 def test_a_run_goes_on_names_each_once_and_counts_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path
 ) -> None:
-    opts = options(pictures, "DATA.NUM_WORKERS", 2, "DATA.MAX_BROKEN", 0.2)
+    opts = pictures_in(pictures, "DATA.NUM_WORKERS", 2, "DATA.MAX_BROKEN", 0.2)
     assert run_here(monkeypatch, write_config(tmp_path), "--output", tmp_path, *opts) == 0
     log = (run_folder(tmp_path) / "log_rank0.txt").read_text()
     for name, reason in BROKEN.items():
@@ -102,7 +98,7 @@ def test_what_takes_their_place_does_not_depend_on_workers_or_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path
 ) -> None:
     cfg = write_config(tmp_path)
-    opts = options(pictures, "DATA.MAX_BROKEN", 0.2, "MODEL.DROP_PATH_RATE", 0.0)
+    opts = pictures_in(pictures, "DATA.MAX_BROKEN", 0.2, "MODEL.DROP_PATH_RATE", 0.0)
     opts += ["TRAIN.PRECISION", "float32", "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0]
     alone, workers, pair = (tmp_path / name for name in ("alone", "workers", "pair"))
     assert run_here(monkeypatch, cfg, "--output", alone, "--batch-size", 8, *opts) == 0
@@ -123,7 +119,7 @@ def test_beyond_a_share_the_run_stops_and_lists_them(
     pictures: Path,
     workers: int,
 ) -> None:
-    opts = options(pictures, "DATA.MAX_BROKEN", 0.05, "DATA.NUM_WORKERS", workers)
+    opts = pictures_in(pictures, "DATA.MAX_BROKEN", 0.05, "DATA.NUM_WORKERS", workers)
     assert run_here(monkeypatch, write_config(tmp_path), "--output", tmp_path, *opts) == 2
     error = capsys.readouterr().err
     found = re.fullmatch(
@@ -221,7 +217,9 @@ def test_a_folder_that_vanishes_ends_a_run_after_some_attempts(
 
     thread = threading.Thread(target=vanish)
     thread.start()
-    opts = options(pictures, "DATA.MAX_BROKEN", 0.2, "TRAIN.EPOCHS", 1000, "DATA.NUM_WORKERS", 1)
+    opts = pictures_in(
+        pictures, "DATA.MAX_BROKEN", 0.2, "TRAIN.EPOCHS", 1000, "DATA.NUM_WORKERS", 1
+    )
     assert run_here(monkeypatch, write_config(tmp_path), "--output", tmp_path, *opts) == 2
     thread.join()
     assert re.fullmatch(
@@ -244,7 +242,7 @@ def test_validation_pictures_that_cannot_be_read_count_as_wrong(
     for index in range(8):
         (tmp_path / "data" / "val" / "a" / f"{index}.png").write_bytes(b"broken")
     cfg = write_finetune_config(tmp_path)
-    opts = options(tmp_path / "data", "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0)
+    opts = pictures_in(tmp_path / "data", "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0)
     run = ["--output", tmp_path, *opts]
     assert run_here(monkeypatch, cfg, *run, program=main_finetune) == 0
     assert "WARNING: 8 picture(s) could not be read and count as wrong" in capsys.readouterr().out
