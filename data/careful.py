@@ -62,11 +62,3 @@ class CarefulPictures:
             whole: Any = self.pictures.dataset
             return str(whole.name(self.pictures.indices[index]))
         return str(self.pictures.name(index))
-
-    def reason(self, index: int) -> str:
-        """Why a picture cannot be read, with its name."""
-        try:
-            self.pictures[index]
-        except ValueError as error:
-            return str(error)
-        return f"{self.name(index)} could not be read, and now can be"

@@ -39,7 +39,8 @@ class BrokenPictures:
         if largest_over_processes(int((own & ~self.known).any()), self.device):
             found = combine_over_processes(own | self.known, self.device)
             for index in (found & ~self.known).nonzero().flatten().tolist():
-                self.warn(f"another picture takes its place: {self.pictures.reason(index)}")
+                name = self.pictures.name(index)
+                self.warn(f"another picture takes the place of {name}, which cannot be read")
             self.known = found
         number = int(self.known.sum())
         if number > self.limit * len(self.known):

@@ -25,10 +25,11 @@ class Places:
         while len(self.known) > self.number:
             self.known.popitem(last=False)
 
-    def find(self, update: int) -> tuple[int, int, int]:
-        """That update, or the earliest one known after it, with its place."""
-        known = min(key for key in self.known if key >= update)
-        return known, *self.known[known]
+    def find(self, update: int | None) -> tuple[int, int, int] | None:
+        """That update (None: the latest), or the earliest known after it, with its place."""
+        wanted = max(self.known, default=0) if update is None else update
+        found = min((key for key in self.known if key >= wanted), default=None)
+        return None if found is None else (found, *self.known[found])
 
 
 def shares(samples: list[int], processes: int, micro_batches: int) -> list[list[list[int]]]:
@@ -41,17 +42,19 @@ def shares(samples: list[int], processes: int, micro_batches: int) -> list[list[
 
 
 def write_bundle(
-    run: Run, parts: dict[str, Any], dataset: Any, places: Places, update: int
+    run: Run, parts: dict[str, Any], dataset: Any, places: Places, update: int | None
 ) -> Path | None:
     """Write `diverged_update_N.pth`: the state before update N, its samples and their files.
 
     The weights are those that it began with, since skipped updates change nothing; what was random
     in it follows from the seed and the numbers of update, process and micro-batch. Of a sharded
-    model, whose weights no process has, nothing is written. Returns where it lies.
+    model, whose weights no process has, nothing is written, nor of an update that another process
+    made before this one was started. Returns where it lies.
     """
-    if is_sharded(parts["model"]):
+    place = places.find(update)
+    if place is None or is_sharded(parts["model"]):
         return None
-    update, epoch, images = places.find(update)
+    update, epoch, images = place
     order = epoch_order(len(dataset), run.cfg.SEED, epoch)
     samples = order[images : images + run.images_per_update].tolist()
     names = {index: dataset.pictures.name(index) for index in samples}

@@ -92,7 +92,7 @@ class Training:
         try:
             yield
         except (DivergenceError, BrokenWeightsError) as error:
-            update = getattr(error, "update", max(self.places.known))
+            update = error.update if isinstance(error, DivergenceError) else None
             path = write_bundle(self.run, self.parts, self.loader.dataset, self.places, update)
             hint = f"to see it again: python -m tools.replay {path}" if path else "no bundle"
             raise ValueError(f"{error}; {hint}") from None

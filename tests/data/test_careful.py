@@ -84,9 +84,10 @@ def test_a_run_goes_on_names_each_once_and_counts_them(
     opts = pictures_in(pictures, "DATA.NUM_WORKERS", 2, "DATA.MAX_BROKEN", 0.2)
     assert run_here(monkeypatch, write_config(tmp_path), "--output", tmp_path, *opts) == 0
     log = (run_folder(tmp_path) / "log_rank0.txt").read_text()
-    for name, reason in BROKEN.items():
-        line = rf"WARNING another picture takes its place: {pictures / name} cannot .*{reason}"
-        assert len(re.findall(line, log)) == 1
+    for name in BROKEN:
+        assert (
+            log.count(f"WARNING another picture takes the place of {pictures / name}, which") == 1
+        )
     lines = metrics_of(tmp_path)
     assert lines[-1]["broken_pictures"] == len(BROKEN)
     assert [line["broken_pictures"] for line in lines] == sorted(

@@ -134,11 +134,10 @@ def test_tar_files_of_other_programs_are_read(tmp_path: Path) -> None:
 
 def test_classes_without_names_are_numbers(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {"x.jpg": jpeg(), "x.cls": b"2"})
-    found = Shards(str(tmp_path))
-    assert found.classes == ["0", "1", "2"]
+    assert Shards(str(tmp_path)).classes == ["0", "1", "2"]
     (tmp_path / "classes.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match=r"classes\.txt names 2 classes, but a label is 2"):
-        _ = found.classes
+        _ = Shards(str(tmp_path)).classes
 
 
 def test_few_files_are_open_at_a_time_and_none_moves_to_another_process(
