@@ -4,6 +4,7 @@ import contextlib
 import io
 import multiprocessing
 import pickle
+import pickletools
 import resource
 import struct
 import tarfile
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from data.pictures import decode_picture
 from data.shards import Shards
@@ -151,3 +153,45 @@ def test_nothing_is_written_outside_of_an_archives_folder(tmp_path: Path) -> Non
     assert shards[0][1] == -1
     assert read_checkpoint(data / "x.pth") == {}
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["data", "x.pth", "x.tar"]
+
+
+@pytest.mark.parametrize("opcode", pickletools.opcodes, ids=lambda opcode: opcode.name)
+def test_no_opcode_of_a_pickle_runs_code(tmp_path: Path, opcode: Any) -> None:
+    """Each gets on its stack, and as its argument, what would call os.system."""
+    witness = tmp_path / "pwned"
+    command = f"touch {witness}".encode()
+    text = b"\x8c" + bytes([len(command)]) + command  # SHORT_BINUNICODE
+    words = b"\x8c\x02os\x8c\x06system"
+    code = opcode.code.encode("latin-1")
+    argument = b"os\nsystem\n" if opcode.arg and opcode.arg.n < 0 else b"\x00\x00\x00\x00"
+    torch.save({"x": torch.ones(3)}, path := tmp_path / "x.pth")
+    whole = path.read_bytes()
+    for before in (
+        words,  # two names: STACK_GLOBAL
+        b"(" + words + text,
+        b"cos\nsystem\n" + text + b"\x85",  # a function and its arguments: REDUCE, NEWOBJ
+        b"(cos\nsystem\n" + text,  # a mark, a class, its arguments: OBJ
+        b"(" + text,  # a mark and arguments; the class is the opcode's argument: INST
+        b"}" + words + text + b"\x85\x86",  # an object and its state: BUILD
+    ):
+        for after in (b"", text + b"\x85R"):
+            path.write_bytes(archive_with(whole, pickled(before + code + argument + after)))
+            with contextlib.suppress(ValueError):
+                read_checkpoint(path)
+    assert not witness.exists()
+
+
+def test_no_tag_of_yaml_runs_code(tmp_path: Path) -> None:
+    """Every tag that PyYAML's unsafe loader knows, with what would call os.system."""
+    loader = yaml.UnsafeLoader
+    tags = [tag for tag in (*loader.yaml_constructors, *loader.yaml_multi_constructors) if tag]
+    python = [tag for tag in tags if "python" in tag]
+    assert len(python) > 10
+    path, witness = tmp_path / "x.yaml", tmp_path / "pwned"
+    for tag in python:
+        for value in (f"['touch {witness}']", f"{{args: ['touch {witness}']}}", "os.system", "''"):
+            for name in ("", "os.system"):
+                path.write_text(f"TAG: !<{tag}{name}> {value}\n")
+                with pytest.raises(ValueError, match="is not valid YAML: could not determine"):
+                    get_config(path)
+    assert not witness.exists()
