@@ -28,7 +28,7 @@ class Watch:
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self.steps = self.beats = 0
-        self.looks = False  # at the others: only when there is a reason
+        self.explains = False
         self.seen: dict[int, tuple[bytes, float]] = {}  # latest beat of a process, since when
         # When this process got on, when another was seen to, when the store last answered.
         self.moment = self.got_on = self.answered = time.monotonic()
@@ -59,7 +59,7 @@ class Watch:
 
     def explain(self) -> str:
         """Look long enough to tell who is dead, and say which are missing."""
-        self.looks = True
+        self.explains = True
         time.sleep(_PATIENCE + 2 * _BEAT)
         return self.missing()
 
@@ -68,7 +68,8 @@ class Watch:
         while not self.done.wait(_BEAT):
             try:
                 self._beat()
-                if self.looks:
+                # At the others only where there is a reason: they are many, the store is one.
+                if self.explains or time.monotonic() - self.moment > self.timeout / 2:
                     self._look()
                 self.answered = time.monotonic()
             except RuntimeError:  # the store is gone, and comes not back
@@ -78,7 +79,6 @@ class Watch:
         while not self.done.wait(_BEAT):
             now = time.monotonic()
             waited = now - self.moment
-            self.looks = self.looks or waited > self.timeout / 2
             if waited > self.timeout and now - self.got_on > self.timeout / 2:
                 leave(self.missing(), f"nothing got on for {waited:.0f} s")
 
