@@ -53,10 +53,12 @@ class Rendezvous:
 
     def _answer(self) -> None:
         """Answer everybody: also the dead of earlier rounds, which does no harm."""
-        store, answered = self._connect(serve=False), 0
+        store = self._connect(serve=False)
+        answered: set[int] = set()
         while not self.complete.is_set():
-            for number in range(answered + 1, store.add(_HELLOS, 0) + 1):
-                name = store.get(f"simmim/hello/{number}").decode()
-                store.set(f"simmim/answer/{name}", self.round)
-                answered = number
+            for number in set(range(1, store.add(_HELLOS, 0) + 1)) - answered:
+                key = f"simmim/hello/{number}"
+                if store.check([key]):  # else whoever counted died before it said its name
+                    store.set(f"simmim/answer/{store.get(key).decode()}", self.round)
+                    answered.add(number)
             time.sleep(_PAUSE)
