@@ -76,6 +76,7 @@ def read_file(path: str) -> bytes:
     """The content of a picture's file; ValueError names one that cannot be read."""
 
     def read() -> bytes:
+        """One attempt."""
         # Without waiting: a named pipe in the folder must not stop a run.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             status = os.fstat(file.fileno())

@@ -173,7 +173,10 @@ def kill_once(processes: list[BaseProcess], output: Path, dice: random.Random) -
         return any(True for folder in files for name in own for _ in folder.glob(name))
 
     reached = {"start": lambda: True, "training": is_training, "writing": is_writing}[moment]
-    alive = lambda: all(process.is_alive() for process in processes)  # noqa: E731
+
+    def alive() -> bool:
+        return all(process.is_alive() for process in processes)
+
     while alive() and not reached():
         assert time.monotonic() < end, "the run does not get on"
         time.sleep(0.001)

@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.distributed import gather_over_processes, largest_over_processes, mean_over_processes
+from utils.distributed import (
+    gather_over_processes,
+    largest_over_processes,
+    mean_over_processes,
+    world_size,
+)
 
 # So many halvings make of the first loss scale, 65,536, the last one that makes sense, 1.
 _MOST_ADJUSTMENTS = 16
@@ -68,11 +73,8 @@ class TrainingMetrics:
     def load(self, state: list[list[float]], own: int) -> None:
         """Figures of an earlier run: row `own`, or the mean where there were other processes."""
         values = torch.tensor(state, dtype=torch.float64, device=self.device)
-        row = values[own] if len(values) == self._processes() else values.mean(dim=0)
+        row = values[own] if len(values) == world_size() else values.mean(dim=0)
         self.sums, self.rows = row[:5].clone(), row[5:].clone()
-
-    def _processes(self) -> int:
-        return len(gather_over_processes(self.rows))
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:

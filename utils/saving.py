@@ -1,5 +1,6 @@
 """When a run saves its state, how without making it wait, and which of its files it keeps."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -90,10 +91,7 @@ class Saver:
         if is_sharded(model):
             path = path.with_suffix(SUFFIX)
             state = on_host(training_state(self.parts, self.cfg, self.classes))
-
-            def write_rest(rest: Path) -> None:
-                save_checkpoint(rest, state)
-
+            write_rest = functools.partial(save_checkpoint, state=state)
             self.pending = save_tensors(path, tensors, write_rest, self.group, self.writer)
             self.pending.add_done_callback(lambda done: self._finish(path, done))
         elif rank() == 0:

@@ -74,6 +74,7 @@ def save_tensors(
     )
 
     def commit() -> None:
+        """Wait for all pieces; the first process then gives the checkpoint its name."""
         try:
             written.result()
         except Exception as error:  # of any process: its reason is in it
