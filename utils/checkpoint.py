@@ -202,15 +202,15 @@ def _restore_optimizer(state: State, optimizer: Optimizer, source: Path) -> None
 
 
 def _require_moments(optimizer: Optimizer) -> None:
-    """ValueError unless all parameters have the same kinds of moments, of their own shape."""
-    kinds = {frozenset(moments) for moments in optimizer.state.values()}
-    if not kinds:
-        return  # no update was made
-    parameters = [item for group in optimizer.param_groups for item in group["params"]]
-    if len(kinds) > 1 or len(optimizer.state) != len(parameters) or not kinds <= _MOMENTS:
+    """ValueError unless moments are of one known kind, of their parameters' shapes.
+
+    A parameter that never had a gradient has none.
+    """
+    kinds = {frozenset(moments) for moments in optimizer.state.values() if moments}
+    if len(kinds) > 1 or not kinds <= _MOMENTS:
         raise ValueError("its parameters have other moments")
-    for parameter in parameters:
-        for name, moment in optimizer.state[parameter].items():
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
             shape = () if name == "step" else parameter.shape
             if not isinstance(moment, torch.Tensor) or moment.shape != shape:
                 raise ValueError(f"a moment {name} is not of shape {tuple(shape)}")

@@ -24,6 +24,7 @@ from utils.config import get_config
 from utils.distributed import equal_in_all_processes
 from utils.progress import Progress
 from utils.resume import resume
+from utils.saving import Saver
 
 CPU = torch.device("cpu")
 UPDATES = 10  # in an epoch
@@ -75,6 +76,22 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     moments = [part["optimizer"].state_dict()["state"][0]["exp_avg"] for part in (parts, fresh)]
     assert torch.equal(*moments)
     assert fresh["lr_scheduler"].num_steps == 80
+
+
+def test_a_parameter_without_gradients_does_not_keep_a_run_from_going_on(tmp_path: Path) -> None:
+    def with_an_unused_part() -> dict[str, Any]:
+        parts = parts_of()
+        parts["model"].unused = nn.Parameter(torch.zeros(3))
+        parts["optimizer"] = torch.optim.AdamW(parts["model"].parameters(), fused=True)
+        return parts
+
+    parts, fresh = with_an_unused_part(), with_an_unused_part()
+    train_a_little(parts)
+    saver = Saver(tmp_path, parts, get_config(), report=lambda line: None)
+    saver.save_epoch(0)
+    saver.wait()
+    resume(tmp_path, fresh, get_config(), UPDATES, CPU)
+    assert torch.equal(fresh["model"].weight, parts["model"].weight)
 
 
 def test_checkpoints_hold_tensors_and_plain_types_only(tmp_path: Path) -> None:
