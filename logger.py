@@ -27,6 +27,7 @@ SCALARS = (
     "data_wait",
     "memory_mb",
     "skipped",
+    "scale_adjustments",
     "broken_pictures",
 )
 
@@ -93,7 +94,7 @@ class RunLog:
     @contextlib.contextmanager
     def epoch(self, epoch: int) -> Iterator[None]:
         """Surround the training of one epoch: names it in reports, times it."""
-        self.current_epoch = epoch
+        self.current_epoch, self.skipped = epoch, 0
         start = time.perf_counter()
         yield
         took = datetime.timedelta(seconds=int(time.perf_counter() - start))

@@ -43,6 +43,18 @@ def test_figures_reach_file_console_metrics_and_tensorboard(
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(7, 0.25)]
 
 
+def test_skipped_updates_are_told_once_in_every_epoch(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, rank=0, first_update=0, first_epoch=0, epochs=2)
+    for epoch in range(2):
+        with log.epoch(epoch):
+            log.report(record(2 * epoch, skipped=1))
+            log.report(record(2 * epoch + 1, skipped=1))
+    log.close()
+    assert (tmp_path / "log_rank0.txt").read_text().count(
+        "1 update(s) of this epoch had a loss"
+    ) == 2
+
+
 def test_other_processes_write_their_own_file_and_nothing_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
