@@ -43,7 +43,11 @@ def read_run(run: str, figure: str) -> tuple[str, list[tuple[int, float]]]:
     path = Path(folder) / "metrics.jsonl"
     try:
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        points = [(record["update"], record[figure]) for record in records if figure in record]
+        points = [
+            (record["update"], record[figure])
+            for record in records
+            if figure in record and record[figure] is not None  # that of a skipped update
+        ]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if not points:

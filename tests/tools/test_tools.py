@@ -68,6 +68,12 @@ def test_a_published_checkpoint_is_drawn(tmp_path: Path, monkeypatch: pytest.Mon
     assert Image.open(tmp_path / "out.png").width > 3 * 100
 
 
+def test_skipped_updates_are_left_out_of_curves(tmp_path: Path) -> None:
+    lines = [{"update": update, "loss": loss} for update, loss in enumerate((1.0, None, 0.5))]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert curves.read_run(str(tmp_path), "loss")[1] == [(0, 1.0), (2, 0.5)]
+
+
 def test_curves_of_several_runs_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
