@@ -76,7 +76,7 @@ def finetune(run: Run) -> None:
     average = ModelEmaV3(model, decay=cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None
     if average is not None:
         parts["model_ema"] = average.module
-    start = resume(run.folder, parts, cfg, updates_per_epoch, run.device, dataset.classes)
+    start = resume(run.output, parts, cfg, updates_per_epoch, run.device, dataset.classes)
     start.notes = notes + start.notes
     augment = build_batch_augmentation(cfg, len(dataset.classes), run.device)
 

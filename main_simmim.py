@@ -32,7 +32,7 @@ def main() -> None:
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
     parts = build_parts(run, place_model(run, model), updates_per_epoch)
-    start = resume(run.folder, parts, cfg, updates_per_epoch, run.device)
+    start = resume(run.output, parts, cfg, updates_per_epoch, run.device)
     log = open_log(run, parts, start)  # everything fits: only from here on files are written
     training = Training(run, log, parts, loader, pretrain_loss(dataset.normalize))
     for epoch in range(start.epoch, cfg.TRAIN.EPOCHS):

@@ -32,6 +32,7 @@ from tests.small_runs import ROOT
 from tests.utils.test_checkpoint import parts_of
 from utils.checkpoint import save_checkpoint, training_state
 from utils.config import get_config
+from utils.files import RunFolder
 from utils.resume import resume
 from utils.safe_load import model_weights, read_checkpoint
 
@@ -122,7 +123,7 @@ def mutated(content: bytes, dice: random.Random, number: int) -> bytes:
 
 
 def archive_with(content: bytes, pickled: bytes) -> bytes:
-    """A torch.save archive with another pickle in it, and so without a checksum."""
+    """A torch.save archive with another pickle in it."""
     target = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
@@ -137,7 +138,7 @@ class Checkpoints:
         parts = parts_of()
         update(parts)
         self.state = training_state(parts, get_config())
-        self.folder = folder
+        self.folder = RunFolder(folder / "none")
         save_checkpoint(folder / "whole.pth", self.state)
         self.whole = (folder / "whole.pth").read_bytes()
         with zipfile.ZipFile(io.BytesIO(self.whole)) as archive:

@@ -31,7 +31,7 @@ from tools.measure import Work
 from utils.config import is_finetuning
 from utils.device import choose_device, choose_precision
 from utils.distributed import distribute, start_process_group
-from utils.files import FolderLock
+from utils.files import RunFolder
 from utils.metrics import peak_memory_mb
 from utils.run import Run, build_metrics, build_parts, place_model, train_updates
 
@@ -85,7 +85,7 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: boo
     """
     device = choose_device(cfg.DEVICE)
     start_process_group(device)
-    run = Run(cfg, device, choose_precision(cfg.TRAIN.PRECISION, device), FolderLock(Path()))
+    run = Run(cfg, device, choose_precision(cfg.TRAIN.PRECISION, device), RunFolder(Path()))
     model, compute_loss = build_stage(cfg, device)
     encoder: Any = getattr(model, "encoder", model)
     source: Any = (

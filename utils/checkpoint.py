@@ -1,70 +1,44 @@
-"""Checkpoints: tensors and plain types, written whole or not at all, found again by their names."""
+"""Checkpoints: what a run goes on from, written whole or not at all, checked when it is read."""
 
 import contextlib
-import hashlib
-import math
-import re
-import struct
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from yacs.config import CfgNode
 
+from optimizer import expected_moments
+from utils.checkpoint_names import checkpoints_in
 from utils.checks import require_same_shapes, shown
 from utils.config import to_plain
-from utils.files import write_whole
-from utils.safe_load import CHECKSUM_PREFIX, Weights, model_weights, read_checkpoint
-from utils.sharded_checkpoint import REST, SUFFIX, restore_tensors
+from utils.files import DamagedError, write_whole
+from utils.safe_load import Weights, model_weights, read_checkpoint, verify_checkpoint
+from utils.sharded_checkpoint import REST, restore_tensors
 from utils.sharded_contents import read_contents, verify
 from utils.sharding import is_sharded
 
 State = dict[str, Any]
-_MOMENTS = {frozenset({"step", "exp_avg", "exp_avg_sq"}), frozenset({"momentum_buffer"})}
 _LARGEST_NUMBER = 2**53
 _MAY_LACK = "relative_coords_table"
-_NAME = re.compile(rf"ckpt_epoch_(\d+)(?:_update_(\d+))?(?:\.pth|{re.escape(SUFFIX)})")
-
-
-class _Summed:
-    """A file that adds what is written to a checksum."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.sum = file, hashlib.sha256()
-
-    def write(self, content: Any) -> int:
-        """Write and count."""
-        self.sum.update(content)
-        return self.file.write(content)
-
-    def flush(self) -> None:
-        """Nothing: the file is flushed once, at its end."""
 
 
 def save_checkpoint(path: Path, state: State) -> None:
-    """Write a file with its checksum, whole or not at all.
+    """Write a file, whole or not at all.
 
-    The SHA-256 of all before it is the comment at the end of the zip archive that torch.save
-    makes. ValueError where the file cannot be written; an earlier one of that name is untouched.
+    ValueError where that is impossible; an earlier file of that name is then untouched.
     """
-
-    def write(file: IO[bytes]) -> None:
-        summed: Any = _Summed(file)
-        torch.save(state, summed)
-        comment = CHECKSUM_PREFIX + summed.sum.hexdigest().encode()
-        file.seek(-2, 2)  # the length of the comment: 0 so far
-        file.write(struct.pack("<H", len(comment)) + comment)
-
-    write_whole(path, write)
+    write_whole(path, lambda file: torch.save(state, file))
 
 
 def load_checkpoint(path: Path) -> State:
-    """Read a checkpoint on the CPU without running code from it; ValueError where it is none.
+    """Read a training checkpoint on the CPU without running code from it.
 
-    Of a sharded one all but the tensors, which must be there.
+    Of a sharded one all but the tensors, which must be there. DamagedError where it is proven
+    damaged, ValueError where it cannot be read, is of another program or holds impossible values.
     """
     missing = {"lr_scheduler", "scaler", "epoch", "update"}
     state: State
@@ -78,55 +52,91 @@ def load_checkpoint(path: Path) -> State:
     if missing:
         raise ValueError(
             f"checkpoint {path} is not a training checkpoint of this project: "
-            f"it holds no {', '.join(sorted(missing))}"
+            f"it holds no {', '.join(sorted(missing))} (--pretrained starts from weights alone)"
         )
-    _require_plain(state, path)
+    _require_possible(state, path)
     return state
 
 
-def _require_plain(state: State, path: Path) -> None:
-    """ValueError where what is to be a number or a section is something else."""
-    schedule, progress = state["lr_scheduler"], state.get("progress", {})
-    sections = {"lr_scheduler": schedule, "progress": progress, "scaler": state["scaler"]}
-    sections |= {key: state[key] for key in ("best", "config") if key in state}
-    for name, section in sections.items():
-        if not isinstance(section, dict):
-            raise ValueError(f"checkpoint {path}: {name} is {shown(section)}, expected a section")
-    numbers = {"epoch": state["epoch"] + 1 if type(state["epoch"]) is int else None}
-    numbers |= {"update": state["update"], "seed": state.get("seed", 0)}
-    numbers["num_steps"] = schedule.get("num_steps")
-    for name in ("epoch", "images", "images_per_update"):
-        numbers[f"progress {name}"] = progress.get(name, 0)
-    for name, number in numbers.items():
-        if type(number) is not int or not 0 <= number < _LARGEST_NUMBER:
-            raise ValueError(f"checkpoint {path}: {name} is {shown(number)}, expected a number")
-    offset, classes = schedule.get("offset", 0), state.get("classes", [])
-    if type(offset) is not int or abs(offset) >= _LARGEST_NUMBER:
-        raise ValueError(f"checkpoint {path}: offset is {shown(offset)}, expected a number")
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"checkpoint {path}: classes is {shown(classes)}, expected names")
+def read_back(path: Path, whole: bool) -> None:
+    """Read what was just written: all of it as a resume does, or only its checksums.
 
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoints of a run, newest first by their names (`epoch_path`, `inside_path`)."""
-    found: dict[tuple[int, float], Path] = {}
-    for path in folder.glob("ckpt_epoch_*"):
-        if match := _NAME.fullmatch(path.name):
-            # Those inside an epoch are older than the one at its end.
-            found[int(match[1]), int(match[2]) if match[2] else math.inf] = path
-    return [found[key] for key in sorted(found, reverse=True)]
+    ValueError where a resume could not.
+    """
+    try:
+        if whole:
+            load_checkpoint(path)
+        else:
+            verify_checkpoint(path / REST if path.is_dir() else path)
+    except ValueError as error:
+        raise ValueError(f"what was just written cannot be read back: {error}") from None
 
 
 def newest_checkpoint(
     folder: Path, warn: Callable[[str], None]
 ) -> tuple[Path, State] | tuple[None, None]:
-    """The latest readable checkpoint of a folder; `warn` is told of unreadable ones."""
+    """The latest checkpoint of a folder that is not damaged; `warn` is told of those that are."""
     for path in checkpoints_in(folder):
         try:
             return path, load_checkpoint(path)
-        except ValueError as error:
+        except DamagedError as error:
             warn(f"{error}; trying the one before")
     return None, None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST_NUMBER
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < _LARGEST_NUMBER  # NaN is not less
+
+
+def _is_text_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "a section": lambda value: isinstance(value, dict),
+    "a count": _is_count,
+    "an epoch": lambda value: _is_count(value) or value == -1,
+    "a whole number": lambda value: type(value) is int and abs(value) < _LARGEST_NUMBER,
+    "a number": _is_number,
+    "names": _is_text_list,
+}
+# What values must be, where a checkpoint has them; a section comes before what it holds.
+_VALUES = {
+    "epoch": "an epoch",
+    "update": "a count",
+    "seed": "a count",
+    "classes": "names",
+    "config": "a section",
+    "lr_scheduler": "a section",
+    "lr_scheduler.num_steps": "a count",
+    "lr_scheduler.offset": "a whole number",
+    "progress": "a section",
+    "progress.epoch": "a count",
+    "progress.images": "a count",
+    "progress.images_per_update": "a count",
+    "best": "a section",
+    "best.acc1": "a number",
+    "best.epoch": "an epoch",
+    "scaler": "a section",
+    "scaler.scale": "a number",
+    "scaler.growth_factor": "a number",
+    "scaler.backoff_factor": "a number",
+    "scaler.growth_interval": "a count",
+    "scaler._growth_tracker": "a count",
+}
+
+
+def _require_possible(state: State, path: Path) -> None:
+    """ValueError names the first value that no run has saved."""
+    for name, kind in _VALUES.items():
+        section, _, key = name.rpartition(".")
+        holder = state.get(section, {}) if section else state
+        if key in holder and not _KINDS[kind](holder[key]):
+            raise ValueError(f"checkpoint {path}: {name} is {shown(holder[key])}, expected {kind}")
 
 
 def training_state(parts: Mapping[str, Any], cfg: CfgNode, classes: Sequence[str] = ()) -> State:
@@ -142,78 +152,114 @@ def training_state(parts: Mapping[str, Any], cfg: CfgNode, classes: Sequence[str
     return state | {"seed": cfg.SEED, "config": to_plain(cfg), "classes": list(classes)}
 
 
-def epoch_path(folder: Path, epoch: int) -> Path:
-    """Where the checkpoint at the end of an epoch (from 0) lies."""
-    return folder / f"ckpt_epoch_{epoch}.pth"
-
-
-def is_inside(path: Path) -> bool:
-    """Whether a checkpoint was made inside an epoch."""
-    return "_update_" in path.name
-
-
-def inside_path(folder: Path, epoch: int, update: int) -> Path:
-    """Where a checkpoint inside an epoch (from 0) lies, after so many updates of the run."""
-    return folder / f"ckpt_epoch_{epoch}_update_{update}.pth"
-
-
 def restore(state: State, parts: Mapping[str, Any], source: Path) -> None:
-    """Load every part, models strictly; ValueError names the first differences.
+    """Copy what `load_checkpoint` read into every part, and take it out of `state`.
 
-    Nothing is changed unless the models fit. Settings of the optimizer (weight decay, betas) stay
-    those of the configuration; only its moments are read.
+    Tensors are copied one by one into those of the parts and released, so that at no time there is
+    more than the parts and the file's content. Settings of the optimizer (weight decay, betas) stay
+    those of the configuration; only its moments are read. ValueError names the first differences;
+    nothing is changed then.
     """
+    models = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     if source.is_dir():
         restore_tensors(source, parts["model"], parts["optimizer"])
     else:
-        for name, part in parts.items():
-            if isinstance(part, nn.Module):
-                restore_model(model_weights(state, source, (name,)), part, source)
-        _restore_optimizer(state["optimizer"], parts["optimizer"], source)
+        for name, model in models.items():
+            _require_fitting(model_weights(state, source, (name,)), model, source)
+        moments = _moments(state["optimizer"], parts["optimizer"], source)
+        for name, model in models.items():
+            restore_model(model_weights(state, source, (name,)), model, source)
+            del state[name]
+        del state["optimizer"]
+        _restore_moments(moments, parts["optimizer"])
     for name, part in parts.items():
-        if not isinstance(part, nn.Module | Optimizer):
+        if not isinstance(part, nn.Module | Optimizer) and state[name]:
             with _one_line_errors(name, source):
                 part.load_state_dict(state[name])
 
 
 def restore_model(weights: Weights, model: nn.Module, source: Path) -> None:
     """Load the model strictly; ValueError names the first differences."""
+    _require_fitting(weights, model, source)
+    own = model.state_dict()
+    model.load_state_dict({name: own[name] for name in own if name not in weights} | weights)
+
+
+def _require_fitting(weights: Weights, model: nn.Module, source: Path) -> None:
+    """ValueError unless names and shapes are the model's, and numbers real where its are."""
     own = model.state_dict()
     # Buffers that follow from the configuration, where a file does not store them.
-    weights = {name: own[name] for name in own if name.endswith(_MAY_LACK)} | weights
+    derived = {name for name in own if name.endswith(_MAY_LACK) and name not in weights}
     require_same_shapes(
         {name: tuple(value.shape) for name, value in weights.items()},
-        {name: tuple(value.shape) for name, value in own.items()},
+        {name: tuple(value.shape) for name, value in own.items() if name not in derived},
         f"checkpoint {source}",
     )
-    model.load_state_dict(weights)
+    for name, value in weights.items():
+        if value.is_floating_point() != own[name].is_floating_point():
+            raise ValueError(
+                f"checkpoint {source} does not fit the model: {name} is of {value.dtype}, "
+                f"the model's of {own[name].dtype}"
+            )
 
 
-def _restore_optimizer(state: State, optimizer: Optimizer, source: Path) -> None:
-    settings = [
-        {key: value for key, value in group.items() if key != "params"}
-        for group in optimizer.param_groups
-    ]
-    with _one_line_errors("the optimizer", source):
-        optimizer.load_state_dict(state)
-        _require_moments(optimizer)
-    for group, setting in zip(optimizer.param_groups, settings, strict=True):
-        group.update(setting)
+Moments = dict[Tensor, dict[str, Tensor]]
 
 
-def _require_moments(optimizer: Optimizer) -> None:
-    """ValueError unless moments are of one known kind, of their parameters' shapes.
+def _moments(state: Any, optimizer: Optimizer, source: Path) -> Moments:
+    """The moments of each parameter that has some, taken out of an optimizer's stored state.
 
-    A parameter that never had a gradient has none.
+    ValueError unless they are those of this kind of optimizer, of their parameters' shapes.
     """
-    kinds = {frozenset(moments) for moments in optimizer.state.values() if moments}
-    if len(kinds) > 1 or not kinds <= _MOMENTS:
-        raise ValueError("its parameters have other moments")
-    for parameter, moments in optimizer.state.items():
-        for name, moment in moments.items():
-            shape = () if name == "step" else parameter.shape
-            if not isinstance(moment, torch.Tensor) or moment.shape != shape:
-                raise ValueError(f"a moment {name} is not of shape {tuple(shape)}")
+    expected = expected_moments(optimizer)
+    with _one_line_errors("the optimizer", source):
+        groups = [group["params"] for group in state["param_groups"]]
+        own = [group["params"] for group in optimizer.param_groups]
+        if [len(group) for group in groups] != [len(group) for group in own]:
+            raise ValueError("its groups of parameters have other sizes")
+        keys = itertools.chain.from_iterable(groups)
+        found: Moments = {}
+        for key, parameter in zip(keys, itertools.chain.from_iterable(own), strict=True):
+            moments = {
+                name: value
+                for name, value in state["state"].pop(key, {}).items()
+                if value is not None  # SGD's before its first update
+            }
+            if not moments:
+                continue  # it never had a gradient
+            if set(moments) != expected:
+                raise ValueError(
+                    f"it holds {', '.join(sorted(moments))}, TRAIN.OPTIMIZER.NAME here keeps "
+                    f"{', '.join(sorted(expected))}: go on with the optimizer it was saved with"
+                )
+            for name, value in moments.items():
+                shape = () if name == "step" else parameter.shape
+                if not _is_moment(value, shape):
+                    raise ValueError(f"{name} is not of shape {tuple(shape)}")
+            found[parameter] = moments
+    return found
+
+
+def _is_moment(value: Any, shape: Sequence[int]) -> bool:
+    if not isinstance(value, Tensor) or value.shape != torch.Size(shape):
+        return False
+    # The updates that it has seen, where it is one number.
+    return value.is_floating_point() and (value.ndim > 0 or 0 <= float(value) < _LARGEST_NUMBER)
+
+
+def _restore_moments(moments: Moments, optimizer: Optimizer) -> None:
+    """Copy moments into tensors of the optimizer's own, one after the other."""
+    for group in optimizer.param_groups:
+        on_device = group.get("fused") or group.get("capturable")
+        for parameter in group["params"]:
+            stored = moments.pop(parameter, {})
+            for name in list(stored):
+                if name == "step":
+                    device = parameter.device if on_device else torch.device("cpu")
+                    own = torch.zeros((), device=device)
+                else:
+                    own = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                optimizer.state[parameter][name] = own.detach().copy_(stored.pop(name))
 
 
 @contextlib.contextmanager

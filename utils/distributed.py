@@ -151,6 +151,19 @@ def raise_everywhere(error: ValueError | None) -> None:
             raise CommonError(message, other) from error
 
 
+@contextlib.contextmanager
+def errors_everywhere() -> Iterator[None]:
+    """A ValueError (or OSError) inside is raised in all processes; enter it in all of them."""
+    error: ValueError | None = None
+    try:
+        yield
+    except ValueError as caught:
+        error = caught
+    except OSError as caught:
+        error = ValueError(f"{caught.filename or 'a file'}: {caught.strerror or caught}")
+    raise_everywhere(error)
+
+
 def _device_of_group() -> str:
     return "cuda" if distributed.get_backend() == "nccl" else "cpu"
 

@@ -1,18 +1,24 @@
 """Files that outlive a crash, and a folder that belongs to one run at a time."""
 
 import contextlib
-import fcntl
 import hashlib
+import json
 import os
+import re
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
+from utils.checks import shown
+
 _BLOCK = 2**22  # bytes
-_LOCK = "lock"
-_TEMPORARY = ".*.tmp"
+_LOCK, _MEMORY = "lock", "run.json"
+# What `write_whole` leaves of a run's files where the process is killed.
+_TEMPORARY = re.compile(r"\.(?:ckpt_epoch_\d+|best|diverged|run).*\.(\d+)\.tmp")
 
 
 class DamagedError(ValueError):
@@ -33,12 +39,30 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
     ValueError where that is impossible; an earlier file of that name is then untouched.
     """
+    with _renamed_to(path) as temporary, open(temporary, "w+b") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_again(path: Path, source: Path) -> None:
+    """Give a file that `write_whole` has written another name as well, or a copy where it cannot.
+
+    Readers see all or nothing. ValueError where that is impossible.
+    """
+    with _renamed_to(path) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
+
+
+@contextlib.contextmanager
+def _renamed_to(path: Path) -> Iterator[Path]:
+    """A name beside `path` that is given to it at the end; ValueError where anything fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w+b") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
@@ -60,42 +84,91 @@ def checksum(path: Path, length: int | None = None) -> Any:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that it holds; nothing where there is none."""
+    """Remove a file, or a folder with all that it holds; nothing where there is none.
+
+    OSError where that is impossible.
+    """
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-class FolderLock:
-    """Says that a folder is in use, as long as this process lives."""
+class RunFolder:
+    """A run's folder, which belongs to one run at a time, and what it remembers in `run.json`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.file: IO[str] | None = None
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock: FileLock | None = None
+        self.identity: tuple[int, int] | None = None  # of the lock's file
 
-    def acquire(self) -> str:
+    def acquire(self) -> None:
         """Take the folder, and remove what a killed run has left half written.
 
-        Returns what a log should say: nothing, or that this file system knows no locks.
         ValueError where a living process, on any machine that shares the folder, uses it.
         """
-        self.file = open(self.folder / _LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+        if self.lock is not None:
+            return
+        lock = FileLock(self.path / _LOCK, timeout=0)
         try:
-            # Not inherited by workers, and gone with the process however it ends.
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            self.file.seek(0)
-            owner = self.file.read(200).strip() or "another process"
+            lock.acquire()
+        except Timeout:
+            owner = self.remembered().get("process") or "another process"
             raise ValueError(
-                f"output folder {self.folder} is in use by {owner}: "
+                f"output folder {self.path} is in use by {shown(owner)}: "
                 "stop that run, or give another --tag or --output"
             ) from None
-        except OSError as error:
-            return f"{self.folder}: no lock ({error.strerror}); start one run there at a time"
-        self.file.truncate(0)
-        self.file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self.file.flush()
-        for path in self.folder.glob(_TEMPORARY):
-            remove(path)
-        return ""
+        self.lock, self.identity = lock, _identity(self.path / _LOCK)
+        self.remember(process=f"process {os.getpid()} on {socket.gethostname()}")
+        for path in self.path.glob(".*"):
+            if _is_abandoned(path):
+                remove(path)
+
+    def require_own(self) -> None:
+        """ValueError where the folder is no longer the one that was taken."""
+        if self.lock is not None and _identity(self.path / _LOCK) != self.identity:
+            raise ValueError(
+                f"output folder {self.path} was removed, moved or replaced while the run was "
+                "writing to it: nothing more is written there"
+            )
+
+    def remembered(self) -> dict[str, Any]:
+        """What `remember` has noted; nothing where that cannot be read."""
+        try:
+            values = json.loads((self.path / _MEMORY).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError:  # it is no JSON: not from here
+            return {}
+        return values if isinstance(values, dict) else {}
+
+    def remember(self, **values: Any) -> None:
+        """Note values beside those that are noted already."""
+        text = json.dumps(self.remembered() | values, indent=1) + "\n"
+        write_whole(self.path / _MEMORY, lambda file: file.write(text.encode()))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file it is, whatever its name; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether a hidden file is what a save of a run that is dead has left half written."""
+    match = _TEMPORARY.fullmatch(path.name)
+    return match is not None and not _lives(int(match[1]))
+
+
+def _lives(process: int) -> bool:
+    """Whether this machine has a process of that number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,5 +1,6 @@
 """Where a run stands: part of every checkpoint, so that the run can go on from there."""
 
+import math
 from typing import Any
 
 _NUM_FIGURES = 8  # of a process
@@ -28,6 +29,7 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from an earlier run; ValueError for figures that are none."""
         for row in state["figures"]:
-            if len(row) != _NUM_FIGURES or not all(isinstance(value, float) for value in row):
+            finite = all(isinstance(value, float) and math.isfinite(value) for value in row)
+            if len(row) != _NUM_FIGURES or not finite:
                 raise ValueError("its figures are none")
         self.__dict__.update({name: state[name] for name in self.__dict__})

@@ -1,5 +1,7 @@
 """Where a run starts: from which checkpoint, if any, and whether that fits."""
 
+import itertools
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,57 +11,90 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from utils.checkpoint import State, checkpoints_in, load_checkpoint, restore
+from utils.checkpoint import State, load_checkpoint, restore
+from utils.checkpoint_names import SHARDED_SUFFIX, SUFFIX, checkpoints_in, place_of
 from utils.checks import require_same_classes
-from utils.distributed import equal_in_all_processes
+from utils.distributed import (
+    any_process,
+    equal_in_all_processes,
+    errors_everywhere,
+    raise_everywhere,
+    rank,
+)
+from utils.files import DamagedError, RunFolder
 from utils.progress import Progress
 from utils.sharding import is_sharded
 
 
 @dataclass
 class Start:
-    """The first epoch to train, what the log should say of it, and files that are no use, why."""
+    """The first epoch to train, what the log should say of it, and files that are no use, why.
+
+    `seen` are the names of the checkpoints among which it was chosen, `origin` is --resume's file.
+    """
 
     epoch: int
+    seen: list[str] = field(default_factory=list)
+    origin: str = ""
     notes: list[str] = field(default_factory=list)
     damaged: dict[Path, str] = field(default_factory=dict)
 
-    def set_aside(self) -> None:
-        """Rename what is no use, so that nobody takes it for a checkpoint."""
+    def settle(self, folder: RunFolder) -> None:
+        """Have the folder show where the run starts; call it with the folder's lock.
+
+        Damaged checkpoints get another name, so that nobody takes them for usable ones. ValueError
+        where another run has left checkpoints since this one looked.
+        """
+        if [path.name for path in checkpoints_in(folder.path)] != self.seen:
+            raise ValueError(
+                f"another run has changed the checkpoints in {folder.path} while this one was "
+                "starting: start it again"
+            )
         for path in self.damaged:
             path.rename(aside(path))
+        if self.origin:
+            folder.remember(started_from=self.origin)
 
 
 def aside(path: Path) -> Path:
-    """Another name for a damaged checkpoint, beside those that have one."""
-    number = len(list(path.parent.glob(f"{path.name}.bad*")))
-    return path.with_name(f"{path.name}.bad{number or ''}")
+    """Another name for a damaged checkpoint, which no file has."""
+    names = (f"{path.name}.bad{number or ''}" for number in itertools.count())
+    return next(path.with_name(name) for name in names if not path.with_name(name).exists())
 
 
 def resume(
-    folder: Path,
+    folder: RunFolder,
     parts: Mapping[str, Any],
     cfg: CfgNode,
     updates_per_epoch: int,
     device: torch.device,
     classes: Sequence[str] = (),
 ) -> Start:
-    """Load MODEL.RESUME, else the newest usable checkpoint of the folder, if any.
+    """Load the checkpoint from which the run goes on, if any; call it in all processes.
 
-    ValueError where a checkpoint does not fit, where it would be overwritten because
-    TRAIN.AUTO_RESUME is off, and where the processes do not see the same files.
+    That is the newest one in the folder. With MODEL.RESUME it is that file, or the newest one of
+    the run that was started from it, when the same command is given again. A damaged one is passed
+    over. ValueError where a checkpoint cannot be read or does not fit, where none of several can be
+    used, where later ones would be overwritten, and where the processes do not see the same files.
     """
-    start = Start(cfg.TRAIN.START_EPOCH)
+    with errors_everywhere():  # before anybody looks
+        if rank() == 0 and folder.path.is_dir():
+            folder.acquire()
     images_per_update = parts["progress"].images_per_update
-    path, state = _load(folder, parts, cfg, classes, start)
+    start = Start(cfg.TRAIN.START_EPOCH)
+    path, state = _load(folder, parts, cfg, classes, start, device)
     progress, scheduler = parts["progress"], parts["lr_scheduler"]
-    place = -1 if state is None else state["update"]
-    if not equal_in_all_processes(place, device):
-        raise ValueError(f"the processes found different checkpoints: {folder} must be shared")
-    if state is None:
+    if path is None or state is None:
         scheduler.load_state_dict({"num_steps": start.epoch * updates_per_epoch})
         return start
     start.epoch = progress.epoch
+    if progress.images > (updates_per_epoch + 1) * images_per_update:
+        start.notes.append(
+            f"the checkpoint was saved {progress.images} images into its epoch, more than there "
+            "are here (other data?): that epoch counts as complete"
+        )
+        progress.complete_epoch()
+        start.epoch = progress.epoch
     begun = f", {progress.images} of its images" if progress.images else ""
     start.notes.append(
         f"resumed from {path}: epoch {progress.epoch}, update {state['update']}{begun}"
@@ -91,56 +126,92 @@ def _keep_schedule(
 
 
 def _load(
-    folder: Path,
+    folder: RunFolder,
     parts: Mapping[str, Any],
     cfg: CfgNode,
     classes: Sequence[str],
     start: Start,
+    device: torch.device,
 ) -> tuple[Path, State] | tuple[None, None]:
-    """Restore `parts` from the checkpoint of --resume, else from the newest usable one, if any."""
-    found = checkpoints_in(folder)
-    if cfg.MODEL.RESUME:
-        path = Path(cfg.MODEL.RESUME)
-        others = [other for other in found if other != path]
-        if others:
-            start.notes.append(
-                f"{path} (--resume) wins over {len(others)} checkpoint(s) in {folder}"
-            )
-        return path, _restore(path, parts, classes)
-    misfits: list[ValueError] = []
-    for path in found:
+    """Restore `parts` from the newest usable checkpoint of the run, if any."""
+    found = checkpoints_in(folder.path)
+    start.seen = [path.name for path in found]
+    if not equal_in_all_processes(zlib.crc32("/".join(start.seen).encode()), device):
+        raise ValueError(
+            f"the processes see different checkpoints in {folder.path}: it must be shared"
+        )
+    candidates = _candidates(folder, found, cfg, start)
+    sharded = is_sharded(parts["model"])
+    for path in candidates:
+        state, error = None, None
         try:
+            if path.is_dir() != sharded and _twin(path) in candidates:
+                continue  # its weights in one file, beside it
             state = _restore(path, parts, classes)
-        except ValueError as error:
+        except ValueError as caught:
+            error = caught
+        # Damage is proven where all processes find it; one alone may have failed to read.
+        if not any_process(not isinstance(error, DamagedError)):
             start.damaged[path] = f"{error}; set aside as {aside(path).name}, using the one before"
-            misfits += [error] * isinstance(error, MisfitError)
             continue
-        if not cfg.TRAIN.AUTO_RESUME:
-            raise ValueError(
-                f"{folder} holds {path.name} of an earlier run and TRAIN.AUTO_RESUME is off: "
-                "give another --tag or --output, or --resume CKPT"
-            )
+        raise_everywhere(error)
+        assert state is not None
         return path, state
-    if misfits:  # readable ones, of another model: nothing is wrong with them
-        raise misfits[0]
+    if candidates:
+        raise ValueError(
+            f"none of the {len(candidates)} checkpoint(s) in {folder.path} can be used "
+            f"({next(iter(start.damaged.values())).partition(';')[0]}); nothing was changed: "
+            "to begin anew on purpose move them away, or give another --tag or --output"
+        )
     return None, None
 
 
-class MisfitError(ValueError):
-    """A checkpoint that is whole, of another run."""
+def _candidates(folder: RunFolder, found: list[Path], cfg: CfgNode, start: Start) -> list[Path]:
+    """Checkpoints to go on from, the best first; ValueError where others would be overwritten."""
+    origin = Path(cfg.MODEL.RESUME) if cfg.MODEL.RESUME else None
+    if origin is None:
+        if found and not cfg.TRAIN.AUTO_RESUME:
+            raise ValueError(
+                f"{folder.path} holds {found[0].name} of an earlier run and TRAIN.AUTO_RESUME is "
+                "off: give another --tag or --output, or --resume CKPT"
+            )
+        return found
+    start.origin = str(origin.resolve())
+    later = [path for path in found if _is_later(path, origin)]
+    if folder.remembered().get("started_from") == start.origin and cfg.TRAIN.AUTO_RESUME:
+        if later:
+            start.notes.append(f"this run was started from {origin}; it goes on from its newest")
+        return [*later, origin]
+    if later:
+        raise ValueError(
+            f"{folder.path} holds {later[0].name}, which is not from a run that was started with "
+            f"--resume {origin} and would be overwritten: give another --tag (or leave --resume "
+            "away to go on from it)"
+        )
+    return [origin]
+
+
+def _is_later(path: Path, origin: Path) -> bool:
+    """Whether a checkpoint of a folder comes after `origin`; all do where that lies elsewhere."""
+    place, begin = place_of(path), place_of(origin)
+    if begin is None or place is None or path.resolve().parent != origin.resolve().parent:
+        return True
+    return place > begin
+
+
+def _twin(path: Path) -> Path:
+    """The other form of a checkpoint: one file of a sharded one, or the other way round."""
+    return path.with_suffix(SUFFIX if path.suffix == SHARDED_SUFFIX else SHARDED_SUFFIX)
 
 
 def _restore(path: Path, parts: Mapping[str, Any], classes: Sequence[str]) -> State:
+    _check_kind(path, parts["model"])
     state = load_checkpoint(path)
     # Files from before runs were saved inside epochs.
     images = parts["progress"].images_per_update
     state.setdefault("progress", Progress(state["epoch"] + 1, images).state_dict())
-    try:
-        _check_kind(path, parts["model"])
-        _check_stage(state, parts, classes, path)
-        restore(state, parts, path)
-    except ValueError as error:
-        raise MisfitError(str(error)) from None
+    _check_stage(state, parts, classes, path)
+    restore(state, parts, path)
     return state
 
 
@@ -162,6 +233,11 @@ def _check_stage(
     state: State, parts: Mapping[str, Any], classes: Sequence[str], source: Path
 ) -> None:
     """ValueError unless the checkpoint holds all parts of this stage, for these classes."""
+    if "best" in state and "best" not in parts:
+        raise ValueError(
+            f"checkpoint {source} is one of fine-tuning: main_finetune.py goes on from it "
+            "(--resume), or evaluates it (--eval --resume)"
+        )
     tensors = ("model", "optimizer") if source.is_dir() else ()
     missing = [name for name in parts if name not in state and name not in tensors]
     if missing:

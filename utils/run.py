@@ -29,6 +29,7 @@ from utils.config import to_plain
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.distributed import (
     MODEL_STREAM,
+    errors_everywhere,
     launched,
     rank,
     seed_all,
@@ -36,7 +37,7 @@ from utils.distributed import (
     world_size,
 )
 from utils.engine import train_one_epoch
-from utils.files import FolderLock
+from utils.files import RunFolder
 from utils.metrics import TrainingMetrics
 from utils.progress import Progress
 from utils.resume import Start
@@ -50,12 +51,12 @@ class Run:
     cfg: CfgNode
     device: torch.device
     amp_dtype: torch.dtype
-    lock: FolderLock
+    output: RunFolder
 
     @property
     def folder(self) -> Path:
         """Where the run keeps its files."""
-        return self.lock.folder
+        return self.output.path
 
     @property
     def accumulation_steps(self) -> int:
@@ -80,7 +81,7 @@ def start_run(arguments: argparse.Namespace) -> Run:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
     seed_all(MODEL_STREAM, cfg.SEED)
-    return Run(cfg, device, amp_dtype, FolderLock(run_folder(cfg)))
+    return Run(cfg, device, amp_dtype, RunFolder(run_folder(cfg)))
 
 
 def _require_memory(cfg: CfgNode) -> None:
@@ -145,12 +146,13 @@ def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
     """Create the run's folder and log, and note there what the run starts from."""
     cfg, notes = run.cfg, start.notes
     config = yaml.safe_dump(to_plain(run.cfg), sort_keys=False)
-    try:
-        run.folder.mkdir(parents=True, exist_ok=True)
+    with errors_everywhere():
         if rank() == 0:
-            notes = [run.lock.acquire(), *notes]
-            start.set_aside()
+            run.folder.mkdir(parents=True, exist_ok=True)
+            run.output.acquire()
+            start.settle(run.output)
             (run.folder / "config.yaml").write_text(config, encoding="utf-8")
+    try:
         place = parts["lr_scheduler"].num_steps, start.epoch
         log = RunLog(run.folder, rank(), *place, cfg.TRAIN.EPOCHS)
     except OSError as error:

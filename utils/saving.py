@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, distributed
 from yacs.config import CfgNode
 
-from utils.checkpoint import (
+from utils.checkpoint import read_back, save_checkpoint, training_state
+from utils.checkpoint_names import (
+    SHARDED_SUFFIX,
     checkpoints_in,
     epoch_path,
     inside_path,
     is_inside,
-    save_checkpoint,
-    training_state,
 )
-from utils.distributed import largest_over_processes, rank
-from utils.files import remove
-from utils.sharded_checkpoint import SUFFIX, save_tensors, training_tensors
+from utils.distributed import errors_everywhere, largest_over_processes, rank
+from utils.files import RunFolder, remove, write_again
+from utils.sharded_checkpoint import save_tensors, training_tensors
 from utils.sharding import is_sharded, local_part
 
 _INSIDE_KEPT = 2  # the newest, and one should that be damaged
@@ -32,25 +32,29 @@ class BrokenWeightsError(ValueError):
 
 
 class Saver:
-    """Saves the state of a run; `report` is told of each file that is whole.
+    """Saves the state of a run; `report` is told of each file that is whole, `warn` of troubles.
 
     Call its methods in all processes. The first writes, in the background and one file at a time;
-    of a sharded model each process writes its part.
+    of a sharded model each process writes its part. The first file is read back as a whole, of
+    later ones the checksums are compared: what resume could not read is an error now.
     """
 
     def __init__(
         self,
-        folder: Path,
+        output: RunFolder,
         parts: Mapping[str, Any],
         cfg: CfgNode,
         report: Callable[[str], None],
+        warn: Callable[[str], None],
         classes: Sequence[str] = (),
     ) -> None:
-        self.folder, self.parts, self.cfg, self.report = folder, parts, cfg, report
+        self.output, self.parts, self.cfg = output, parts, cfg
+        self.report, self.warn = report, warn
         self.classes = classes
         self.device = next(parts["model"].parameters()).device
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
+        self.num_written = 0
         sharded = is_sharded(parts["model"])
         self.group = distributed.new_group(backend="gloo") if sharded else None
         self.latest = time.monotonic()
@@ -59,26 +63,27 @@ class Saver:
         """Whether SAVE_MINUTES have passed since the latest save."""
         return 0 < self.cfg.SAVE_MINUTES * 60 < time.monotonic() - self.latest
 
-    def save_epoch(self, epoch: int) -> None:
-        """Save at the end of an epoch."""
-        self.save(epoch_path(self.folder, epoch))
-
-    def save_best(self) -> None:
-        """Save as the best so far."""
-        self.save(self.folder / "best.pth")
+    def save_epoch(self, epoch: int, due: bool = True, best: bool = False) -> None:
+        """Save at the end of an epoch where that is due, and as the best so far."""
+        paths = [epoch_path(self.output.path, epoch)] * due
+        paths += [self.output.path / "best.pth"] * best
+        if paths:
+            self.save(*paths)
 
     def save_inside(self) -> None:
         """Save inside an epoch."""
         update = self.parts["lr_scheduler"].num_steps
-        self.save(inside_path(self.folder, self.parts["progress"].epoch, update))
+        self.save(inside_path(self.output.path, self.parts["progress"].epoch, update))
 
-    def save(self, path: Path) -> None:
-        """Copy the state to host memory and write it while training goes on.
+    def save(self, path: Path, *others: Path) -> None:
+        """Copy the state to host memory and write it while training goes on, under each name.
 
         Waits for the file before, and raises its ValueError where that could not be written.
         BrokenWeightsError where a weight or moment is not finite: nothing is written then.
         """
-        self.wait()
+        with errors_everywhere():
+            self.wait()
+            self.output.require_own()
         self.latest = time.monotonic()
         model, optimizer = self.parts["model"], self.parts["optimizer"]
         tensors = training_tensors(model, optimizer)
@@ -89,14 +94,14 @@ class Saver:
                 "(try a lower TRAIN.BASE_LR)"
             )
         if is_sharded(model):
-            path = path.with_suffix(SUFFIX)
+            path = path.with_suffix(SHARDED_SUFFIX)
             state = on_host(training_state(self.parts, self.cfg, self.classes))
             write_rest = functools.partial(save_checkpoint, state=state)
-            self.pending = save_tensors(path, tensors, write_rest, self.group, self.writer)
-            self.pending.add_done_callback(lambda done: self._finish(path, done))
+            written = save_tensors(path, tensors, write_rest, self.group, self.writer)
+            self.pending = self.writer.submit(self._finish, path, written)
         elif rank() == 0:
-            state = on_host(training_state(self.parts, self.cfg, self.classes))
-            self.pending = self.writer.submit(self._write, path, state)
+            copy = [on_host(training_state(self.parts, self.cfg, self.classes))]
+            self.pending = self.writer.submit(self._write, copy, path, others)
 
     def wait(self) -> None:
         """Wait until the file is whole; ValueError where it could not be written."""
@@ -109,18 +114,26 @@ class Saver:
         if self.pending is not None and self.pending.done():
             self.wait()
 
-    def _write(self, path: Path, state: dict[str, Any]) -> None:
-        save_checkpoint(path, state)
+    def _write(self, copy: list[dict[str, Any]], path: Path, others: Sequence[Path]) -> None:
+        """Write the one state in `copy`, which is given up before the file is read back."""
+        save_checkpoint(path, copy.pop())
+        for other in others:
+            write_again(other, path)
         self._finish(path)
 
-    def _finish(self, path: Path, done: Future[None] | None = None) -> None:
-        if rank() == 0 and (done is None or done.exception() is None):
+    def _finish(self, path: Path, written: Future[None] | None = None) -> None:
+        """Read a file back and remove those that nobody needs any more."""
+        if written is not None:
+            written.result()
+        if rank() == 0:
+            read_back(path, whole=self.num_written == 0)
+            self.num_written += 1
             self.report(f"saved {path}")
-            keep(self.folder, self.cfg.KEEP_LAST, self.cfg.KEEP_EVERY)
+            keep(self.output.path, self.cfg.KEEP_LAST, self.cfg.KEEP_EVERY, self.warn)
 
 
-def keep(folder: Path, last: int, every: int) -> None:
-    """Remove checkpoints that nobody goes on from.
+def keep(folder: Path, last: int, every: int, warn: Callable[[str], None]) -> None:
+    """Remove checkpoints that nobody goes on from; `warn` is told of those that do not go.
 
     One inside an epoch goes when two newer ones are there; of those at ends of epochs the `last`
     stay (0: all), and those of every `every`-th epoch, from the first.
@@ -134,7 +147,10 @@ def keep(folder: Path, last: int, every: int) -> None:
             epoch = int(path.stem.removeprefix("ckpt_epoch_"))
             superseded = 0 < last < at_ends and not (every and epoch % every == 0)
         if superseded:
-            remove(path)
+            try:
+                remove(path)
+            except OSError as error:
+                warn(f"{path} is no longer needed and cannot be removed: {error.strerror}")
 
 
 def on_host(value: Any) -> Any:

@@ -38,7 +38,9 @@ class Training:
     def __post_init__(self) -> None:
         run, progress = self.run, self.parts["progress"]
         self.model = distribute(self.parts["model"], run.device)
-        self.saver = Saver(run.folder, self.parts, run.cfg, self.log.info, self.classes)
+        self.saver = Saver(
+            *(run.output, self.parts, run.cfg, self.log.info, self.log.warning, self.classes)
+        )
         self.agreement = Agreement(lambda: (bool(requested()), self.saver.is_late()))
         dataset: Any = self.loader.dataset
         self.broken = BrokenPictures(
@@ -76,10 +78,7 @@ class Training:
             self.metrics.require_finite()
             progress.complete_epoch()
             progress.figures = self.metrics.state()
-            if best:
-                self.saver.save_best()
-            if save:
-                self.saver.save_epoch(progress.epoch - 1)
+            self.saver.save_epoch(progress.epoch - 1, save, best)
 
     def close(self) -> None:
         """Wait until everything is written."""
@@ -98,6 +97,7 @@ class Training:
             raise ValueError(f"{error}; {hint}") from None
 
     def _report(self, record: dict[str, Any]) -> None:
+        self.run.output.require_own()
         self.log.report(record | {"broken_pictures": self.broken.count()})
 
     def _compute_loss(self, model: nn.Module, batch: Any) -> Tensor:

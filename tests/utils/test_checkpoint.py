@@ -14,14 +14,15 @@ from torch import nn
 from lr_scheduler import build_scheduler
 from tests.small_runs import ROOT
 from utils.checkpoint import (
-    epoch_path,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
     training_state,
 )
+from utils.checkpoint_names import epoch_path
 from utils.config import get_config
 from utils.distributed import equal_in_all_processes
+from utils.files import RunFolder
 from utils.progress import Progress
 from utils.resume import resume
 from utils.saving import Saver
@@ -69,7 +70,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     train_a_little(parts)
     save_epoch(epoch_path(tmp_path, 7), 7, parts, cfg)
     assert (tmp_path / "ckpt_epoch_7.pth").exists()
-    start = resume(tmp_path, fresh, cfg, UPDATES, CPU)
+    start = resume(RunFolder(tmp_path), fresh, cfg, UPDATES, CPU)
     assert start.epoch == 8
     assert "resumed from" in start.notes[0]
     assert torch.equal(fresh["model"].weight, parts["model"].weight)
@@ -87,10 +88,10 @@ def test_a_parameter_without_gradients_does_not_keep_a_run_from_going_on(tmp_pat
 
     parts, fresh = with_an_unused_part(), with_an_unused_part()
     train_a_little(parts)
-    saver = Saver(tmp_path, parts, get_config(), report=lambda line: None)
+    saver = Saver(RunFolder(tmp_path), parts, get_config(), *(2 * [lambda line: None]))
     saver.save_epoch(0)
     saver.wait()
-    resume(tmp_path, fresh, get_config(), UPDATES, CPU)
+    resume(RunFolder(tmp_path), fresh, get_config(), UPDATES, CPU)
     assert torch.equal(fresh["model"].weight, parts["model"].weight)
 
 
@@ -126,23 +127,56 @@ def test_the_newest_readable_checkpoint_is_found_by_epoch(tmp_path: Path) -> Non
     assert state is not None
     assert state["epoch"] == 9
     assert len(warnings) == 1
-    assert "ckpt_epoch_10.pth cannot be read" in warnings[0]
+    assert "ckpt_epoch_10.pth is damaged" in warnings[0]
 
 
-def test_an_explicit_checkpoint_wins_and_says_so(tmp_path: Path) -> None:
+def test_going_back_to_an_earlier_checkpoint_asks_for_another_folder(tmp_path: Path) -> None:
     for epoch in (3, 5):
         save_epoch(epoch_path(tmp_path, epoch), epoch, parts_of(), get_config())
     cfg = get_config(None, ["MODEL.RESUME", str(tmp_path / "ckpt_epoch_3.pth")])
-    start = resume(tmp_path, parts_of(), cfg, UPDATES, CPU)
+    with pytest.raises(ValueError, match=r"ckpt_epoch_5\.pth, which is not from a run that was "):
+        resume(RunFolder(tmp_path), parts_of(), cfg, UPDATES, CPU)
+    start = resume(RunFolder(tmp_path / "other"), parts_of(), cfg, UPDATES, CPU)
     assert start.epoch == 4
-    assert "ckpt_epoch_3.pth (--resume) wins over 1 checkpoint(s)" in start.notes[0]
+    cfg = get_config(None, ["MODEL.RESUME", str(tmp_path / "ckpt_epoch_5.pth")])
+    assert resume(RunFolder(tmp_path), parts_of(), cfg, UPDATES, CPU).epoch == 6
+
+
+def test_the_command_of_a_run_that_went_back_goes_on_from_what_descends(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", RunFolder(tmp_path / "second")
+    first.mkdir()
+    for epoch in (3, 5):
+        save_epoch(epoch_path(first, epoch), epoch, parts_of(), get_config())
+    cfg = get_config(None, ["MODEL.RESUME", str(first / "ckpt_epoch_3.pth")])
+    start = resume(second, parts_of(), cfg, UPDATES, CPU)
+    second.path.mkdir()
+    start.settle(second)
+    # Stopped before its first save, then after it.
+    assert resume(second, parts_of(), cfg, UPDATES, CPU).epoch == 4
+    save_epoch(epoch_path(second.path, 4), 4, parts_of(), cfg)
+    start = resume(second, parts_of(), cfg, UPDATES, CPU)
+    assert start.epoch == 5
+    assert "this run was started from" in start.notes[0]
+    (first / "ckpt_epoch_3.pth").unlink()  # as an old one
+    assert resume(second, parts_of(), cfg, UPDATES, CPU).epoch == 5
+    # Another file is another run.
+    other = get_config(None, ["MODEL.RESUME", str(first / "ckpt_epoch_5.pth")])
+    with pytest.raises(ValueError, match="would be overwritten: give another --tag"):
+        resume(second, parts_of(), other, UPDATES, CPU)
+
+
+def test_a_checkpoint_that_another_run_has_left_meanwhile_ends_the_start(tmp_path: Path) -> None:
+    start = resume(RunFolder(tmp_path), parts_of(), get_config(), UPDATES, CPU)
+    save_epoch(epoch_path(tmp_path, 0), 0, parts_of(), get_config())
+    with pytest.raises(ValueError, match="another run has changed the checkpoints"):
+        start.settle(RunFolder(tmp_path))
 
 
 def test_checkpoints_of_an_earlier_run_are_not_overwritten(tmp_path: Path) -> None:
     save_epoch(epoch_path(tmp_path, 0), 0, parts_of(), get_config())
     cfg = get_config(None, ["TRAIN.AUTO_RESUME", False])
     with pytest.raises(ValueError, match="another --tag"):
-        resume(tmp_path, parts_of(), cfg, UPDATES, CPU)
+        resume(RunFolder(tmp_path), parts_of(), cfg, UPDATES, CPU)
 
 
 def test_another_model_is_refused_with_the_first_differences(tmp_path: Path) -> None:
@@ -150,7 +184,7 @@ def test_another_model_is_refused_with_the_first_differences(tmp_path: Path) -> 
     other = parts_of(width=6)
     before = other["model"].weight.clone()
     with pytest.raises(ValueError, match=r"weight has shape \(2, 4\), the model \(2, 6\)"):
-        resume(tmp_path, other, get_config(), UPDATES, CPU)
+        resume(RunFolder(tmp_path), other, get_config(), UPDATES, CPU)
     assert torch.equal(other["model"].weight, before)
 
 
@@ -158,7 +192,7 @@ def test_settings_of_the_optimizer_stay_those_of_the_configuration(tmp_path: Pat
     save_epoch(epoch_path(tmp_path, 0), 0, parts_of(), get_config())
     changed = parts_of()
     changed["optimizer"].param_groups[0]["weight_decay"] = 0.3
-    resume(tmp_path, changed, get_config(), UPDATES, CPU)
+    resume(RunFolder(tmp_path), changed, get_config(), UPDATES, CPU)
     assert changed["optimizer"].param_groups[0]["weight_decay"] == 0.3
 
 
@@ -168,34 +202,34 @@ def test_with_another_update_size_data_and_schedule_go_on_at_the_same_part(tmp_p
     other = parts_of()
     other["progress"].images_per_update = 2 * IMAGES
     other["lr_scheduler"] = build_scheduler(cfg, other["optimizer"], UPDATES // 2)
-    start = resume(tmp_path, other, cfg, UPDATES // 2, CPU)
+    start = resume(RunFolder(tmp_path), other, cfg, UPDATES // 2, CPU)
     assert "an update is now 8 images and an epoch 5 updates (an update was 4" in start.notes[1]
     assert other["lr_scheduler"].num_steps == 100  # so many were made
     assert other["lr_scheduler"].place == 50  # half of the schedule's 100
     save_epoch(epoch_path(tmp_path, 9), 9, other, cfg)
     again = parts_of()
     again["progress"].images_per_update = 2 * IMAGES
-    assert len(resume(tmp_path, again, cfg, UPDATES // 2, CPU).notes) == 1
+    assert len(resume(RunFolder(tmp_path), again, cfg, UPDATES // 2, CPU).notes) == 1
     assert again["lr_scheduler"].place == 50
 
 
 def test_a_finished_run_says_so(tmp_path: Path) -> None:
     parts, cfg = parts_of(), get_config(None, ["TRAIN.EPOCHS", 20])
     save_epoch(epoch_path(tmp_path, 19), 19, parts, cfg)
-    start = resume(tmp_path, parts_of(), cfg, UPDATES, CPU)
+    start = resume(RunFolder(tmp_path), parts_of(), cfg, UPDATES, CPU)
     assert "nothing is left to train" in start.notes[1]
 
 
 def test_a_start_epoch_starts_the_schedule_there(tmp_path: Path) -> None:
     parts, cfg = parts_of(), get_config(None, ["TRAIN.START_EPOCH", 10])
-    start = resume(tmp_path, parts, cfg, UPDATES, CPU)
+    start = resume(RunFolder(tmp_path), parts, cfg, UPDATES, CPU)
     assert (start.epoch, parts["lr_scheduler"].num_steps) == (10, 100)
     assert parts["optimizer"].param_groups[0]["lr"] == pytest.approx(0.1 * 99 / 200, rel=1e-3)
 
 
 def test_another_seed_is_noticed(tmp_path: Path) -> None:
     save_epoch(epoch_path(tmp_path, 0), 0, parts_of(), get_config())
-    start = resume(tmp_path, parts_of(), get_config(None, ["SEED", 5]), UPDATES, CPU)
+    start = resume(RunFolder(tmp_path), parts_of(), get_config(None, ["SEED", 5]), UPDATES, CPU)
     assert "SEED is 5" in start.notes[1]
 
 
@@ -209,8 +243,8 @@ class Attack:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "cannot be read"),
-        (b"no checkpoint", "cannot be read"),
+        (b"", "is damaged or none: it is empty"),
+        (b"no checkpoint", "is damaged or none: it does not begin as"),
         (pickle.dumps(Attack()), "cannot be read"),
     ],
 )

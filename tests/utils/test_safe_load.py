@@ -1,17 +1,22 @@
 """Files from anybody: published ones are read, and nothing in a file can run."""
 
+import argparse
+import collections
 import os
 import pickle
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from yacs.config import CfgNode
 
 from tests.golden_cases import GOLDEN
+from tests.small_runs import equal
+from utils.files import DamagedError
 from utils.safe_load import model_weights, read_checkpoint
 
 
@@ -29,6 +34,8 @@ def archive(path: Path, content: bytes, **parts: bytes) -> Path:
     """A torch.save archive with this pickle in it."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", content)
+        file.writestr("archive/version", "3\n")
+        file.writestr("archive/byteorder", "little")
         for name, part in parts.items():
             file.writestr(f"archive/data/{name}", part)
     return path
@@ -49,6 +56,131 @@ def test_published_files_are_read_with_their_configuration_as_a_dict(name: str) 
     expected = torch.load(path, weights_only=False, map_location="cpu")["model"]  # own file
     for key, value in state["model"].items():
         assert torch.equal(value, expected[key])
+
+
+def test_what_files_of_other_programs_hold_beside_weights_comes_out_as_plain_values(
+    tmp_path: Path,
+) -> None:
+    held = {
+        "args": argparse.Namespace(lr=1, more=argparse.Namespace(path=PurePosixPath("/a/b"))),
+        "score": np.float64(3.5),
+        "big_endian": np.dtype(">f4").type(2),
+        "count": np.int32(7),
+        "array": np.arange(5),
+        "device": torch.device("cpu"),
+        "lists": collections.defaultdict(list, {"a": [1]}),
+        "set": {1, 2},
+        "counter": collections.Counter("aab"),
+        "config": CfgNode({"A": {"B": (1, 2)}}),
+        "version": torch.__version__,
+        "random": np.random.get_state(),
+        "size": torch.Size([1, 2]),
+    }
+    expected = {
+        "args": {"lr": 1, "more": {"path": "/a/b"}},
+        "score": 3.5,
+        "big_endian": 2.0,
+        "count": 7,
+        "array": None,
+        "device": torch.device("cpu"),
+        "lists": {"a": [1]},
+        "set": {1, 2},
+        "counter": {"a": 2, "b": 1},
+        "config": {"A": {"B": (1, 2)}},
+        "version": str(torch.__version__),
+        "random": ("MT19937", None, *np.random.get_state()[2:]),
+        "size": (1, 2),
+    }
+    for old_format in (False, True):
+        path = tmp_path / "x.pth"
+        torch.save(held, path, _use_new_zipfile_serialization=not old_format)
+        assert read_checkpoint(path) == expected
+
+
+def test_every_flipped_bit_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
+    """In a file without any checksum but those of the archive's records."""
+    state = {"model": {"a": torch.randn(9, 3)}, "epoch": 3, "config": {"A": [1, 2], "B": "text"}}
+    torch.save(state, path := tmp_path / "x.pth")
+    content = bytearray(path.read_bytes())
+    outcomes = collections.Counter()
+    for place in range(len(content)):
+        bit = 1 << place % 8
+        content[place] ^= bit
+        path.write_bytes(content)
+        content[place] ^= bit
+        try:
+            assert equal(read_checkpoint(path), state), f"bit {place % 8} of byte {place}"
+        except DamagedError:
+            outcomes["noticed"] += 1
+        else:
+            outcomes["nothing"] += 1
+    assert outcomes["noticed"] > 1000
+    assert outcomes["nothing"] > 100  # the padding between records
+
+
+def test_a_file_that_torch_has_written_without_checksums_is_read(tmp_path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.ones(5)}, path := tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    with zipfile.ZipFile(path) as file:
+        assert {entry.CRC for entry in file.infolist()} == {0}
+    assert torch.equal(read_checkpoint(path)["a"], torch.ones(5))
+
+
+@pytest.mark.parametrize(
+    ("begin", "kind"),
+    [
+        (b"<html>404", "a web page"),
+        (b"\n<!DOCTYPE html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "a Git LFS pointer"),
+        (b"\xff\xd8\xff\xe0 JFIF", "a picture"),
+        (b"\x89PNG\r\n", "a picture"),
+    ],
+)
+def test_what_people_take_for_a_checkpoint_is_named_and_no_damage(
+    tmp_path: Path, begin: bytes, kind: str
+) -> None:
+    path = tmp_path / "x.pth"
+    path.write_bytes(begin)
+    with pytest.raises(ValueError, match=f"x.pth cannot be read: it is {kind}") as error:
+        read_checkpoint(path)
+    assert not isinstance(error.value, DamagedError)
+
+
+def nested(levels: int) -> Any:
+    """Lists that share: few bytes, and twice as many values with each level."""
+    value: Any = [1]
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (nested(40), "names the same data again and again"),
+        ({str(index): torch.ones(1000) for index in range(2)} | {"x": nested(60)}, "again"),
+        (dict.fromkeys(map(str, range(1000)), torch.ones(5000)), "again and again"),
+        ({(1, 2): 3}, "it has a tuple as a name"),
+        ({"a": torch.ones(3).to_sparse()}, "sparse"),
+        ({"a": torch.ones(1).expand(1000)}, "repeats its numbers"),
+        ({"a": torch.empty(3, device="meta")}, "without numbers"),
+    ],
+    ids=["lists", "lists beside tensors", "tensors", "keys", "sparse", "stride 0", "meta"],
+)
+def test_what_little_can_become_much_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, path := tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=message):
+        read_checkpoint(path)
+
+
+def test_weights_under_two_names_are_read(tmp_path: Path) -> None:
+    weights = {"a": torch.ones(5000), "b": torch.zeros(3, 5000)}
+    torch.save({"model": weights, "model_ema": dict(weights)}, path := tmp_path / "x.pth")
+    assert torch.equal(read_checkpoint(path)["model_ema"]["a"], weights["a"])
 
 
 @pytest.mark.parametrize("old_format", [False, True])
@@ -73,7 +205,7 @@ def test_a_configuration_in_the_old_format_is_a_dict_too(tmp_path: Path) -> None
     assert found["config"]["MODEL"]["TYPE"] == "swin"
     assert torch.equal(found["model"]["a"], torch.ones(2))
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ValueError, match="it ends too early"):
+    with pytest.raises(DamagedError, match="unexpected EOF, expected"):
         read_checkpoint(path)
 
 
@@ -82,7 +214,7 @@ def test_an_old_file_cannot_claim_more_than_it_holds(tmp_path: Path) -> None:
     content = path.read_bytes()
     assert content.count(b"K\xc8N") == 1  # the storage's length 200, then no view
     path.write_bytes(content.replace(b"K\xc8N", b"J\x00\x00\x00\x7fN"))
-    with pytest.raises(ValueError, match="claim to be larger than the file"):
+    with pytest.raises(ValueError, match="storage has wrong byte size"):
         read_checkpoint(path)
 
 
@@ -101,7 +233,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, protocol: int, old_format
         path.write_bytes(content)
     else:
         archive(path, content)
-    with pytest.raises(ValueError, match=r"evil\.pth cannot be read") as error:
+    with pytest.raises(ValueError, match=r"evil\.pth cannot be read: it (holds|was)") as error:
         read_checkpoint(path)
     assert "\n" not in str(error.value)
     assert not witness.exists()
@@ -112,7 +244,7 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, protocol: int, old_format
 )
 def test_nothing_outside_the_list_is_even_looked_up(tmp_path: Path, name: str) -> None:
     module, function = name.split()
-    path = archive(tmp_path / "x.pth", f"c{module}\n{function}\n.".encode())
+    path = archive(tmp_path / "x.pth", f"\x80\x02c{module}\n{function}\n.".encode("latin1"))
     with pytest.raises(ValueError, match=f"it holds {module}.{function}, which is not plain data"):
         read_checkpoint(path)
 
@@ -125,7 +257,7 @@ def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path: Path) -> None:
     assert content.count(b"K\x04\x85") == 1
     enlarged = content.replace(b"K\x04\x85", b"K\xc8\x85")
     path = archive(tmp_path / "y.pth", enlarged, **{"0": bytes(16)})
-    with pytest.raises(ValueError, match="out of bounds"):
+    with pytest.raises(ValueError, match=r"y\.pth cannot be read: .*storage"):
         read_checkpoint(path)
 
 
@@ -133,7 +265,7 @@ def test_an_archive_cannot_claim_more_than_the_file_holds(tmp_path: Path) -> Non
     with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
         file.writestr("archive/data/0", bytes(10**7))
-    with pytest.raises(ValueError, match="claim to be larger than the file"):
+    with pytest.raises(DamagedError, match="claim to be larger than the file"):
         read_checkpoint(tmp_path / "bomb.pth")
 
 
@@ -153,7 +285,9 @@ def test_an_archive_cannot_claim_more_than_the_file_holds(tmp_path: Path) -> Non
 def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"checkpoint \S+x\.{suffix} cannot be read: .") as error:
+    with pytest.raises(
+        ValueError, match=rf"checkpoint \S+x\.{suffix} (cannot|is damaged)"
+    ) as error:
         read_checkpoint(path)
     assert "\n" not in str(error.value)
 
@@ -168,7 +302,11 @@ def test_another_zip_archive_is_refused(tmp_path: Path) -> None:
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not exist$"):
         read_checkpoint(tmp_path / "x.pth")
-    with pytest.raises(ValueError, match="does not exist as a file"):
+    with pytest.raises(ValueError, match=r"it is a folder: name a checkpoint in it$"):
+        read_checkpoint(tmp_path)
+    for name in ("ckpt_epoch_9.pth", "ckpt_epoch_10.pth"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"in it, for example \S+/ckpt_epoch_10\.pth$"):
         read_checkpoint(tmp_path)
 
 

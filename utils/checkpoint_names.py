@@ -1,0 +1,46 @@
+"""Names of a run's checkpoints: what they tell, and how they are found again."""
+
+import math
+import re
+from pathlib import Path
+
+SUFFIX, SHARDED_SUFFIX = ".pth", ".sharded"
+_NAME = re.compile(rf"ckpt_epoch_(\d+)(?:_update_(\d+))?(?:\{SUFFIX}|\{SHARDED_SUFFIX})")
+
+
+def epoch_path(folder: Path, epoch: int) -> Path:
+    """Where the checkpoint at the end of an epoch (from 0) lies."""
+    return folder / f"ckpt_epoch_{epoch}{SUFFIX}"
+
+
+def inside_path(folder: Path, epoch: int, update: int) -> Path:
+    """Where a checkpoint inside an epoch (from 0) lies, after so many updates of the run."""
+    return folder / f"ckpt_epoch_{epoch}_update_{update}{SUFFIX}"
+
+
+def place_of(path: Path) -> tuple[int, float] | None:
+    """Epoch and update that a name tells, in the order of a run; None where it tells none.
+
+    Infinity stands for the update at the end of an epoch: those inside are older than it.
+    """
+    match = _NAME.fullmatch(path.name)
+    return (int(match[1]), int(match[2]) if match[2] else math.inf) if match else None
+
+
+def is_inside(path: Path) -> bool:
+    """Whether a checkpoint was made inside an epoch."""
+    place = place_of(path)
+    return place is not None and math.isfinite(place[1])
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoints of a run, newest first by their names; none where there is no folder.
+
+    OSError where the folder cannot be listed.
+    """
+    try:
+        paths = list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    places = [(place, path.name, path) for path in paths if (place := place_of(path))]
+    return [path for *_, path in sorted(places, reverse=True)]
