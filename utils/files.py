@@ -124,6 +124,12 @@ class RunFolder:
             if _is_abandoned(path):
                 remove(path)
 
+    def release(self) -> None:
+        """Leave the folder to others."""
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
+
     def require_own(self) -> None:
         """ValueError where the folder is no longer the one that was taken."""
         if self.lock is not None and _identity(self.path / _LOCK) != self.identity:

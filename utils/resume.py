@@ -182,6 +182,8 @@ def _candidates(folder: RunFolder, found: list[Path], cfg: CfgNode, start: Start
         if later:
             start.notes.append(f"this run was started from {origin}; it goes on from its newest")
         return [*later, origin]
+    if not origin.exists():
+        raise ValueError(f"checkpoint {origin} does not exist")
     if later:
         raise ValueError(
             f"{folder.path} holds {later[0].name}, which is not from a run that was started with "

@@ -81,9 +81,10 @@ class Training:
             self.saver.save_epoch(progress.epoch - 1, save, best)
 
     def close(self) -> None:
-        """Wait until everything is written."""
+        """Wait until everything is written, and leave the folder to others."""
         self.saver.wait()
         self.log.close()
+        self.run.output.release()
 
     @contextlib.contextmanager
     def _bundled(self) -> Iterator[None]:
