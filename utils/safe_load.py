@@ -25,7 +25,7 @@ from utils.files import DamagedError
 Weights = dict[str, Tensor]
 
 _BLOCK = 2**22  # bytes
-_MOST_ITEMS = 10**8  # values in a file, one that is named twice counts twice
+_MOST_ITEMS = 10**7  # values in a file, one that is named twice counts twice
 _MOST_LEVELS = 100  # of sections in sections
 _MOST_SHARED = 8  # times that a file's size may come out as tensors, which can share storage
 
