@@ -119,4 +119,5 @@ def relative_position_index(height: int, width: int) -> Tensor:
 
 def gather_position_bias(table: Tensor, index: Tensor) -> Tensor:
     """Table (offsets, heads) and its row for each pair of positions (L, L) -> (heads, L, L)."""
-    return table[index.flatten()].view(*index.shape, -1).permute(2, 0, 1)
+    # An embedding: the backward pass of table[index] adds up in any order where threads share it.
+    return F.embedding(index, table).permute(2, 0, 1)

@@ -8,7 +8,12 @@ from torch import Tensor
 
 from models.swin_transformer import WindowAttention
 from models.swin_transformer_v2 import CosineWindowAttention
-from models.windows import Windows, join_neighbours
+from models.windows import (
+    Windows,
+    gather_position_bias,
+    join_neighbours,
+    relative_position_index,
+)
 
 GRIDS = [(8, 8), (8, 12), (7, 9), (5, 4), (3, 10)]
 
@@ -98,3 +103,22 @@ def test_neighbours_beyond_an_odd_border_are_zeros() -> None:
     assert joined.tolist() == [
         [[1, 6, 2, 7], [3, 8, 4, 9], [5, 10, 0, 0], [11, 0, 12, 0], [13, 0, 14, 0], [15, 0, 0, 0]]
     ]
+
+
+def test_gradients_of_position_biases_are_the_same_each_time_on_several_threads() -> None:
+    """As many heads as the last stage of Swin-B has: enough for threads to share the work."""
+    torch.manual_seed(0)
+    table = torch.randn(121, 32, requires_grad=True)
+    index, weight = relative_position_index(6, 6), torch.randn(32, 36, 36)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        gradients = set()
+        for _ in range(50):
+            table.grad = None
+            gather_position_bias(table, index).backward(weight)
+            assert table.grad is not None
+            gradients.add(table.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(gradients) == 1
