@@ -109,7 +109,7 @@ def test_gradients_of_position_biases_are_the_same_each_time_on_several_threads(
     """As many heads as the last stage of Swin-B has: enough for threads to share the work."""
     torch.manual_seed(0)
     table = torch.randn(121, 32, requires_grad=True)
-    index, weight = relative_position_index(6, 6), torch.randn(32, 36, 36)
+    index, weight = relative_position_index(6, 6), torch.randn(36, 36, 32).permute(2, 0, 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
