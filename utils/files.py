@@ -15,6 +15,10 @@ _LOCK = "lock"
 _TEMPORARY = ".*.tmp"
 
 
+class DamagedError(ValueError):
+    """A file whose content is proven damaged: by a checksum, or because its parts are not there."""
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's names to the disk: a file that was renamed in it keeps its new name."""
     descriptor = os.open(folder, os.O_RDONLY)
