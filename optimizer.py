@@ -12,6 +12,10 @@ from utils.checks import choose
 _INTENDED = ("mask_token", "relative_position_bias_table")
 _EXCLUSIONS = ("published", "intended")
 _OPTIMIZERS = ("adamw", "sgd")
+_MOMENTS: dict[type[torch.optim.Optimizer], frozenset[str]] = {
+    torch.optim.AdamW: frozenset({"step", "exp_avg", "exp_avg_sq"}),
+    torch.optim.SGD: frozenset({"momentum_buffer"}),
+}
 
 
 def scale_lr(lr: float, images_per_update: int) -> float:
@@ -32,6 +36,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, lr: float) -> torch.optim.Op
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     return torch.optim.AdamW(groups, lr=lr, betas=tuple(keys.BETAS), eps=keys.EPS, fused=True)
+
+
+def expected_moments(optimizer: torch.optim.Optimizer) -> frozenset[str]:
+    """Names of what an optimizer of this kind keeps of every parameter that it has updated."""
+    return _MOMENTS[type(optimizer)]
 
 
 def parameter_groups(

@@ -33,8 +33,9 @@ ALLOWED = {
     "utils.device": set(),
     "utils.unpickle": set(),
     "utils.safe_load": {"utils.files", "utils.unpickle"},
-    "utils.sharded_contents": {"utils.distributed", "utils.files", "utils.unpickle"},
+    "utils.sharded_contents": {"utils.distributed", "utils.files"},
     "utils.sharded_checkpoint": {
+        "optimizer",
         "utils.checks",
         "utils.distributed",
         "utils.files",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import build_classifier, build_pretrain_model
-from optimizer import build_optimizer, parameter_groups, scale_lr
+from optimizer import build_optimizer, expected_moments, parameter_groups, scale_lr
 from tests.golden_cases import read_golden
 from utils.config import get_config
 
@@ -99,9 +99,25 @@ def test_learning_rates_are_for_512_images() -> None:
     assert scale_lr(2e-4, 2048) == pytest.approx(8e-4)
 
 
-def test_adamw_is_the_default_and_sgd_a_choice() -> None:
+def smallest_model() -> Any:
+    """One layer that answers what the optimizer's groups ask."""
     model: Any = torch.nn.Sequential(torch.nn.Linear(2, 2))
     model.num_layers, model.layer_of, model.no_weight_decay = 1, lambda _: 0, lambda _: False
+    return model
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_an_optimizer_keeps_the_moments_that_are_expected_of_its_kind(name: str) -> None:
+    model = smallest_model()
+    optimizer = build_optimizer(get_config(None, ["TRAIN.OPTIMIZER.NAME", name]), model, 0.1)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    for parameter in model.parameters():
+        assert frozenset(optimizer.state[parameter]) == expected_moments(optimizer)
+
+
+def test_adamw_is_the_default_and_sgd_a_choice() -> None:
+    model = smallest_model()
     assert isinstance(build_optimizer(get_config(), model, 0.1), torch.optim.AdamW)
     sgd = build_optimizer(get_config(None, ["TRAIN.OPTIMIZER.NAME", "sgd"]), model, 0.1)
     assert sgd.defaults["nesterov"]
