@@ -5,8 +5,8 @@ import datetime
 import inspect
 import os
 import random
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +14,11 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import get_worker_info
 
+from utils.files import DamagedError
 from utils.rendezvous import Rendezvous
 from utils.sharding import is_sharded, synchronize_gradients
+
+Result = TypeVar("Result")
 
 # Streams of randomness: the first part of a key, so that equal numbers of two streams differ.
 MODEL_STREAM, SAMPLE_STREAM, UPDATE_STREAM, SUBSTITUTE_STREAM = range(4)
@@ -119,6 +122,28 @@ def any_process(value: bool) -> bool:
     if world_size() == 1:
         return value
     return bool(largest_over_processes(value, torch.device(_device_of_group())))
+
+
+def together(what: str, act: Callable[[], Result]) -> Result:
+    """What `act` returns; where it fails in any process, the same ValueError in all of them.
+
+    Damage that one has proven wins. `what` begins the message of a failure that proves none.
+    """
+    failure: ValueError | None = None
+    try:
+        result = act()
+    except ValueError as error:
+        failure = error
+    except (OSError, MemoryError) as error:
+        failure = ValueError(f"{what}: {getattr(error, 'strerror', None) or 'no memory is left'}")
+    failures: list[ValueError | None] = [failure]
+    if world_size() > 1:
+        failures *= world_size()
+        distributed.all_gather_object(failures, failure)
+    failed = [error for error in failures if error is not None]
+    if failed:
+        raise next((error for error in failed if isinstance(error, DamagedError)), failed[0])
+    return result
 
 
 def _device_of_group() -> str:
