@@ -14,7 +14,7 @@ TOP_LEVEL = {"logger", "lr_scheduler", "optimizer", "main_simmim", "main_finetun
 ALLOWED = {
     "models": {"models", "utils.checks", "utils.safe_load"},
     "data": {"data", "utils.checks", "utils.distributed", "utils.preemption"},
-    "optimizer": {"utils.checks"},
+    "optimizer": {"utils.checks", "utils.sharding"},
     "lr_scheduler": {"utils.checks"},
     "logger": set(),
     "utils.checks": set(),

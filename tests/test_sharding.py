@@ -103,6 +103,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(sharded: Path, tmp_path: Path) -> Non
     assert equal(found, expected)
 
 
+def test_a_run_with_sgd_shards_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    cfg = write_config(tmp_path, "swin")
+    keys = [*PLAIN, "TRAIN.SHARDING", "full", "TRAIN.OPTIMIZER.NAME", "sgd"]
+    run(2, cfg, tmp_path, "full", *keys)
+    newest = run_folder(tmp_path, "full") / "ckpt_epoch_1.sharded"
+    expected = weights_of(newest, tmp_path / "expected.pth")
+    shutil.rmtree(newest)
+    assert "resumed from" in run(2, cfg, tmp_path, "full", *keys)
+    assert equal(weights_of(newest, tmp_path / "found.pth"), expected)
+
+
 @pytest.mark.parametrize(("number", "batch_size"), [(1, 8), (4, 2)])
 def test_another_number_of_processes_goes_on(
     sharded: Path, tmp_path: Path, number: int, batch_size: int

@@ -173,10 +173,10 @@ def _moments_to_fill(
 
     A parameter that never had a gradient has none.
     """
-    stored: dict[str, set[str]] = {}
+    stored: dict[str, list[str]] = {}
     for name in tensors_below(contents, "optimizer."):
         parameter_name, _, moment = name.rpartition(".")
-        stored.setdefault(parameter_name, set()).add(moment)
+        stored.setdefault(parameter_name, []).append(moment)
     wanted = expected_moments(optimizer)
     others = {frozenset(moments) for moments in stored.values()} - {wanted}
     if others:
@@ -186,7 +186,7 @@ def _moments_to_fill(
             f"{own}: give the TRAIN.OPTIMIZER.NAME of that run, or another --tag or --output"
         )
     return {
-        name: {moment: _moment(parameter, moment, optimizer) for moment in wanted}
+        name: {moment: _moment(parameter, moment, optimizer) for moment in stored[name]}
         for name, parameter in model.named_parameters()
         if name in stored
     }

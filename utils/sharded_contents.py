@@ -9,7 +9,7 @@ import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, ClassVar
 
 import torch
 from torch.distributed.checkpoint import filesystem
@@ -43,14 +43,15 @@ class _Object:
     """What a pickle names: by which name, made from which arguments, with which state."""
 
     def __init__(self, name: str, arguments: Any = ()) -> None:
-        self.name, self.arguments, self.state = name, arguments, None
+        self.name, self.arguments = name, arguments
+        self.state: Any = None
 
 
 class _Unpickler(pickle._Unpickler):  # the one in Python: no opcode of it claims memory
     """Reads a pickle and calls nothing that it names: every object of it is an `_Object`."""
 
     stack: list[Any]
-    dispatch = {
+    dispatch: ClassVar[dict[int, Any]] = {
         code: load
         for code, load in pickle._Unpickler.dispatch.items()
         if bytes([code]) not in _REFUSED
@@ -70,9 +71,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: no opcode of it claim
     def load_build(self) -> None:
         """Its state is noted, not set."""
         state = self.stack.pop()
-        if not isinstance(self.stack[-1], _Object):
-            raise pickle.UnpicklingError(f"{shown(self.stack[-1])} has no state")
-        self.stack[-1].state = state
+        self.stack[-1].state = state  # only an `_Object` has one
 
     def load_setitem(self) -> None:
         """One item of a dict."""
@@ -90,9 +89,8 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: no opcode of it claim
 
 
 def _require_keys(keys: list[Any]) -> None:
-    for key in keys:
-        if not isinstance(key, str | _Object):
-            raise pickle.UnpicklingError(f"{shown(key)} is no name")
+    if not all(isinstance(key, str | _Object) for key in keys):
+        raise pickle.UnpicklingError("a key of it is no name")
 
 
 def read_contents(folder: Path) -> Metadata:
@@ -106,7 +104,7 @@ def read_contents(folder: Path) -> Metadata:
 def _read_contents(folder: Path) -> Metadata:
     _length(folder, METADATA)
     content = (folder / METADATA).read_bytes()
-    _require_checksum(folder, METADATA, content)
+    is_as_written = _has_right_checksum(folder, METADATA, content)
     try:
         contents = _contents_of(_Unpickler(io.BytesIO(content)).load(), len(content))
         ends = _ends_of_pieces(contents)
@@ -114,7 +112,8 @@ def _read_contents(folder: Path) -> Metadata:
         raise
     except Exception as error:  # broken bytes can raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DamagedError(f"checkpoint {folder} has no usable {METADATA}: {reason}") from None
+        kind = ValueError if is_as_written else DamagedError  # the first: of another torch
+        raise kind(f"checkpoint {folder} has no usable {METADATA}: {reason}") from None
     for name, end in {**ends, REST: 0}.items():
         if _length(folder, name) < end:
             raise DamagedError(f"checkpoint {folder} is incomplete: its {name} ends too early")
@@ -130,21 +129,20 @@ def _length(folder: Path, name: str) -> int:
     raise DamagedError(f"checkpoint {folder} is incomplete: its {name} is missing")
 
 
-def _contents_of(table: _Object, length: int) -> Metadata:
+def _contents_of(table: _Object, size: int) -> Metadata:
     """Torch's objects from what was read from so many bytes; ValueError where it is not whole."""
     entries: Mapping[Any, Any] = table.state["state_dict_metadata"]
-    if sum(len(entry.state["chunks"]) for entry in entries.values()) > length:
+    if sum(len(entry.state["chunks"]) for entry in entries.values()) > size:
         raise ValueError("it repeats the same parts again and again")
     tensors = {_text(name): _tensor_entry(entry.state) for name, entry in entries.items()}
     pieces = {}
     for key, piece in table.state["storage_data"].items():
         index = MetadataIndex(_text(key.state["fqn"]), _size(key.state["offset"]))
-        place = piece.state
-        name = _text(place["relative_path"])
+        name = _text(piece.state["relative_path"])
         if not _PIECE.fullmatch(name):
             raise ValueError(f"{shown(name)} is no name of a piece")
-        where = filesystem._StorageInfo(name, _natural(place["offset"]), _natural(place["length"]))
-        pieces[index] = where
+        start, length = (_natural(piece.state[field]) for field in ("offset", "length"))
+        pieces[index] = filesystem._StorageInfo(name, start, length)
     for name, entry in tensors.items():
         _require_all_parts(name, entry, pieces)
     return Metadata(dict(tensors), storage_data=pieces)
@@ -166,14 +164,14 @@ def _require_all_parts(
     name: str, entry: TensorStorageMetadata, pieces: Mapping[MetadataIndex, Any]
 ) -> None:
     """ValueError unless a tensor's parts are all its rows, and each of them lies in a piece."""
-    place = [0] * len(entry.size)
     parts = [chunk for chunk in entry.chunks if math.prod(chunk.sizes)]
+    whole = sum(math.prod(part.sizes) for part in parts) == math.prod(entry.size)
+    place = [0] * len(entry.size)
     for part in sorted(parts, key=lambda part: part.offsets):
-        known = MetadataIndex(name, part.offsets) in pieces
-        if not known or list(part.offsets) != place or part.sizes[1:] != entry.size[1:]:
-            raise ValueError(f"a part of {shown(name)} is missing")
+        whole &= MetadataIndex(name, part.offsets) in pieces
+        whole &= list(part.offsets) == place and part.sizes[1:] == entry.size[1:]
         place[:1] = [start + rows for start, rows in zip(place[:1], part.sizes, strict=False)]
-    if sum(math.prod(part.sizes) for part in parts) != math.prod(entry.size):
+    if not whole:
         raise ValueError(f"a part of {shown(name)} is missing")
 
 
@@ -228,23 +226,27 @@ def verify(folder: Path, contents: Metadata) -> None:
 
     def check() -> None:
         for name in names[rank() :: world_size()]:
-            _require_checksum(folder, name)
+            _has_right_checksum(folder, name)
 
     together(f"checkpoint {folder} cannot be read", check)
 
 
 def write_checksum(path: Path) -> None:
     """Leave a file's SHA-256 beside it, as sha256sum does."""
-    line = f"{checksum(path).hexdigest()}  {path.name}\n".encode()
-    write_whole(path.with_name(f"{path.name}{_CHECKSUM_SUFFIX}"), lambda file: file.write(line))
+
+    def write(file: IO[bytes]) -> None:
+        file.write(f"{checksum(path).hexdigest()}  {path.name}\n".encode())
+
+    write_whole(path.with_name(f"{path.name}{_CHECKSUM_SUFFIX}"), write)
 
 
-def _require_checksum(folder: Path, name: str, content: bytes | None = None) -> None:
-    """DamagedError unless a file is what was written; one without checksum is taken as it is."""
+def _has_right_checksum(folder: Path, name: str, content: bytes | None = None) -> bool:
+    """Whether a file has a checksum; DamagedError where that is another one than its content's."""
     try:
         noted = (folder / f"{name}{_CHECKSUM_SUFFIX}").read_bytes()
     except FileNotFoundError:
-        return
+        return False  # of an older checkpoint: taken as it is
     found = checksum(folder / name) if content is None else hashlib.sha256(content)
     if noted[:64] != found.hexdigest().encode():
         raise DamagedError(f"checkpoint {folder}: its {name} is damaged (checksum)")
+    return True

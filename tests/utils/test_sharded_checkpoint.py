@@ -31,7 +31,7 @@ from utils.sharded_checkpoint import (
     save_tensors,
     training_tensors,
 )
-from utils.sharded_contents import read_contents, verify
+from utils.sharded_contents import read_contents, verify, write_checksum
 
 NAME = "ckpt_epoch_0.sharded"
 STEPS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "open"}  # of a save, on the disk
@@ -425,6 +425,15 @@ def test_a_hostile_table_of_contents_is_refused_in_bounded_time_and_memory(
     assert time.monotonic() - begun < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # KiB
     assert not Path("pwned").exists()
+
+
+def test_contents_that_are_as_written_and_not_understood_are_no_damage(copied: Path) -> None:
+    """Another version of torch may write what this project does not know."""
+    (copied / ".metadata").write_bytes(pickled(b"N"))
+    write_checksum(copied / ".metadata")
+    with pytest.raises(ValueError, match=r"has no usable \.metadata") as caught:
+        read_contents(copied)
+    assert not isinstance(caught.value, DamagedError)
 
 
 def test_parts_that_are_repeated_are_refused(copied: Path) -> None:
