@@ -223,12 +223,9 @@ def verify(folder: Path, contents: Metadata) -> None:
     Each process reads its share of them; call it in all.
     """
     names = sorted({piece.relative_path for piece in contents.storage_data.values()})
-
-    def check() -> None:
-        for name in names[rank() :: world_size()]:
-            _has_right_checksum(folder, name)
-
-    together(f"checkpoint {folder} cannot be read", check)
+    own = names[rank() :: world_size()]
+    cannot = f"checkpoint {folder} cannot be read"
+    together(cannot, lambda: [_has_right_checksum(folder, name) for name in own])
 
 
 def write_checksum(path: Path) -> None:
