@@ -257,6 +257,23 @@ def test_at_every_step_of_a_save_one_whole_checkpoint_of_that_name_is_found(tmp_
     assert seen.count(2.0) > 3
 
 
+def save_with_little_room(folder: Path) -> None:
+    """No file may have more than 2 KB, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    try:
+        save(folder, training_tensors(*trained()))
+    except ValueError as error:
+        folder.with_name("said.txt").write_text(str(error))
+    os._exit(0)
+
+
+def test_a_piece_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    assert statuses_of(save_with_little_room, (tmp_path / NAME,)) == [0]
+    said = (tmp_path / "said.txt").read_text()
+    assert re.fullmatch(r"\S+ckpt_epoch_0\.sharded cannot be written: .*File too large", said)
+    assert not (tmp_path / NAME).exists()
+
+
 def refusal(folder: Path, name: str = "adamw") -> str:
     """Why a checkpoint does not go on with that optimizer: not because it is damaged."""
     model, optimizer = trained(name)
@@ -344,9 +361,16 @@ def moved(entries: Any, pieces: Any) -> None:
     object.__setattr__(entries["model.0.weight"].chunks[0], "offsets", torch.Size([1, 0]))
 
 
+def huge(entries: Any, pieces: Any) -> None:
+    entry = entries["model.0.bias"]
+    entry.size = torch.Size([10**15])
+    object.__setattr__(entry.chunks[0], "sizes", entry.size)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (huge, "its tensors claim to be larger than its pieces"),
         (without_part, "a part of 'model.0.weight' is missing"),
         (moved, "a part of 'model.0.weight' is missing"),
         (unnamed, "a part of 'model.0.weight' is missing"),
