@@ -7,6 +7,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from utils.checks import choose
+from utils.sharding import is_sharded
 
 # Excluded where OPTIMIZER.NO_WEIGHT_DECAY is `intended`, beside what the encoders name themselves.
 _INTENDED = ("mask_token", "relative_position_bias_table")
@@ -31,7 +32,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, lr: float) -> torch.optim.Op
         model, lr, cfg.TRAIN.WEIGHT_DECAY, cfg.TRAIN.LAYER_DECAY, keys.NO_WEIGHT_DECAY
     )
     if keys.NAME == "sgd":
-        sgd = torch.optim.SGD(groups, lr=lr, momentum=keys.MOMENTUM, nesterov=True, fused=True)
+        fused = not is_sharded(model)  # torch's fused SGD knows no sharded tensors
+        sgd = torch.optim.SGD(groups, lr=lr, momentum=keys.MOMENTUM, nesterov=True, fused=fused)
         for parameter in model.parameters():  # else a skipped first step leaves them unset
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd

@@ -103,6 +103,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(sharded: Path, tmp_path: Path) -> Non
     assert equal(found, expected)
 
 
+def test_a_run_with_sgd_shards_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    cfg = write_config(tmp_path, "swin")
+    keys = [*PLAIN, "TRAIN.SHARDING", "full", "TRAIN.OPTIMIZER.NAME", "sgd"]
+    run(2, cfg, tmp_path, "full", *keys)
+    newest = run_folder(tmp_path, "full") / "ckpt_epoch_1.sharded"
+    expected = weights_of(newest, tmp_path / "expected.pth")
+    shutil.rmtree(newest)
+    assert "resumed from" in run(2, cfg, tmp_path, "full", *keys)
+    assert equal(weights_of(newest, tmp_path / "found.pth"), expected)
+
+
 @pytest.mark.parametrize(("number", "batch_size"), [(1, 8), (4, 2)])
 def test_another_number_of_processes_goes_on(
     sharded: Path, tmp_path: Path, number: int, batch_size: int
@@ -144,6 +155,7 @@ def test_fine_tuning_shards_too_and_its_file_evaluates_the_same(
 
 
 def broken(folder: Path, kind: str) -> None:
+    contents = folder / ".metadata"
     if kind == "missing":
         (folder / "__1_0.distcp").unlink()
     elif kind == "cut off":
@@ -154,36 +166,31 @@ def broken(folder: Path, kind: str) -> None:
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
+    elif kind == "damaged contents":  # well-formed: a letter of a moment's name is another one
+        contents.write_bytes(contents.read_bytes().replace(b"norm.bias.step", b"norm.bias.stew"))
     elif kind == "no contents":
-        (folder / ".metadata").unlink()
+        contents.unlink()
     elif kind == "code":
-        (folder / ".metadata").write_bytes(pickle.dumps(print))
+        contents.write_bytes(pickle.dumps(print))
+        (folder / ".metadata.sha256").unlink()
     elif kind == "negative size":
-        contents = pickle.loads((folder / ".metadata").read_bytes())
-        contents.state_dict_metadata["model.encoder.norm.weight"].size = (-1,)
-        (folder / ".metadata").write_bytes(pickle.dumps(contents))
-    elif kind == "huge":
-        contents = pickle.loads((folder / ".metadata").read_bytes())
-        contents.state_dict_metadata["model.encoder.norm.weight"].size = (10**15,)
-        (folder / ".metadata").write_bytes(pickle.dumps(contents))
-    elif kind == "elsewhere":
-        contents = pickle.loads((folder / ".metadata").read_bytes())
-        next(iter(contents.storage_data.values())).relative_path = "../ckpt.pth"
-        (folder / ".metadata").write_bytes(pickle.dumps(contents))
+        table = pickle.loads(contents.read_bytes())
+        table.state_dict_metadata["model.encoder.norm.weight"].size = (-1,)
+        contents.write_bytes(pickle.dumps(table))
+        (folder / ".metadata.sha256").unlink()
     else:
         (folder / "rest.pth").unlink()
 
 
 BROKEN = {
-    "missing": r"is incomplete: its piece __1_0\.distcp is missing",
-    "cut off": r"is incomplete: its piece __0_0\.distcp ends too early",
-    "damaged": r"its piece __1_0\.distcp is damaged \(checksum\)",
-    "no contents": r"has no usable \.metadata",
-    "code": r"builtins\.print, which is not plain data",
+    "missing": r"is incomplete: its __1_0\.distcp is missing",
+    "cut off": r"is incomplete: its __0_0\.distcp ends too early",
+    "damaged": r"its __1_0\.distcp is damaged \(checksum\)",
+    "damaged contents": r"its \.metadata is damaged \(checksum\)",
+    "no contents": r"is incomplete: its \.metadata is missing",
+    "code": r"has no usable \.metadata: it holds 'builtins\.print', not plain data",
     "negative size": r"has no usable \.metadata: -1 is no size",
-    "huge": "its tensors claim to be larger than its pieces",
-    "elsewhere": r"its piece \.\./ckpt\.pth is missing",
-    "no rest": r"rest\.pth does not exist",
+    "no rest": r"is incomplete: its rest\.pth is missing",
 }
 
 
@@ -206,15 +213,49 @@ def test_a_broken_checkpoint_is_one_clear_error(
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("kind", ["missing", "damaged contents"])
 def test_a_run_goes_on_from_the_checkpoint_before_a_broken_one(
+    sharded: Path, tmp_path: Path, kind: str
+) -> None:
+    shutil.copytree(run_folder(sharded, "full"), run_folder(tmp_path, "full"))
+    broken(run_folder(tmp_path, "full") / "ckpt_epoch_1.sharded", kind)
+    cfg = write_config(tmp_path, "swinv2")
+    said = run(2, cfg, tmp_path, "full", *PLAIN, "TRAIN.SHARDING", "full")
+    assert re.search(rf"{BROKEN[kind]}; set aside as ckpt_epoch_1\.sharded\.bad", said)
+    assert "ckpt_epoch_0.sharded: epoch 1" in said
+
+
+def test_an_exported_file_lies_beside_the_checkpoint_and_no_run_takes_it_for_one(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_folder(tmp_path, "full")
+    shutil.copytree(run_folder(sharded, "full"), folder)
+    before = set(folder.iterdir())
+    assert call(monkeypatch, export, "--consolidate", folder / "ckpt_epoch_1.sharded") == 0
+    (exported,) = set(folder.iterdir()) - before
+    assert exported.name == "weights_epoch_1.pth"
+    content = exported.read_bytes()
+    cfg = write_config(tmp_path, "swinv2")
+    keys = [*PLAIN, "TRAIN.SHARDING", "full", "TRAIN.EPOCHS", 3]
+    said = run(2, cfg, tmp_path, "full", *keys)
+    assert "resumed from" in said
+    assert "set aside" not in said
+    assert exported.read_bytes() == content
+
+
+def test_another_optimizer_does_not_go_on_with_a_runs_moments(
     sharded: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(run_folder(sharded, "full"), run_folder(tmp_path, "full"))
-    broken(run_folder(tmp_path, "full") / "ckpt_epoch_1.sharded", "missing")
-    cfg = write_config(tmp_path, "swinv2")
-    said = run(2, cfg, tmp_path, "full", *PLAIN, "TRAIN.SHARDING", "full")
-    assert "piece __1_0.distcp is missing; set aside as ckpt_epoch_1.sharded.bad" in said
-    assert "ckpt_epoch_0.sharded: epoch 1" in said
+    before = snapshot(tmp_path)
+    keys = ["--opts", "TAG", "full", *PLAIN, "TRAIN.SHARDING", "full", "TRAIN.EPOCHS", 3]
+    keys += ["TRAIN.OPTIMIZER.NAME", "sgd"]
+    cfg = write_config(tmp_path.parent, "swinv2")
+    done = run_processes(2, cfg, "--output", tmp_path, *keys)
+    assert done.returncode != 0
+    names = r"\['exp_avg', 'exp_avg_sq', 'step'\], SGD keeps \['momentum_buffer'\]"
+    assert re.search(rf"rank 0: error: checkpoint \S+ holds the moments {names}", done.stderr)
+    assert snapshot(tmp_path) == before
 
 
 WRONG: dict[str, tuple[list[Any], str]] = {

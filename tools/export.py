@@ -1,6 +1,8 @@
 """Make one ordinary file of a sharded checkpoint's weights, for fine-tuning or evaluation.
 
-python -m tools.export --consolidate CKPT.sharded [--to FILE.pth]
+python -m tools.export --consolidate RUN/ckpt_epoch_N.sharded [--to FILE.pth]
+
+The file lies beside the checkpoint as weights_epoch_N.pth, a name that no run goes on from.
 """
 
 import argparse
@@ -25,10 +27,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--consolidate", metavar="CKPT", type=Path, required=True)
-    parser.add_argument("--to", metavar="FILE", type=Path, help="default: CKPT with .pth")
+    parser.add_argument("--to", metavar="FILE", type=Path, help="default: see above")
     arguments = parser.parse_args()
     folder: Path = arguments.consolidate
-    path: Path = arguments.to or folder.with_suffix(".pth")
+    path: Path = arguments.to or folder.with_name(
+        f"weights_{folder.stem.removeprefix('ckpt_')}.pth"
+    )
     if path.exists():
         raise ValueError(f"{path} exists already: give another name with --to FILE")
     state = consolidate(folder)
@@ -44,7 +48,7 @@ def consolidate(folder: Path) -> dict[str, Any]:
     contents = read_contents(folder)
     verify(folder, contents)
     tensors = {
-        f"{_PREFIX}{name}": torch.empty(entry.size, dtype=entry.properties.dtype)
+        f"{_PREFIX}{name}": torch.zeros(entry.size, dtype=entry.properties.dtype)
         for name, entry in tensors_below(contents, _PREFIX).items()
     }
     rest = read_checkpoint(folder / REST)

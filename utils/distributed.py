@@ -5,8 +5,8 @@ import datetime
 import inspect
 import os
 import random
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,13 +14,16 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import get_worker_info
 
+from utils.files import DamagedError
 from utils.rendezvous import Rendezvous
 from utils.sharding import is_sharded, synchronize_gradients
+
+Result = TypeVar("Result")
 
 # Streams of randomness: the first part of a key, so that equal numbers of two streams differ.
 MODEL_STREAM, SAMPLE_STREAM, UPDATE_STREAM, SUBSTITUTE_STREAM = range(4)
 
-_LONGEST_MESSAGE = 1000  # bytes that processes tell each other of an error
+_LONGEST_MESSAGE = 1000  # characters that processes tell each other of an error
 
 _meetings: list[Rendezvous] = []  # none, or that of this process's group
 
@@ -134,34 +137,37 @@ def any_process(value: bool) -> bool:
 def raise_everywhere(error: ValueError | None) -> None:
     """Raise the first process's error in all of them, if any has one; call it in all of them.
 
-    `CommonError` with several processes, of one line that may be cut; alone the error itself.
+    Damage that one has proven comes first. Alone it is the error itself, else a DamagedError or a
+    `CommonError` with the same words.
     """
     if world_size() == 1:
         if error is not None:
             raise error
         return
-    line = " ".join(str(error).split()) or type(error).__name__
-    words = b"" if error is None else line.encode()[:_LONGEST_MESSAGE]
-    own = torch.zeros(_LONGEST_MESSAGE, dtype=torch.uint8)
-    own[: len(words)] = torch.tensor(list(words), dtype=torch.uint8)
-    told = gather_over_processes(own.to(_device_of_group())).cpu()
-    for other, row in enumerate(told):
-        if row.any():
-            message = bytes(row[row != 0].tolist()).decode(errors="ignore")
-            raise CommonError(message, other) from error
+    told: list[tuple[bool, str] | None] = [None] * world_size()
+    line = " ".join(str(error).split())[:_LONGEST_MESSAGE] or type(error).__name__
+    own = None if error is None else (isinstance(error, DamagedError), line)
+    distributed.all_gather_object(told, own)
+    found = [(not said[0], other, said[1]) for other, said in enumerate(told) if said]
+    if found:
+        whole, other, message = min(found)
+        raise (CommonError(message, other) if whole else DamagedError(message)) from error
 
 
-@contextlib.contextmanager
-def errors_everywhere() -> Iterator[None]:
-    """A ValueError (or OSError) inside is raised in all processes; enter it in all of them."""
+def together(what: str, act: Callable[[], Result]) -> Result:
+    """What `act` returns; where it fails in any process, one ValueError in all of them.
+
+    Call it in all processes. `what` begins the message of a failure of the system.
+    """
     error: ValueError | None = None
     try:
-        yield
+        result = act()
     except ValueError as caught:
         error = caught
-    except OSError as caught:
-        error = ValueError(f"{caught.filename or 'a file'}: {caught.strerror or caught}")
+    except (OSError, MemoryError) as caught:
+        error = ValueError(f"{what}: {getattr(caught, 'strerror', None) or 'no memory is left'}")
     raise_everywhere(error)
+    return result
 
 
 def _device_of_group() -> str:

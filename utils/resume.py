@@ -14,15 +14,10 @@ from yacs.config import CfgNode
 from utils.checkpoint import State, load_checkpoint, restore
 from utils.checkpoint_names import SHARDED_SUFFIX, SUFFIX, checkpoints_in, place_of
 from utils.checks import require_same_classes
-from utils.distributed import (
-    any_process,
-    equal_in_all_processes,
-    errors_everywhere,
-    raise_everywhere,
-    rank,
-)
+from utils.distributed import equal_in_all_processes, rank, together
 from utils.files import DamagedError, RunFolder
 from utils.progress import Progress
+from utils.sharded_checkpoint import complete_saves
 from utils.sharding import is_sharded
 
 
@@ -77,9 +72,8 @@ def resume(
     over. ValueError where a checkpoint cannot be read or does not fit, where none of several can be
     used, where later ones would be overwritten, and where the processes do not see the same files.
     """
-    with errors_everywhere():  # before anybody looks
-        if rank() == 0 and folder.path.is_dir():
-            folder.acquire()
+    # Before anybody looks.
+    together(f"output folder {folder.path} cannot be used", lambda: _take(folder))
     images_per_update = parts["progress"].images_per_update
     start = Start(cfg.TRAIN.START_EPOCH)
     path, state = _load(folder, parts, cfg, classes, start, device)
@@ -105,6 +99,13 @@ def resume(
     if start.epoch >= cfg.TRAIN.EPOCHS:
         start.notes.append(f"nothing is left to train: TRAIN.EPOCHS is {cfg.TRAIN.EPOCHS}")
     return start
+
+
+def _take(folder: RunFolder) -> None:
+    """Lock the folder, if there is one, and complete what a killed run has all but saved."""
+    if rank() == 0 and folder.path.is_dir():
+        folder.acquire()
+        complete_saves(folder.path)
 
 
 def _keep_schedule(
@@ -143,20 +144,12 @@ def _load(
     candidates = _candidates(folder, found, cfg, start)
     sharded = is_sharded(parts["model"])
     for path in candidates:
-        state, error = None, None
+        if path.is_dir() != sharded and _twin(path) in candidates:
+            continue  # its weights in one file, beside it
         try:
-            if path.is_dir() != sharded and _twin(path) in candidates:
-                continue  # its weights in one file, beside it
-            state = _restore(path, parts, classes)
-        except ValueError as caught:
-            error = caught
-        # Damage is proven where all processes find it; one alone may have failed to read.
-        if not any_process(not isinstance(error, DamagedError)):
+            return path, _restore(path, parts, classes)
+        except DamagedError as error:
             start.damaged[path] = f"{error}; set aside as {aside(path).name}, using the one before"
-            continue
-        raise_everywhere(error)
-        assert state is not None
-        return path, state
     if candidates:
         raise ValueError(
             f"none of the {len(candidates)} checkpoint(s) in {folder.path} can be used "
@@ -208,7 +201,7 @@ def _twin(path: Path) -> Path:
 
 def _restore(path: Path, parts: Mapping[str, Any], classes: Sequence[str]) -> State:
     _check_kind(path, parts["model"])
-    state = load_checkpoint(path)
+    state = together(f"checkpoint {path} cannot be read", lambda: load_checkpoint(path))
     # Files from before runs were saved inside epochs.
     images = parts["progress"].images_per_update
     state.setdefault("progress", Progress(state["epoch"] + 1, images).state_dict())

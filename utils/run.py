@@ -29,11 +29,11 @@ from utils.config import to_plain
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.distributed import (
     MODEL_STREAM,
-    errors_everywhere,
     launched,
     rank,
     seed_all,
     start_process_group,
+    together,
     world_size,
 )
 from utils.engine import train_one_epoch
@@ -146,12 +146,16 @@ def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
     """Create the run's folder and log, and note there what the run starts from."""
     cfg, notes = run.cfg, start.notes
     config = yaml.safe_dump(to_plain(run.cfg), sort_keys=False)
-    with errors_everywhere():
+
+    def settle() -> None:
+        """The first process makes the folder its own."""
         if rank() == 0:
             run.folder.mkdir(parents=True, exist_ok=True)
             run.output.acquire()
             start.settle(run.output)
             (run.folder / "config.yaml").write_text(config, encoding="utf-8")
+
+    together(f"output folder {run.folder} cannot be written (--output DIR)", settle)
     try:
         place = parts["lr_scheduler"].num_steps, start.epoch
         log = RunLog(run.folder, rank(), *place, cfg.TRAIN.EPOCHS)

@@ -19,7 +19,7 @@ from utils.checkpoint_names import (
     inside_path,
     is_inside,
 )
-from utils.distributed import errors_everywhere, largest_over_processes, rank
+from utils.distributed import largest_over_processes, rank, together
 from utils.files import RunFolder, remove, write_again
 from utils.sharded_checkpoint import save_tensors, training_tensors
 from utils.sharding import is_sharded, local_part
@@ -81,9 +81,7 @@ class Saver:
         Waits for the file before, and raises its ValueError where that could not be written.
         BrokenWeightsError where a weight or moment is not finite: nothing is written then.
         """
-        with errors_everywhere():
-            self.wait()
-            self.output.require_own()
+        together(f"{self.output.path} cannot be written", self._be_ready)
         self.latest = time.monotonic()
         model, optimizer = self.parts["model"], self.parts["optimizer"]
         tensors = training_tensors(model, optimizer)
@@ -102,6 +100,10 @@ class Saver:
         elif rank() == 0:
             copy = [on_host(training_state(self.parts, self.cfg, self.classes))]
             self.pending = self.writer.submit(self._write, copy, path, others)
+
+    def _be_ready(self) -> None:
+        self.wait()
+        self.output.require_own()
 
     def wait(self) -> None:
         """Wait until the file is whole; ValueError where it could not be written."""

@@ -5,7 +5,6 @@ everything else in one ordinary file beside them. Reading runs no code from any 
 """
 
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
@@ -18,13 +17,16 @@ from torch.distributed import checkpoint
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.optim import Optimizer
 
-from utils.checks import require_same_shapes
-from utils.distributed import barrier, rank
-from utils.files import checksum, sync_folder
-from utils.sharded_contents import CHECKSUM_SUFFIX, read_contents, tensors_below
+from optimizer import expected_moments
+from utils.checkpoint_names import SHARDED_SUFFIX
+from utils.checks import require_same_shapes, shown
+from utils.distributed import rank, together
+from utils.files import remove, sync_folder
+from utils.sharded_contents import METADATA, REST, read_contents, tensors_below, write_checksum
 
-SUFFIX = ".sharded"
-REST = "rest.pth"
+# A checkpoint NAME is written as .NAME.tmp, which becomes .NAME.whole and then NAME: an earlier
+# one of that name goes between the two, so that one of them is there at any moment.
+_PART, _WHOLE = ".tmp", ".whole"
 
 
 class _Reader(checkpoint.FileSystemReader):
@@ -40,15 +42,19 @@ class _Reader(checkpoint.FileSystemReader):
 
 
 class _Writer(checkpoint.FileSystemWriter):
-    """torch's writer, which leaves the checksum of each piece beside it."""
+    """torch's writer, which leaves the checksum of each file beside it."""
 
     def write_data(self, plan: Any, planner: Any) -> Any:
         """Write this process's pieces."""
         done = super().write_data(plan, planner)
         for name in {result.storage_data.relative_path for result in done.value()}:
-            path = Path(self.path, name)
-            Path(f"{path}{CHECKSUM_SUFFIX}").write_text(f"{checksum(path).hexdigest()}  {name}\n")
+            write_checksum(Path(self.path, name))
         return done
+
+    def finish(self, metadata: Metadata, results: Any) -> None:
+        """Write the table of contents: the first process, when all pieces are there."""
+        super().finish(metadata, results)
+        write_checksum(Path(self.path, METADATA))
 
 
 def save_tensors(
@@ -64,32 +70,58 @@ def save_tensors(
     nothing else uses. The future's ValueError tells that it could not be written; else the
     checkpoint is whole when the first process's future is done.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    if rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    barrier()
+    part = _hidden(folder, _PART)
+
+    def prepare() -> None:
+        """An empty folder, made by the first process."""
+        if rank() == 0:
+            _complete(folder)
+            part.mkdir(parents=True)
+
+    together(f"{folder} cannot be written", prepare)
     written: Any = checkpoint.async_save(
-        dict(tensors), storage_writer=_Writer(temporary), process_group=group
+        dict(tensors), storage_writer=_Writer(part), process_group=group
     )
 
     def commit() -> None:
         """Wait for all pieces; the first process then gives the checkpoint its name."""
         try:
             written.result()
-        except Exception as error:  # of any process: its reason is in it
+            if rank() == 0:
+                write_rest(part / REST)
+                sync_folder(part)
+                os.replace(part, _hidden(folder, _WHOLE))
+                _complete(folder)
+        except (checkpoint.CheckpointException, OSError) as error:  # the first is no Exception
             raise ValueError(f"{folder} cannot be written: {_reason(error)}") from None
-        if rank() == 0:
-            write_rest(temporary / REST)
-            earlier = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(earlier, ignore_errors=True)
-            if folder.exists():
-                os.replace(folder, earlier)
-            os.replace(temporary, folder)
-            sync_folder(folder.parent)
-            shutil.rmtree(earlier, ignore_errors=True)
 
     return executor.submit(commit)
+
+
+def complete_saves(folder: Path) -> None:
+    """Give names to sharded checkpoints that a killed run has left whole; remove half ones.
+
+    For the first process of the run that has locked the folder, before it looks for checkpoints.
+    """
+    for state in (_PART, _WHOLE):
+        for path in folder.glob(f".*{SHARDED_SUFFIX}{state}"):
+            _complete(path.with_name(path.stem[1:]))
+
+
+def _complete(folder: Path) -> None:
+    part, whole = _hidden(folder, _PART), _hidden(folder, _WHOLE)
+    remove(part)
+    if whole.exists():
+        sync_folder(folder.parent)
+        if folder.exists():
+            os.replace(folder, part)
+        os.replace(whole, folder)
+        sync_folder(folder.parent)
+        remove(part)
+
+
+def _hidden(folder: Path, state: str) -> Path:
+    return folder.with_name(f".{folder.name}{state}")
 
 
 def load_tensors(folder: Path, contents: Metadata, tensors: dict[str, Tensor]) -> None:
@@ -99,7 +131,7 @@ def load_tensors(folder: Path, contents: Metadata, tensors: dict[str, Tensor]) -
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             checkpoint.load(tensors, storage_reader=_Reader(folder, contents), no_dist=alone)
-    except Exception as error:  # broken bytes can raise anything
+    except checkpoint.CheckpointException as error:
         raise ValueError(f"checkpoint {folder} cannot be read: {_reason(error)}") from None
 
 
@@ -115,27 +147,64 @@ def training_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor
 def restore_tensors(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Load model and optimizer; ValueError where the checkpoint does not fit."""
     contents = read_contents(folder)
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    stored, moments = (
-        {name: tuple(entry.size) for name, entry in tensors_below(contents, prefix).items()}
-        for prefix in ("model.", "optimizer.")
+    moments = _moments_to_fill(folder, contents, model, optimizer)
+    own = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, tensors in moments.items():
+        own |= {f"optimizer.{name}.{key}": value for key, value in tensors.items()}
+    stored = tensors_below(contents, "")
+    require_same_shapes(
+        {name: tuple(entry.size) for name, entry in stored.items()},
+        {name: tuple(value.shape) for name, value in own.items()},
+        f"checkpoint {folder}",
     )
-    require_same_shapes(stored, own, f"checkpoint {folder}")
+    for name, value in own.items():
+        kind = stored[name].properties.dtype
+        if kind != value.dtype:
+            raise ValueError(f"checkpoint {folder}: {name} is {kind}, expected {value.dtype}")
+    load_tensors(folder, contents, own)
     for name, parameter in model.named_parameters():
-        state = optimizer.state[parameter]
-        for key in (key for key in moments if key.startswith(f"{name}.")):
-            whole = moments[key] == tuple(parameter.shape)
-            state[key.removeprefix(f"{name}.")] = (
-                torch.zeros_like(parameter, requires_grad=False)
-                if whole
-                else torch.zeros(moments[key], device=parameter.device)
-            )
-    load_tensors(folder, contents, training_tensors(model, optimizer))
+        optimizer.state[parameter].update(moments.get(name, {}))
+
+
+def _moments_to_fill(
+    folder: Path, contents: Metadata, model: nn.Module, optimizer: Optimizer
+) -> dict[str, dict[str, Tensor]]:
+    """Tensors for the stored moments of every parameter; ValueError for another kind of them.
+
+    A parameter that never had a gradient has none.
+    """
+    stored: dict[str, list[str]] = {}
+    for name in tensors_below(contents, "optimizer."):
+        parameter_name, _, moment = name.rpartition(".")
+        stored.setdefault(parameter_name, []).append(moment)
+    wanted = expected_moments(optimizer)
+    others = {frozenset(moments) for moments in stored.values()} - {wanted}
+    if others:
+        found, own = (shown(sorted(names)) for names in (frozenset().union(*others), wanted))
+        raise ValueError(
+            f"checkpoint {folder} holds the moments {found}, {type(optimizer).__name__} keeps "
+            f"{own}: give the TRAIN.OPTIMIZER.NAME of that run, or another --tag or --output"
+        )
+    return {
+        name: {moment: _moment(parameter, moment, optimizer) for moment in stored[name]}
+        for name, parameter in model.named_parameters()
+        if name in stored
+    }
+
+
+def _moment(parameter: nn.Parameter, name: str, optimizer: Optimizer) -> Tensor:
+    """The optimizer's own tensor, else a new one, as the optimizer would make it."""
+    earlier = optimizer.state[parameter].get(name)
+    if isinstance(earlier, Tensor):
+        return earlier
+    if name == "step":
+        return torch.zeros((), device=parameter.device)
+    return torch.zeros_like(parameter, requires_grad=False)
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of the first process's failure."""
+    """The first line of the first process's failure."""
     failures = getattr(error, "failures", None)
     if failures:
         error = next(iter(failures.values()))[0]
-    return (str(error).strip().split("\n") or [type(error).__name__])[0][:300]
+    return str(error).strip().split("\n")[0][:300] or type(error).__name__

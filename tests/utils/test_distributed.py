@@ -31,7 +31,7 @@ def meet(rank: int, port: str, errors: list[str | None], folder: Path) -> None:
         ([None, "no such\nfile: \u00e9"], "1 no such file: \u00e9"),
         (["one", "another"], "0 one"),
         (["", None], "0 ValueError"),
-        (["x" * 999 + "\u00e9" + "y" * 10**6, None], "0 " + "x" * 999),
+        (["x" * 999 + "\u00e9" + "y" * 10**6, None], "0 " + "x" * 999 + "\u00e9"),
     ],
     ids=["of the other one", "of both", "without words", "too long"],
 )
