@@ -18,9 +18,12 @@ ALLOWED = {
     "lr_scheduler": {"utils.checks"},
     "logger": set(),
     "utils.checks": set(),
-    "utils.config": {"utils.checks", "utils.defaults"},
+    "utils.config": {"utils.checks", "utils.defaults", "utils.recipes", "utils.values"},
     "utils.defaults": set(),
-    "utils.arguments": {"utils.config"},
+    "utils.limits": set(),
+    "utils.recipes": {"utils.checks"},
+    "utils.values": {"utils.checks", "utils.defaults", "utils.limits"},
+    "utils.arguments": {"utils.checks", "utils.config", "utils.defaults", "utils.values"},
     "utils.sharding": set(),
     "utils.compilation": set(),
     "utils.memory": set(),
@@ -72,8 +75,8 @@ ALLOWED = {
 # Entry points, tools, the configuration's own modules and the builders.
 READS_CONFIG = {
     "models.build", "data.build", "optimizer", "lr_scheduler", "main_simmim",
-    "main_finetune", "utils.config", "utils.arguments", "utils.run", "utils.checkpoint",
-    "utils.resume", "utils.saving", "utils.training", "utils.divergence",
+    "main_finetune", "utils.config", "utils.values", "utils.arguments", "utils.run",
+    "utils.checkpoint", "utils.resume", "utils.saving", "utils.training", "utils.divergence",
 }  # fmt: skip
 
 

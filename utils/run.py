@@ -1,6 +1,5 @@
 """What both entry points do first: configuration, device, processes, seeds, output folder."""
 
-import argparse
 import math
 import os
 import platform
@@ -22,10 +21,10 @@ from logger import RunLog
 from lr_scheduler import build_scheduler
 from optimizer import build_optimizer, scale_lr
 from utils import watch
-from utils.arguments import read_config
+from utils.arguments import Command
 from utils.checks import shown
 from utils.compilation import compile_parts
-from utils.config import to_plain
+from utils.config import stage_of, to_plain
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.distributed import (
     MODEL_STREAM,
@@ -51,6 +50,7 @@ class Run:
     device: torch.device
     amp_dtype: torch.dtype
     lock: FolderLock
+    summary: tuple[str, ...] = ()  # of the command line, for the log
 
     @property
     def folder(self) -> Path:
@@ -68,9 +68,9 @@ class Run:
         return int(self.cfg.DATA.BATCH_SIZE) * self.accumulation_steps * world_size()
 
 
-def start_run(arguments: argparse.Namespace) -> Run:
-    """Configuration, device, process group and seeds; nothing is written yet."""
-    cfg = read_config(arguments)
+def start_run(command: Command) -> Run:
+    """Device, process group and seeds; nothing is written yet."""
+    cfg = command.cfg
     _require_memory(cfg)
     device = choose_device(cfg.DEVICE)
     amp_dtype = choose_precision(cfg.TRAIN.PRECISION, device)
@@ -80,7 +80,7 @@ def start_run(arguments: argparse.Namespace) -> Run:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
     seed_all(MODEL_STREAM, cfg.SEED)
-    return Run(cfg, device, amp_dtype, FolderLock(run_folder(cfg)))
+    return Run(cfg, device, amp_dtype, FolderLock(run_folder(cfg)), command.summary)
 
 
 def _require_memory(cfg: CfgNode) -> None:
@@ -157,8 +157,15 @@ def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
         raise ValueError(
             f"output folder {run.folder} cannot be written: {error.strerror} (--output DIR)"
         ) from None
-    log.info("configuration:\n%s", config)
-    log.info("%s", _versions())
+    log.detail("configuration:\n%s", config)
+    log.detail("%s", _versions())
+    num_parameters = sum(parameter.numel() for parameter in parts["model"].parameters())
+    kind = f"{stage_of(cfg) or 'training'} of {cfg.MODEL.TYPE}"
+    log.info("%s: %d parameters", kind, num_parameters)
+    for line in run.summary:
+        log.info("%s", line)
+    data = f"{cfg.DATA.DATASET} {cfg.DATA.DATA_PATH}".rstrip()
+    log.info("data %s, images of %s pixels", data, cfg.DATA.IMG_SIZE)
     name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "CPU"
     log.info(
         "%d process(es), this one on %s (%s), %s",
@@ -167,8 +174,6 @@ def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
         name,
         dtype_name(run.amp_dtype),
     )
-    num_parameters = sum(parameter.numel() for parameter in parts["model"].parameters())
-    log.info("%s: %d parameters", cfg.MODEL.TYPE, num_parameters)
     lr = scale_lr(cfg.TRAIN.BASE_LR, run.images_per_update)
     log.info(
         "effective batch size %d (%d per process x %d process(es) x %d micro-batch(es)); "
@@ -176,6 +181,9 @@ def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
         *(run.images_per_update, cfg.DATA.BATCH_SIZE, world_size(), run.accumulation_steps),
         *(cfg.TRAIN.BASE_LR, lr),
     )
+    log.info("files go to %s, the whole configuration to its config.yaml", run.folder)
+    if place == (0, 0) and not cfg.PRETRAINED:
+        log.info("it starts from fresh weights")
     for damage in start.damaged.values():
         log.warning("%s", damage)
     for note in filter(None, notes):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from utils.arguments import make_parser, read_config
+from utils.arguments import PROGRAMS, make_parser, read_config
 from utils.config import get_config, to_plain
 from utils.defaults import DEFAULTS
 
@@ -20,7 +20,8 @@ def write(path: Path, text: str) -> Path:
 
 
 def from_command_line(*arguments: str) -> Any:
-    return read_config(make_parser("").parse_args(list(arguments)))
+    parser = make_parser("main_simmim.py", "", PROGRAMS["main_simmim.py"][1])
+    return read_config(parser.parse_args(list(arguments)))
 
 
 def test_defaults_are_the_published_ones() -> None:
