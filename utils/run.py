@@ -158,8 +158,21 @@ def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
             f"output folder {run.folder} cannot be written: {error.strerror} (--output DIR)"
         ) from None
     log.detail("configuration:\n%s", config)
+    _describe(run, parts["model"], log)
+    if place == (0, 0) and not cfg.PRETRAINED:
+        log.info("it starts from fresh weights")
+    for damage in start.damaged.values():
+        log.warning("%s", damage)
+    for note in filter(None, notes):
+        log.info("%s", note)
+    return log
+
+
+def _describe(run: Run, model: nn.Module, log: RunLog) -> None:
+    """Say what is trained, with which recipe, on what, how and where to."""
+    cfg = run.cfg
     log.detail("%s", _versions())
-    num_parameters = sum(parameter.numel() for parameter in parts["model"].parameters())
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     kind = f"{stage_of(cfg) or 'training'} of {cfg.MODEL.TYPE}"
     log.info("%s: %d parameters", kind, num_parameters)
     for line in run.summary:
@@ -182,13 +195,6 @@ def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
         *(cfg.TRAIN.BASE_LR, lr),
     )
     log.info("files go to %s, the whole configuration to its config.yaml", run.folder)
-    if place == (0, 0) and not cfg.PRETRAINED:
-        log.info("it starts from fresh weights")
-    for damage in start.damaged.values():
-        log.warning("%s", damage)
-    for note in filter(None, notes):
-        log.info("%s", note)
-    return log
 
 
 def train_updates(

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from utils.arguments import PROGRAMS, make_parser, read_config
+from utils.arguments import make_parser, read_config
 from utils.config import get_config, to_plain
 from utils.defaults import DEFAULTS
+from utils.flags import PROGRAMS
 
 RECIPES = sorted(path for path in Path("configs").rglob("*.yaml") if "_base_" not in path.parts)
 
