@@ -28,6 +28,7 @@ ALLOWED = {
     "utils.sharding": set(),
     "utils.compilation": set(),
     "utils.memory": set(),
+    "utils.versions": set(),
     "utils.files": set(),
     "utils.rendezvous": set(),
     "utils.distributed": {"utils.rendezvous", "utils.sharding"},

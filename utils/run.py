@@ -2,17 +2,12 @@
 
 import math
 import os
-import platform
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
-import timm
 import torch
-import torchvision
 import yaml
 from torch import Tensor, nn
 from yacs.config import CfgNode
@@ -40,6 +35,7 @@ from utils.metrics import TrainingMetrics
 from utils.progress import Progress
 from utils.resume import Start
 from utils.sharding import shard
+from utils.versions import versions
 
 
 @dataclass(frozen=True)
@@ -171,7 +167,7 @@ def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
 def _describe(run: Run, model: nn.Module, log: RunLog) -> None:
     """Say what is trained, with which recipe, on what, how and where to."""
     cfg = run.cfg
-    log.detail("%s", _versions())
+    log.detail("%s", versions())
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     kind = f"{stage_of(cfg) or 'training'} of {cfg.MODEL.TYPE}"
     log.info("%s: %d parameters", kind, num_parameters)
@@ -233,24 +229,3 @@ def build_metrics(run: Run, parts: dict[str, Any]) -> TrainingMetrics:
 def is_due(epoch: int, every: int, epochs: int) -> bool:
     """True in every `every`-th epoch from 0 and in the last; never where `every` is 0."""
     return every > 0 and (epoch % every == 0 or epoch == epochs - 1)
-
-
-def _versions() -> str:
-    packages = {"torch": torch, "torchvision": torchvision, "timm": timm, "numpy": numpy}
-    versions = [f"{name} {package.__version__}" for name, package in packages.items()]
-    return f"python {platform.python_version()}, {', '.join(versions)}, commit {_git_commit()}"
-
-
-def _git_commit() -> str:
-    """Commit of this code, with a mark where files differ from it."""
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return result.stdout.strip() or "unknown"
