@@ -7,7 +7,7 @@ python main_finetune.py --cfg FILE --throughput
 
 from utils.arguments import read_early, read_program
 
-if __name__ == "__main__":  # --help and mistakes answer before torch is imported, in no time
+if __name__ == "__main__":  # before torch is imported, which takes seconds
     read_early(lambda: read_program("main_finetune.py", __doc__))
 
 import json

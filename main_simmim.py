@@ -5,7 +5,7 @@ torchrun --nproc_per_node N main_simmim.py --cfg FILE --data-path DIR [--output 
 
 from utils.arguments import read_early, read_program
 
-if __name__ == "__main__":  # --help and mistakes answer before torch is imported, in no time
+if __name__ == "__main__":  # before torch is imported, which takes seconds
     read_early(lambda: read_program("main_simmim.py", __doc__))
 
 from torch import Tensor, nn

@@ -129,7 +129,7 @@ def test_only_builders_and_entry_points_know_the_configuration(name: str) -> Non
 @pytest.mark.parametrize("name", sorted(sources()))
 def test_files_and_functions_stay_small(name: str) -> None:
     text = sources()[name].read_text()
-    longest = 350 if "transformer" in name else 250
+    longest = 350 if "transformer" in name else 300
     assert text.count("\n") <= longest
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):

@@ -5,6 +5,21 @@ python -m tools.export --consolidate CKPT.sharded [--to FILE.pth]
 
 import argparse
 from pathlib import Path
+
+from utils.arguments import make_parser, read_early
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("-m tools.export", __doc__)
+    parser.add_argument("--consolidate", metavar="CKPT", type=Path, required=True)
+    parser.add_argument("--to", metavar="FILE", type=Path, help="default: CKPT with .pth")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(read_arguments)
+
 from typing import Any
 
 import torch
@@ -21,12 +36,7 @@ _KEPT = ("epoch", "update", "seed", "config", "classes")
 
 def main() -> None:
     """Read the checkpoint, write the file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--consolidate", metavar="CKPT", type=Path, required=True)
-    parser.add_argument("--to", metavar="FILE", type=Path, help="default: CKPT with .pth")
-    arguments = parser.parse_args()
+    arguments = read_arguments()
     folder: Path = arguments.consolidate
     path: Path = arguments.to or folder.with_suffix(".pth")
     if path.exists():

@@ -35,8 +35,8 @@ class Parser(argparse.ArgumentParser):
                 value = value or next(iter(words[index + 1 : index + 2]), "VALUE")
                 raise ValueError(f"unknown flag {short(flag)}; {self._hint(flag, value)}")
         arguments = super().parse_args(words, namespace)
-        if opts:
-            arguments.opts = opts
+        if "--opts" in self._option_string_actions:
+            arguments.opts = [*arguments.opts, *opts]
         return arguments
 
     def error(self, message: str) -> NoReturn:
@@ -59,11 +59,33 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.HelpFormatter):
-    """Wraps every line of a description by itself: most of them are commands."""
+    """Fits a description to the terminal: prose is filled, a command keeps its line."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        lines = [textwrap.fill(line, width, subsequent_indent="    ") for line in text.splitlines()]
-        return "\n".join(lines)
+        blocks: list[str] = []
+        for line in text.splitlines():
+            if blocks and _may_join(blocks[-1], line):
+                blocks[-1] += f" {line.strip()}"
+            else:
+                blocks.append(line)
+        return "\n".join(
+            textwrap.fill(block, width, subsequent_indent=_indentation(block)) for block in blocks
+        )
+
+
+def _is_command(line: str) -> bool:
+    return line.lstrip().startswith(("python ", "torchrun "))
+
+
+def _may_join(one: str, other: str) -> bool:
+    """Whether two lines are of one paragraph."""
+    prose = all(line.strip() and not _is_command(line) for line in (one, other))
+    return prose and one[:1].isspace() == other[:1].isspace()
+
+
+def _indentation(block: str) -> str:
+    own = block[: len(block) - len(block.lstrip())]
+    return own + "    " * _is_command(block)
 
 
 def _last_part(key: str) -> str:
@@ -83,18 +105,23 @@ def _without_options(words: Iterable[str]) -> tuple[list[str], list[str]]:
     return rest, opts
 
 
-def make_parser(program: str, description: str | None, flags: Sequence[str] = ()) -> Parser:
-    """The parser of a program, with those of FLAGS that it uses; others are added to it."""
+def make_parser(
+    program: str, description: str | None, flags: Sequence[str] = (), first: str = ""
+) -> Parser:
+    """The parser of a program, with those of FLAGS that it uses; others are added to it.
+
+    `first` is what stands before all flags.
+    """
     name = f"python {program}"
     of_configuration = [flag for flag in FLAGS if flag in flags]
-    usage = f"{name} --cfg FILE [flags] [--opts KEY VALUE ...]" if of_configuration else None
+    usage = f"{name} {first}--cfg FILE [flags] [--opts KEY VALUE ...]"
     explained = (
-        "In brackets: the key of the configuration that a flag sets, and its default. What no flag "
-        "gives, the recipe says.\n"
+        "In brackets: the key of the configuration that a flag sets, and its default. The recipe "
+        "holds where no flag is given.\n\n"
     )
     parser = Parser(
         prog=name,
-        usage=usage,
+        usage=usage if of_configuration else None,
         description=description,
         formatter_class=_Help,
         allow_abbrev=False,

@@ -33,7 +33,7 @@ FLAGS: dict[str, Flag] = {
     "--opts": Flag(
         "configuration",
         "any keys of the configuration (utils/defaults.py lists them); they win over flags",
-        details=dict(nargs="*", default=[], metavar="KEY VALUE"),
+        details=dict(nargs="*", default=(), metavar="KEY VALUE"),
     ),
     "--print-config": Flag(
         "configuration",
