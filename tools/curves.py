@@ -24,7 +24,13 @@ def read_arguments() -> argparse.Namespace:
     """The command line."""
     parser = make_parser("-m tools.curves", __doc__)
     parser.add_argument("runs", nargs="+", metavar="[LABEL=]FOLDER", help="of runs")
-    parser.add_argument("--figure", default="val_acc1", choices=FIGURES, help="[val_acc1]")
+    parser.add_argument(
+        "--figure",
+        default="val_acc1",
+        choices=FIGURES,
+        metavar="NAME",
+        help=f"of {', '.join(FIGURES)} [val_acc1]",
+    )
     parser.add_argument("--picture", default="curves.png", metavar="FILE", help="[curves.png]")
     return parser.parse_args()
 

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -114,7 +115,11 @@ def make_parser(
     """
     name = f"python {program}"
     of_configuration = [flag for flag in FLAGS if flag in flags]
-    usage = f"{name} {first}--cfg FILE [flags] [--opts KEY VALUE ...]"
+    usage = textwrap.fill(
+        f"{name} {first}--cfg FILE [flags] [--opts KEY VALUE ...]",
+        shutil.get_terminal_size().columns - len("usage: "),
+        subsequent_indent=" " * len("usage: "),
+    )
     explained = (
         "In brackets: the key of the configuration that a flag sets, and its default. The recipe "
         "holds where no flag is given.\n\n"

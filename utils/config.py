@@ -80,7 +80,7 @@ def to_plain(cfg: CfgNode) -> dict[str, Any]:
 def keys_like(name: str) -> list[str]:
     """Keys of the whole configuration that somebody may mean by a name, the likeliest first."""
     wanted = name.upper().replace("-", "_")
-    keys = list(_keys_below(DEFAULTS))
+    keys = list(keys_below(DEFAULTS))
     last = wanted.rpartition(".")[2]
     if wanted in keys:
         return [wanted]
@@ -88,14 +88,15 @@ def keys_like(name: str) -> list[str]:
     parts = [key for key in keys if last in key.rpartition(".")[2].split("_")]
     near = difflib.get_close_matches(wanted, keys, n=1, cutoff=0.8)
     by_last = {key.rpartition(".")[2]: key for key in reversed(keys)}
-    near += [by_last[guess] for guess in difflib.get_close_matches(last, by_last, 1, 0.8)]
+    near += [by_last[guess] for guess in difflib.get_close_matches(last, by_last, 1, 0.7)]
     return list(dict.fromkeys(same or near or parts))[:3]
 
 
-def _keys_below(section: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def keys_below(section: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every key of nested sections, as DATA.BATCH_SIZE."""
     for name, value in section.items():
         if isinstance(value, Mapping):
-            yield from _keys_below(value, f"{prefix}{name}.")
+            yield from keys_below(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
 
