@@ -16,7 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from torchvision.transforms.v2.functional import resize_image
 
 from data.pictures import RGB, Picture
-from utils.checks import shown
+from utils.checks import short, shown
 
 Size = int | tuple[int, int]  # a side, or height and width
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -116,7 +116,8 @@ def train_transform(
         )
     except (AssertionError, ValueError, KeyError) as error:
         raise ValueError(
-            f"AUG.AUTO_AUGMENT is {auto_augment!r}, which timm does not know ({error}); "
+            f"AUG.AUTO_AUGMENT is {shown(auto_augment)}, which timm does not know "
+            f"({short(str(error))}); "
             "for example rand-m9-mstd0.5-inc1, or none"
         ) from None
     return TrainTransform(augment, CropAndFlip(image_size, crop_scale, interpolation), colours)

@@ -23,7 +23,7 @@ FIGURES = {
 def read_arguments() -> argparse.Namespace:
     """The command line."""
     parser = make_parser("-m tools.curves", __doc__)
-    parser.add_argument("runs", nargs="+", metavar="[LABEL=]FOLDER", help="of runs")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="[LABEL=]FOLDER")
     parser.add_argument(
         "--figure",
         default="val_acc1",

@@ -21,7 +21,8 @@ LENGTHS = {"TRAIN.OPTIMIZER.BETAS": 2, "AUG.CROP_SCALE": 2, "AUG.CUTMIX_MINMAX":
 MOST_AUGMENTATIONS = 16  # layers (n) of RandAugment, chains (w) of AugMix and their length (d)
 
 # More than any machine has room for: a configuration from anybody fails here, not there.
-_LAYERS = (1, 10**4)
+_LAYERS = (1, 1000)
+_CHANNELS = (1, 10**4)
 _WIDTH = (1, 10**5)
 _NUMBER = (1, 10**7)
 _COUNT = (1, 10**12)  # of what only passes by
@@ -31,7 +32,7 @@ _FACTOR = (0, 10**6)
 _REAL = (-(10**6), 10**6)
 _ENCODER = {
     "PATCH_SIZE": _WIDTH,
-    "IN_CHANS": _LAYERS,
+    "IN_CHANS": _CHANNELS,
     "EMBED_DIM": _WIDTH,
     "NUM_HEADS": _WIDTH,
     "MLP_RATIO": (0, 100),
@@ -62,7 +63,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "AUG.CROP_SCALE": _SHARE,
     "AUG.COLOR_JITTER": (0, 100),
     "AUG.REPROB": _SHARE,
-    "AUG.RECOUNT": (1, 1000),
+    "AUG.RECOUNT": _LAYERS,
     "AUG.MIXUP": _FACTOR,
     "AUG.CUTMIX": _FACTOR,
     "AUG.CUTMIX_MINMAX": _SHARE,

@@ -140,7 +140,7 @@ def test_a_recipe_that_says_nothing_of_its_stage_serves_both_programs(
         ("main_finetune.py", write_config(tmp_path)),
     ):
         monkeypatch.setattr(sys, "argv", [name, "--cfg", str(other)])
-        with pytest.raises(ValueError, match="says its MODEL.NAME"):
+        with pytest.raises(ValueError, match=r"says its MODEL\.NAME"):
             read_program(name, "")
 
 
