@@ -128,7 +128,9 @@ def _merge_options(cfg: CfgNode, opts: Sequence[Any]) -> None:
             value = " ".join([text, *rest[: end + 1]])
             raise ValueError(f'a list needs quotes: --opts {opts[index - 1]} "{short(value)}"')
     if len(opts) % 2:
-        raise ValueError(f"options come as KEY VALUE pairs; {opts[-1]!r} has no value")
+        raise ValueError(
+            f"options come as KEY VALUE pairs, with a space between; {opts[-1]!r} has no value"
+        )
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         nested: Any = value
         for name in reversed(str(key).split(".")):

@@ -29,6 +29,7 @@ _COUNT = (1, 10**12)  # of what only passes by
 _COUNT_OR_NONE = (0, 10**12)
 _SHARE = (0, 1)
 _FACTOR = (0, 10**6)
+_RATE = (0, 1e38)  # what float32 holds
 _REAL = (-(10**6), 10**6)
 _ENCODER = {
     "PATCH_SIZE": _WIDTH,
@@ -78,9 +79,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "TRAIN.EPOCHS": _COUNT,
     "TRAIN.WARMUP_EPOCHS": _COUNT_OR_NONE,
     "TRAIN.WEIGHT_DECAY": _FACTOR,
-    "TRAIN.BASE_LR": _FACTOR,
-    "TRAIN.WARMUP_LR": _FACTOR,
-    "TRAIN.MIN_LR": _FACTOR,
+    "TRAIN.BASE_LR": _RATE,
+    "TRAIN.WARMUP_LR": _RATE,
+    "TRAIN.MIN_LR": _RATE,
     "TRAIN.CLIP_GRAD": (0, math.inf),
     "TRAIN.ACCUMULATION_STEPS": (0, 10**7),
     "TRAIN.LAYER_DECAY": _SHARE,

@@ -342,7 +342,8 @@ def test_classes_come_from_the_file_or_are_numbers() -> None:
 
 
 def test_sizes_that_no_image_has_tell_nothing_of_a_file() -> None:
-    for size in (10**400, -1, 0, True, "x", [10**400, 1], [1], [1, 2, 3], {}):
+    sizes: list[Any] = [10**400, -1, 0, True, "x", [10**400, 1], [1], [1, 2, 3], {}]
+    for size in sizes:
         state: Any = {"config": {"DATA": {"IMG_SIZE": size}, "MODEL": {"SWINV2": {}}}}
         assert image_aspect(state) is None
         state["config"]["MODEL"]["SWINV2"] = {"PRETRAINED_WINDOW_SIZES": [size] * 4}

@@ -27,7 +27,7 @@ SMALL += ["MODEL.VIT.DEPTH", 2, "MODEL.VIT.EMBED_DIM", 16, "MODEL.VIT.NUM_HEADS"
 KEYS = list(keys_below(DEFAULTS))
 
 NUMBERS: list[Any] = [-1, 0, 1, 3, 10**5, 2**31, 2**63, 10**30, 10**400, -(10**30)]
-NUMBERS += [-1.0, 0.0, 0.5, 1.0, 1e-300, 1e6, 1e308, math.inf, -math.inf, math.nan]
+NUMBERS += [-1.0, 0.0, 0.5, 1.0, 1e-300, 1e6, 1e38, 1e308, math.inf, -math.inf, math.nan]
 LISTS: list[Any] = [[], [-1], [0], [0.5], [10**400], [math.nan], [math.inf], [32, 10**5], [[]]]
 LISTS += [[math.nan] * 2, [10**30] * 2, [1.0, 1.0], [0, 0], [None], ["x"], [True], [1] * 1000]
 TEXTS = ["", "{[]: 1}", "{{1}}", "9" * 500 + "+1j", "x" * 300, "\0", "\ud800", "a/../../b", "..\n"]
