@@ -84,6 +84,7 @@ class RunLog:
         self.skipped = 0
         self.logger = _create_logger(folder, rank)
         self.info = self.logger.info
+        self.detail = self.logger.debug  # for the file alone
         self.warning = self.logger.warning
         if rank == 0:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, one rank needs it
@@ -158,14 +159,14 @@ class RunLog:
 def _create_logger(folder: Path, rank: int) -> logging.Logger:
     """A logger that writes log_rank<rank>.txt in `folder` and, on rank 0, to the console."""
     logger = logging.getLogger(f"simmim.{folder.resolve()}.{rank}")
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)
     logger.propagate = False
     _close(logger)
     file = logging.FileHandler(folder / f"log_rank{rank}.txt", encoding="utf-8")
     file.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s"))
     logger.addHandler(file)
     if rank == 0:
-        logger.addHandler(_ConsoleHandler())
+        logger.addHandler(_ConsoleHandler(logging.INFO))
     return logger
 
 

@@ -5,6 +5,11 @@ torchrun --nproc_per_node N main_finetune.py --cfg FILE --data-path DIR --eval -
 python main_finetune.py --cfg FILE --throughput
 """
 
+from utils.arguments import read_early, read_program
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(lambda: read_program("main_finetune.py", __doc__))
+
 import json
 from pathlib import Path
 from typing import Any
@@ -29,7 +34,6 @@ from models import build_classifier, build_criterion, load_pretrained
 from models.pretrained import head_classes
 from tools.augmentation import draw_augmentation
 from utils import preemption
-from utils.arguments import make_parser
 from utils.checkpoint import restore_model
 from utils.device import choose_precision, dtype_name
 from utils.distributed import rank, world_size
@@ -47,7 +51,7 @@ UNREADABLE = "%d picture(s) could not be read and count as wrong (python -m tool
 
 def main() -> None:
     """One of three programs that share a command line."""
-    run = start_run(make_parser(__doc__ or "").parse_args())
+    run = start_run(read_program("main_finetune.py", __doc__))
     if not (run.cfg.THROUGHPUT_MODE or run.cfg.EVAL_MODE):
         finetune(run)
         return

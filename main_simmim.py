@@ -3,13 +3,17 @@
 torchrun --nproc_per_node N main_simmim.py --cfg FILE --data-path DIR [--output DIR --tag T]
 """
 
+from utils.arguments import read_early, read_program
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(lambda: read_program("main_simmim.py", __doc__))
+
 from torch import Tensor, nn
 
 from data import build_pretrain_dataset, build_train_loader
 from data.transforms import Normalizer
 from models import build_pretrain_model
 from tools.reconstruct import draw_reconstructions
-from utils.arguments import make_parser
 from utils.distributed import rank
 from utils.program import run_program
 from utils.resume import resume
@@ -20,13 +24,8 @@ from utils.training import ComputeLoss, Training
 
 def main() -> None:
     """Configuration, data, model, optimizer, resume, epochs."""
-    run = start_run(make_parser(__doc__ or "").parse_args())
+    run = start_run(read_program("main_simmim.py", __doc__))
     cfg = run.cfg
-    if cfg.PRETRAINED or cfg.EVAL_MODE or cfg.THROUGHPUT_MODE:
-        raise ValueError(
-            "PRETRAINED, EVAL_MODE and THROUGHPUT_MODE are for fine-tuning; "
-            "pre-training goes on from a checkpoint with --resume"
-        )
     model = build_pretrain_model(cfg)
     dataset = build_pretrain_dataset(cfg, patch_size=model.encoder.patch_size)
     loader = build_train_loader(cfg, dataset, run.device)

@@ -96,6 +96,9 @@ class Cifar10:
         return f"picture {index} of CIFAR-10"
 
 
+_LARGEST_SHAPE = 4096  # pixels; drawing one takes ten arrays of floats
+
+
 class Shapes:
     """Ten classes of shapes, drawn on the fly from the index alone (data/shapes.py)."""
 
@@ -105,6 +108,8 @@ class Shapes:
         self.length = length
         self.channels = rgb_or_grey(channels, "shapes")
         side = max(to_2tuple(image_size))
+        if side > _LARGEST_SHAPE:
+            raise ValueError(f"DATA.IMG_SIZE is {side}; shapes are drawn up to {_LARGEST_SHAPE}")
         self.size = side + side // 4  # room for crops
         self.stream = 0 if train else 1
         self.labels = [index % len(CLASSES) for index in range(length)]

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from data.pictures import RGB, Picture, find_pictures, read_picture, require_path
+from utils.checks import short, shown
 
 
 class LabelledPictures:
@@ -114,7 +115,8 @@ def first_of_each_class(labels: Sequence[int], number: int, classes: Sequence[st
         indices = np.flatnonzero(found == label)[:number]
         if len(indices) < number:
             raise ValueError(
-                f"DATA.IMAGES_PER_CLASS is {number}, but class {name} has {len(indices)} pictures"
+                f"DATA.IMAGES_PER_CLASS is {number}, but class {short(name)} has "
+                f"{len(indices)} pictures"
             )
         chosen += indices.tolist()
     return chosen
@@ -129,7 +131,7 @@ def _indices(words: list[str], classes: Sequence[str], source: str, first_line: 
     for line, word in enumerate(words, start=first_line):
         if word not in lookup:
             raise ValueError(
-                f"{source}, line {line}: label {word!r} is none of the {len(classes)} classes "
+                f"{source}, line {line}: label {shown(word)} is none of the {len(classes)} classes "
                 f"({_first(classes)})"
             )
     return [lookup[word] for word in words]
@@ -167,4 +169,4 @@ def _read_text(path: str) -> str:
 
 
 def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(map(short, names[:3])) + (", ..." if len(names) > 3 else "")

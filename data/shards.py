@@ -20,6 +20,7 @@ from data.pictures import (
     read_patiently,
     require_path,
 )
+from utils.checks import short
 
 INDEX_SUFFIX = ".index"
 CLASSES_FILE = "classes.txt"
@@ -77,7 +78,9 @@ class Shards:
         if (self.labels == NO_LABEL).any():
             index = int(np.argmax(self.labels == NO_LABEL))
             name = self.entries[index]["name"].decode(errors="replace")
-            raise ValueError(f"{self.root}: picture {name} has no label (no {LABEL_SUFFIX} file)")
+            raise ValueError(
+                f"{self.root}: picture {short(name)} has no label (no {LABEL_SUFFIX} file)"
+            )
         number = int(self.labels.max()) + 1
         path = Path(self.root, CLASSES_FILE)
         if not path.exists():
@@ -176,5 +179,6 @@ def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> int
     file = tar.extractfile(member)
     word = file.read(_LONGEST_LABEL).strip() if file else b""
     if not word.isdigit() or int(word) > np.iinfo(np.int32).max:
-        raise ValueError(f"{path}: {member.name} holds {word!r}, expected the index of a class")
+        name = short(member.name)
+        raise ValueError(f"{path}: {name} holds {word!r}, expected the index of a class")
     return int(word)

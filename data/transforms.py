@@ -16,6 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from torchvision.transforms.v2.functional import resize_image
 
 from data.pictures import RGB, Picture
+from utils.checks import short, shown
 
 Size = int | tuple[int, int]  # a side, or height and width
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -115,7 +116,8 @@ def train_transform(
         )
     except (AssertionError, ValueError, KeyError) as error:
         raise ValueError(
-            f"AUG.AUTO_AUGMENT is {auto_augment!r}, which timm does not know ({error}); "
+            f"AUG.AUTO_AUGMENT is {shown(auto_augment)}, which timm does not know "
+            f"({short(str(error))}); "
             "for example rand-m9-mstd0.5-inc1, or none"
         ) from None
     return TrainTransform(augment, CropAndFlip(image_size, crop_scale, interpolation), colours)
@@ -184,11 +186,11 @@ class Normalizer:
         for key, values in (("DATA.MEAN", mean), ("DATA.STD", std)):
             if len(values) not in (1, channels):
                 raise ValueError(
-                    f"{key} is {list(values)}, expected one number, or one for each of the "
+                    f"{key} is {shown(list(values))}, expected one number, or one for each of the "
                     f"{channels} channel(s) that the encoder takes (IN_CHANS)"
                 )
         if min(std) <= 0:
-            raise ValueError(f"DATA.STD is {list(std)}, expected positive numbers")
+            raise ValueError(f"DATA.STD is {shown(list(std))}, expected positive numbers")
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
 
     def __call__(self, image: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from models.position_bias import (
 )
 from models.provenance import image_aspect, swinv2_window
 from models.windows import Grid
-from utils.checks import require_same_shapes
+from utils.checks import require_same_shapes, short
 from utils.safe_load import Weights, model_weights, read_checkpoint
 
 _TABLE = "relative_position_bias_table"
@@ -133,7 +133,7 @@ def _resize_tables(
                 weights[name] = resize_position_bias(weights[name], window, target)
                 resized.append(name)
         except ValueError as error:
-            raise ValueError(f"checkpoint {source}: {name}: {error}") from None
+            raise ValueError(f"checkpoint {source}: {short(name)}: {error}") from None
     return resized
 
 
@@ -172,7 +172,7 @@ def _rebuild_coordinates(
             try:
                 window = window_of_coordinates(stored)
             except ValueError as error:
-                raise ValueError(f"checkpoint {source}: {name}: {error}") from None
+                raise ValueError(f"checkpoint {source}: {short(name)}: {error}") from None
         rebuilt[name] = own[name]
         if window is not None:
             rows, columns = own[name].shape[1:3]
@@ -202,5 +202,5 @@ def _may_lack(name: str, weights: Weights) -> bool:
 
 def _shortened(names: tuple[str, ...]) -> str:
     """Their number, and the first of them."""
-    first = ", ".join(names[:4])
+    first = ", ".join(map(short, names[:4]))
     return f"{len(names)}" + (f" ({first}{', ...' if len(names) > 4 else ''})" if names else "")

@@ -5,6 +5,8 @@ from typing import Any
 
 from models.windows import Grid, halved, shrunk_window
 
+_LARGEST_SIDE = 10**5  # of an image; a file from anybody may tell more
+
 
 def image_aspect(state: Any) -> float | None:
     """Height / width of the images it was trained on, where the stored configuration tells."""
@@ -18,7 +20,7 @@ def swinv2_window(state: Any, stage: int) -> Grid | None:
     pretrained = keys.get("PRETRAINED_WINDOW_SIZES")
     if isinstance(pretrained, list | tuple) and stage < len(pretrained):
         side = pretrained[stage]
-        if isinstance(side, int) and side > 0:
+        if _is_size(side):
             return side, side
     size, patch, window = _image_size(state), keys.get("PATCH_SIZE", 0), keys.get("WINDOW_SIZE", 0)
     if size is None or not _is_size(patch) or not _is_size(window):
@@ -38,7 +40,7 @@ def _image_size(state: Any) -> Grid | None:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and value > 0
+    return type(value) is int and 0 < value <= _LARGEST_SIDE
 
 
 def _section(state: Any, key: str) -> Mapping[str, Any]:

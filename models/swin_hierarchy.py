@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.layers import PatchEmbed, drop_path_rates, hide_tokens, run_block
 from models.windows import Grid, Windows, halved, join_neighbours, shrunk_window
-from utils.checks import require_divisible
+from utils.checks import require_divisible, shown
 
 # (stage, block in the stage, width, heads, window, drop-path rate) -> block
 MakeBlock = Callable[[int, int, int, int, Grid, float], nn.Module]
@@ -163,7 +163,8 @@ def _check_heads(
 ) -> None:
     if len(depths) != len(num_heads):
         raise ValueError(
-            f"{section}: DEPTHS {list(depths)} and NUM_HEADS {list(num_heads)} differ in length"
+            f"{section}: DEPTHS {shown(list(depths))} and NUM_HEADS {shown(list(num_heads))} "
+            "differ in length"
         )
     for stage, heads in enumerate(num_heads):
         width = embed_dim * 2**stage

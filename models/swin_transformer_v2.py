@@ -12,6 +12,7 @@ from models.layers import Mlp, attend, drop_path, init_linear, project_qkv
 from models.position_bias import relative_coordinates
 from models.swin_hierarchy import SwinHierarchy
 from models.windows import Grid, Windows, gather_position_bias, relative_position_index
+from utils.checks import shown
 
 _MAX_LOGIT_SCALE = math.log(100)
 _HIDDEN = 512  # of the network that makes position biases
@@ -153,7 +154,7 @@ def _per_stage(sizes: Sequence[int], num_stages: int) -> list[int]:
         return [0] * num_stages
     if len(sizes) != num_stages:
         raise ValueError(
-            f"MODEL.SWINV2.PRETRAINED_WINDOW_SIZES is {list(sizes)}, expected one number for each "
-            f"of the {num_stages} stages"
+            f"MODEL.SWINV2.PRETRAINED_WINDOW_SIZES is {shown(list(sizes))}, expected one number "
+            f"for each of the {num_stages} stages"
         )
     return list(sizes)

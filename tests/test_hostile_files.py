@@ -8,6 +8,7 @@ import pickletools
 import resource
 import struct
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,36 @@ def test_a_configuration_that_names_itself_a_thousand_times_stays_small(tmp_path
         path.write_text("\n".join(lines) + f"\n{key}: *a29\n")
         with pytest.raises(ValueError, match=r"\A[^\n]{10,600}\Z"):
             get_config(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SEED: " + "1:" * 10**4 + "1",  # base 60
+        "DATA:\n" + "- a\n" * 8000,
+        "SEED: [" + "a," * 16000 + "]",
+        "SEED: " + "[" * 30000,
+        "a: &a {" + ",".join(f"k{i}: 1" for i in range(1000)) + "}\nb:\n" + "  - {<<: *a}\n" * 1500,
+        "x: y\n" * 10**5,
+    ],
+    ids=["base 60", "list", "brackets", "deep brackets", "merged keys", "large"],
+)
+def test_a_configuration_that_takes_long_to_read_is_refused_soon(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    start = time.process_time()
+    with pytest.raises(ValueError, match=r"\A[^\n]{10,600}\Z"):
+        get_config(path)
+    assert time.process_time() - start < 5
+
+
+def test_files_that_name_each_other_many_times_are_counted(tmp_path: Path) -> None:
+    """16^5 readings otherwise."""
+    for index in range(6):
+        bases = f"BASE: [{', '.join([f'{index + 1}.yaml'] * 16)}]\n" if index < 5 else ""
+        (tmp_path / f"{index}.yaml").write_text(f"{bases}SEED: 1\n")
+    with pytest.raises(ValueError, match="with its BASE files it has more than 64"):
+        get_config(tmp_path / "0.yaml")
 
 
 def peak_memory() -> int:

@@ -46,7 +46,12 @@ def test_a_run_leaves_everything_that_is_promised(
 
     text = capsys.readouterr().out
     assert len(TRAIN_LINE.findall(text)) == 48
-    assert "torch " + torch.__version__ in text
+    start = text[: text.index("Train: ")]
+    assert start.count("\n") <= 10
+    assert f"recipe {cfg} with OUTPUT {tmp_path}, TRAIN.EPOCHS 6\n" in start
+    log = (folder / "log_rank0.txt").read_text()
+    assert "torch " + torch.__version__ in log
+    assert (folder / "config.yaml").read_text() in log
     assert "effective batch size 4 (4 per process x 1 process(es) x 1 micro-batch(es))" in text
     assert "base lr 0.05 -> actual lr 0.000390625" in text
 

@@ -3,6 +3,24 @@
 python -m tools.augmentation --cfg FILE [--data-path DIR] --picture out.png
 """
 
+import argparse
+
+from utils.arguments import make_parser, read_config, read_early
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    flags = ("--cfg", "--opts", "--data-path")
+    parser = make_parser("-m tools.augmentation", __doc__, flags)
+    parser.add_argument(
+        "--picture", default="augmentation.png", metavar="FILE", help="[augmentation.png]"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(lambda: read_config(read_arguments()))
+
 import torch
 from PIL import Image
 
@@ -10,7 +28,6 @@ from data import build_batch_augmentation, build_train_dataset
 from data.samples import LabelledDataset
 from data.transforms import BatchAugmentation
 from tools.picture import picture_grid, save_picture, spread
-from utils.arguments import make_parser, read_config
 from utils.program import run_program
 
 _ROWS = 8  # an even number, which Mixup pairs
@@ -30,9 +47,7 @@ def draw_augmentation(
 
 def main() -> None:
     """Read the configuration, draw, write the picture."""
-    parser = make_parser(__doc__ or "")
-    parser.add_argument("--picture", default="augmentation.png", metavar="FILE")
-    arguments = parser.parse_args()
+    arguments = read_arguments()
     cfg = read_config(arguments)
     dataset = build_train_dataset(cfg)
     device = torch.device("cpu")

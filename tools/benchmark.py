@@ -14,6 +14,34 @@ together, without a second side.
 """
 
 import argparse
+
+from utils.arguments import make_parser, read_config, read_early
+from utils.flags import UPDATE_FLAGS
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    flags = ("--cfg", "--opts", "--data-path", *UPDATE_FLAGS)
+    parser = make_parser("-m tools.benchmark", __doc__, flags, "{step,data,train} ")
+    parser.add_argument("what", choices=("step", "data", "train"))
+    parser.add_argument("--vs", choices=("transformers", "pillow"), help="for step; for data")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of one A and one B [5]")
+    parser.add_argument("--updates", type=int, metavar="N", help="of one round; of step and train")
+    parser.add_argument("--pictures", type=int, default=256, metavar="N", help="of data [256]")
+    arguments = parser.parse_args()
+    rival = {"step": "transformers", "data": "pillow"}.get(arguments.what)
+    if arguments.vs not in (None, rival):
+        raise ValueError(f"{arguments.what} is measured against {rival}, not {arguments.vs}")
+    for name in ("rounds", "updates", "pictures"):
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise ValueError(f"--{name} is {number}, expected 1 or more")
+    return arguments
+
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(lambda: read_config(read_arguments()))
+
 import json
 import statistics
 import tempfile
@@ -29,7 +57,6 @@ from tools.measure import Side, in_turn, launched_processes, launched_rank, mach
 from tools.plan import count_operations
 from tools.rivals import pillow_work, require_transformers, transformers_work
 from tools.workloads import collect_pictures, loading_work, training_work
-from utils.arguments import make_parser, read_config
 from utils.config import is_finetuning
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.program import run_program
@@ -40,20 +67,7 @@ Figures = dict[str, Any]
 
 def main() -> None:
     """Run one measurement; prints its table and a line of JSON."""
-    parser = make_parser(__doc__ or "")
-    parser.add_argument("what", choices=("step", "data", "train"))
-    parser.add_argument("--vs", choices=("transformers", "pillow"), help="for step; for data")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of one A and one B")
-    parser.add_argument("--updates", type=int, metavar="N", help="of one round; of step and train")
-    parser.add_argument("--pictures", type=int, default=256, metavar="N", help="of data")
-    arguments = parser.parse_args()
-    rival = {"step": "transformers", "data": "pillow"}.get(arguments.what)
-    if arguments.vs not in (None, rival):
-        raise ValueError(f"{arguments.what} is measured against {rival}, not {arguments.vs}")
-    for name in ("rounds", "updates", "pictures"):
-        number = getattr(arguments, name)
-        if number is not None and number < 1:
-            raise ValueError(f"--{name} is {number}, expected 1 or more")
+    arguments = read_arguments()
     if launched_processes() > 1 and (arguments.vs or arguments.what == "data"):
         raise ValueError("under torchrun only step and train are measured, without --vs")
     measure = {"step": measure_step, "data": measure_data, "train": measure_training}

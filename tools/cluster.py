@@ -6,13 +6,52 @@ Worked out from counted operations and bytes and from what the flags assume; not
 """
 
 import argparse
+
+from utils.arguments import make_parser, read_config, read_early
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    flags = ("--cfg", "--opts", "--batch-size", "--use-checkpoint")
+    parser = make_parser("-m tools.cluster", __doc__, flags)
+    numbers = {
+        "tflops": (989.0, "a GPU's peak in the recipe's precision (H100 SXM, bfloat16: 989)"),
+        "utilization": (0.45, "share of it that training reaches"),
+        "network": (50.0, "GB/s of each GPU to others (InfiniBand NDR: 50)"),
+        "images-per-core": (500.0, "that a CPU core loads in a second (tools.benchmark data)"),
+        "image-kb": (110.0, "of a picture file"),
+    }
+    for name, (default, words) in numbers.items():
+        parser.add_argument(
+            f"--{name}", type=float, default=default, metavar="X", help=f"{words} [{default:g}]"
+        )
+    parser.add_argument(
+        "--gpus", type=int, nargs="+", default=[8, 64, 512], metavar="N", help="[8 64 512]"
+    )
+    parser.add_argument(
+        "--update-images", type=int, default=2048, metavar="N", help="published [2048]"
+    )
+    parser.add_argument(
+        "--epoch-images", type=int, default=1281167, metavar="N", help="ImageNet [1281167]"
+    )
+    arguments = parser.parse_args()
+    for name in (*numbers, "update-images", "epoch-images"):
+        if not 1e-6 < getattr(arguments, name.replace("-", "_")) < 1e15:
+            raise ValueError(f"--{name} takes a positive number")
+    if min(arguments.gpus) < 1:
+        raise ValueError("--gpus takes positive numbers")
+    return arguments
+
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(lambda: read_config(read_arguments()))
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from yacs.config import CfgNode
 
 from tools.plan import count_operations, count_parameters
-from utils.arguments import make_parser, read_config
 from utils.program import run_program
 
 _FLOAT32 = 4
@@ -74,25 +113,7 @@ class Update:
 
 def main() -> None:
     """Count, work out, print."""
-    parser = make_parser(__doc__ or "")
-    numbers = {
-        "tflops": (989.0, "a GPU's peak in the recipe's precision (H100 SXM, bfloat16: 989)"),
-        "utilization": (0.45, "share of it that training reaches"),
-        "network": (50.0, "GB/s of each GPU to others (InfiniBand NDR: 50)"),
-        "images-per-core": (500.0, "that a CPU core loads in a second (tools.benchmark data)"),
-        "image-kb": (110.0, "of a picture file"),
-    }
-    for name, (default, words) in numbers.items():
-        parser.add_argument(f"--{name}", type=float, default=default, metavar="X", help=words)
-    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512], metavar="N")
-    parser.add_argument("--update-images", type=int, default=2048, metavar="N", help="published")
-    parser.add_argument("--epoch-images", type=int, default=1281167, metavar="N", help="ImageNet")
-    arguments = parser.parse_args()
-    for name in (*numbers, "update-images", "epoch-images"):
-        if getattr(arguments, name.replace("-", "_")) <= 0:
-            raise ValueError(f"--{name} takes a positive number")
-    if min(arguments.gpus) < 1:
-        raise ValueError("--gpus takes positive numbers")
+    arguments = read_arguments()
     print("\n".join(report(read_config(arguments), arguments)))
 
 

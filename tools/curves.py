@@ -6,11 +6,8 @@ Runs of the same label share a colour. Needs matplotlib (pip install matplotlib)
 """
 
 import argparse
-import json
-from pathlib import Path
 
-from tools.chart import new_chart, save_chart
-from utils.program import run_program
+from utils.arguments import make_parser, read_early
 
 FIGURES = {
     "val_acc1": "top-1 accuracy, %",
@@ -23,15 +20,34 @@ FIGURES = {
 }
 
 
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("-m tools.curves", __doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="[LABEL=]FOLDER")
+    parser.add_argument(
+        "--figure",
+        default="val_acc1",
+        choices=FIGURES,
+        metavar="NAME",
+        help=f"of {', '.join(FIGURES)} [val_acc1]",
+    )
+    parser.add_argument("--picture", default="curves.png", metavar="FILE", help="[curves.png]")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(read_arguments)
+
+import json
+from pathlib import Path
+
+from tools.chart import new_chart, save_chart
+from utils.program import run_program
+
+
 def main() -> None:
     """Read the runs, draw, write the picture."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", metavar="[LABEL=]FOLDER")
-    parser.add_argument("--figure", default="val_acc1", choices=FIGURES)
-    parser.add_argument("--picture", default="curves.png", metavar="FILE")
-    arguments = parser.parse_args()
+    arguments = read_arguments()
     curves = [read_run(run, arguments.figure) for run in arguments.runs]
     draw(curves, arguments.figure, arguments.picture)
     print(f"wrote {arguments.picture} ({arguments.figure} of {len(curves)} run(s))")

@@ -7,6 +7,21 @@ The file lies beside the checkpoint as weights_epoch_N.pth, a name that no run g
 
 import argparse
 from pathlib import Path
+
+from utils.arguments import make_parser, read_early
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("-m tools.export", __doc__)
+    parser.add_argument("--consolidate", metavar="CKPT", type=Path, required=True)
+    parser.add_argument("--to", metavar="FILE", type=Path, help="default: see above")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(read_arguments)
+
 from typing import Any
 
 import torch
@@ -23,12 +38,7 @@ _KEPT = ("epoch", "update", "seed", "config", "classes")
 
 def main() -> None:
     """Read the checkpoint, write the file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--consolidate", metavar="CKPT", type=Path, required=True)
-    parser.add_argument("--to", metavar="FILE", type=Path, help="default: see above")
-    arguments = parser.parse_args()
+    arguments = read_arguments()
     folder: Path = arguments.consolidate
     path: Path = arguments.to or folder.with_name(
         f"weights_{folder.stem.removeprefix('ckpt_')}.pth"

@@ -5,6 +5,25 @@ python -m tools.plan --cfg FILE [--gpus N] [--memory GIB] [--opts TRAIN.SHARDING
 Nothing is computed: the model runs once with tensors that have a shape and no numbers.
 """
 
+import argparse
+
+from utils.arguments import make_parser, read_config, read_early
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("-m tools.plan", __doc__, ("--cfg", "--opts", "--amp-opt-level"))
+    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="[8]")
+    parser.add_argument("--memory", type=float, default=80, metavar="GIB", help="of each GPU [80]")
+    arguments = parser.parse_args()
+    if arguments.gpus < 1 or not 0 < arguments.memory < 10**6:
+        raise ValueError("--gpus and --memory take positive numbers")
+    return arguments
+
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(lambda: read_config(read_arguments()))
+
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +38,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
 from models import build_classifier, build_pretrain_model
-from utils.arguments import make_parser, read_config
 from utils.config import is_finetuning
 from utils.device import dtype_name
 from utils.program import run_program
@@ -56,12 +74,7 @@ class Needs:
 
 def main() -> None:
     """Count, divide by the GPUs, print."""
-    parser = make_parser(__doc__ or "")
-    parser.add_argument("--gpus", type=int, default=8, metavar="N")
-    parser.add_argument("--memory", type=float, default=80, metavar="GIB", help="of each GPU")
-    arguments = parser.parse_args()
-    if arguments.gpus < 1 or arguments.memory <= 0:
-        raise ValueError("--gpus and --memory take positive numbers")
+    arguments = read_arguments()
     cfg = read_config(arguments)
     dtype = torch.float32 if cfg.TRAIN.PRECISION == "float32" else torch.bfloat16
     needs = count_needs(cfg, dtype)

@@ -5,6 +5,28 @@ python -m tools.reconstruct --cfg FILE [--resume CKPT] [--data-path DIR] --pictu
 Without --resume it takes the newest checkpoint of the run that the configuration names.
 """
 
+import argparse
+
+from utils.arguments import make_parser, read_config, read_early
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    flags = ("--cfg", "--opts", "--data-path", "--resume", "--device", "--output", "--tag")
+    parser = make_parser("-m tools.reconstruct", __doc__, flags)
+    parser.add_argument(
+        "--picture", default="reconstruction.png", metavar="FILE", help="[reconstruction.png]"
+    )
+    parser.add_argument("--rows", type=int, default=8, metavar="N", help="pictures [8]")
+    arguments = parser.parse_args()
+    if arguments.rows < 1:
+        raise ValueError(f"--rows is {arguments.rows}, expected 1 or more")
+    return arguments
+
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(lambda: read_config(read_arguments()))
+
 from pathlib import Path
 
 import torch
@@ -16,7 +38,6 @@ from data.transforms import to_uint8
 from models import build_pretrain_model
 from models.simmim import SimMIM, upsample_mask
 from tools.picture import picture_grid, save_picture, spread
-from utils.arguments import make_parser, read_config
 from utils.checkpoint import newest_checkpoint, restore_model
 from utils.device import choose_device
 from utils.program import run_program
@@ -47,10 +68,7 @@ def draw_reconstructions(
 
 def main() -> None:
     """Read a checkpoint, draw held-out samples where the data set has them, write the picture."""
-    parser = make_parser(__doc__ or "")
-    parser.add_argument("--picture", default="reconstruction.png", metavar="FILE")
-    parser.add_argument("--rows", type=int, default=8, metavar="N")
-    arguments = parser.parse_args()
+    arguments = read_arguments()
     cfg = read_config(arguments)
     device = choose_device(cfg.DEVICE)
     model = build_pretrain_model(cfg)

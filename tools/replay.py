@@ -5,6 +5,22 @@ python -m tools.replay diverged_update_N.pth [--data-path DIR] [--device cpu]
 
 import argparse
 from pathlib import Path
+
+from utils.arguments import make_parser, read_early
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("-m tools.replay", __doc__)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="diverged_update_N.pth")
+    parser.add_argument("--data-path", metavar="DIR", help="where the pictures are now")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto]")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(read_arguments)
+
 from typing import Any
 
 import torch
@@ -30,13 +46,7 @@ _NAMED = 3
 
 def main() -> None:
     """Read the bundle, compute, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--data-path", metavar="DIR", help="where the pictures are now")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    arguments = parser.parse_args()
+    arguments = read_arguments()
     state = read_checkpoint(arguments.bundle)
     if not isinstance(state, dict) or "diverged" not in state:
         raise ValueError(f"{arguments.bundle} is not what a diverged run leaves")

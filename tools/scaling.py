@@ -7,6 +7,29 @@ Every value runs in a process of its own, on noise. Pictures need matplotlib (pi
 matplotlib). The last line is JSON.
 """
 
+import argparse
+
+from utils.arguments import make_parser, read_config, read_early
+from utils.flags import UPDATE_FLAGS
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("-m tools.scaling", __doc__, ("--cfg", "--opts", *UPDATE_FLAGS))
+    parser.add_argument(
+        "--vary", nargs="+", action="append", required=True, metavar="KEY VALUE", help="a key"
+    )
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each value [5]")
+    parser.add_argument("--picture", metavar="FILE", help="where to draw")
+    arguments = parser.parse_args()
+    if arguments.rounds < 1 or min(map(len, arguments.vary)) < 3:
+        raise ValueError("--vary takes a key and two values or more, --rounds 1 or more")
+    return arguments
+
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(lambda: read_config(read_arguments()))
+
 import json
 import statistics
 from dataclasses import asdict, dataclass
@@ -20,7 +43,6 @@ from tools.chart import new_chart, save_chart
 from tools.measure import Side, in_turn, machine
 from tools.plan import count_operations
 from tools.workloads import training_work
-from utils.arguments import make_parser, read_config
 from utils.device import choose_device
 from utils.program import run_program
 
@@ -38,15 +60,7 @@ class Point:
 
 def main() -> None:
     """Measure every value of every key; prints tables and a line of JSON, draws."""
-    parser = make_parser(__doc__ or "")
-    parser.add_argument(
-        "--vary", nargs="+", action="append", required=True, metavar="KEY VALUE", help="a key"
-    )
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each value")
-    parser.add_argument("--picture", metavar="FILE", help="where to draw")
-    arguments = parser.parse_args()
-    if arguments.rounds < 1 or min(map(len, arguments.vary)) < 3:
-        raise ValueError("--vary takes a key and two values or more, --rounds 1 or more")
+    arguments = read_arguments()
     if arguments.picture:
         new_chart(1, 1)  # tells now, not after measuring, where that is impossible
     cfg, opts = read_config(arguments), arguments.opts

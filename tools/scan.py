@@ -6,17 +6,37 @@ Ends with status 1 where there are any; --list writes their names to a file.
 """
 
 import argparse
+import os
+from pathlib import Path
+
+from utils.arguments import make_parser, read_early
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("-m tools.scan", __doc__)
+    parser.add_argument("data", metavar="DATA", help="a folder")
+    cores = os.cpu_count()
+    parser.add_argument("--workers", type=int, default=cores, metavar="N", help=f"[{cores}]")
+    parser.add_argument("--channels", type=int, default=3, metavar="C", help="of the model [3]")
+    parser.add_argument("--list", type=Path, metavar="FILE", help="write names of broken ones here")
+    arguments = parser.parse_args()
+    if arguments.workers < 1:
+        raise ValueError(f"--workers is {arguments.workers}, expected at least 1")
+    return arguments
+
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(read_arguments)
+
 import functools
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from data.datasets import ImageFolder
-from data.pictures import RGB
 from data.shards import Shards
 from logger import progress_bar
 from utils.preemption import follow_parent
@@ -27,16 +47,7 @@ _CHUNK = 64  # pictures
 
 def main() -> None:
     """Scan, print what was found."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", metavar="DATA")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N")
-    parser.add_argument("--channels", type=int, default=RGB, metavar="C")
-    parser.add_argument("--list", type=Path, metavar="FILE", help="write names of broken ones here")
-    arguments = parser.parse_args()
-    if arguments.workers < 1:
-        raise ValueError(f"--workers is {arguments.workers}, expected at least 1")
+    arguments = read_arguments()
     is_tar = Path(arguments.data).is_dir() and any(Path(arguments.data).glob("*.tar"))
     pictures = (Shards if is_tar else ImageFolder)(arguments.data, arguments.channels)
     start = time.perf_counter()

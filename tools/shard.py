@@ -8,6 +8,28 @@ NAME.jpg and, with classes, NAME.cls (the index of the class); classes.txt names
 """
 
 import argparse
+
+from utils.arguments import make_parser, read_early
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser("-m tools.shard", __doc__)
+    parser.add_argument("source", metavar="SOURCE", nargs="?", help="a folder of pictures")
+    parser.add_argument("output", metavar="OUTPUT", nargs="?", help="a folder that is not there")
+    parser.add_argument("--index", metavar="FOLDER", help="of tar files")
+    parser.add_argument(
+        "--size", type=int, default=1024, metavar="MIB", help="of one tar file [1024]"
+    )
+    arguments = parser.parse_args()
+    if bool(arguments.index) == bool(arguments.output) or arguments.size < 1:
+        raise ValueError("give SOURCE and OUTPUT, or --index FOLDER; --size is 1 or more")
+    return arguments
+
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(read_arguments)
+
 import io
 import os
 import tarfile
@@ -26,16 +48,7 @@ Sample = tuple[str, int]  # path and label
 
 def main() -> None:
     """Pack or index; prints what was written."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", metavar="SOURCE", nargs="?", help="a folder of pictures")
-    parser.add_argument("output", metavar="OUTPUT", nargs="?", help="a folder that is not there")
-    parser.add_argument("--index", metavar="FOLDER", help="of tar files")
-    parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of one tar file")
-    arguments = parser.parse_args()
-    if bool(arguments.index) == bool(arguments.output) or arguments.size < 1:
-        raise ValueError("give SOURCE and OUTPUT, or --index FOLDER; --size is 1 or more")
+    arguments = read_arguments()
     try:
         if arguments.index:
             print(index_shards(arguments.index))

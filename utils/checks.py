@@ -1,14 +1,25 @@
 """Messages for wrong names and sizes: what was given, what is possible, which key said it."""
 
+import os
 import reprlib
+import sys
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 Part = TypeVar("Part")
 Shape = tuple[int, ...]
 
 
-_short = reprlib.Repr()
+class _Short(reprlib.Repr):
+    """Python refuses to print very large integers."""
+
+    def repr_int(self, value: int, level: int) -> str:
+        """The number, or that it is large."""
+        return super().repr_int(value, level) if abs(value) < 2**1000 else "an enormous integer"
+
+
+_short = _Short()
 _short.maxstring = _short.maxother = _short.maxlong = 80
 _short.maxlist = _short.maxtuple = _short.maxdict = 8
 _short.maxlevel = 1
@@ -17,6 +28,24 @@ _short.maxlevel = 1
 def shown(value: object) -> str:
     """What a person sees of a value in a message: its repr on one line, cut where it is long."""
     return " ".join(_short.repr(value).split())
+
+
+def short(name: str) -> str:
+    """A name from a file or a command line, as messages have it: one line, cut where it is long."""
+    text = "".join(letter if letter.isprintable() else " " for letter in name[:1000])
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def fail(message: str, error: ValueError | None = None) -> NoReturn:
+    """End the program with one line and status 2, that of a mistake of use.
+
+    With SIMMIM_TRACEBACK in the environment the line follows where the error was raised.
+    """
+    if error is not None and os.environ.get("SIMMIM_TRACEBACK"):
+        traceback.print_exception(error)
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(2)
 
 
 def choose(table: Mapping[str, Part], name: str, key: str) -> Part:
@@ -49,10 +78,10 @@ def require_same_shapes(
     found: Mapping[str, Shape], expected: Mapping[str, Shape], what: str
 ) -> None:
     """ValueError names the first parameters that are missing, too many or of another shape."""
-    differences = [f"{name} is missing" for name in expected if name not in found]
-    differences += [f"{name} is not in the model" for name in found if name not in expected]
+    differences = [f"{short(name)} is missing" for name in expected if name not in found]
+    differences += [f"{short(name)} is not in the model" for name in found if name not in expected]
     differences += [
-        f"{name} has shape {found[name]}, the model {expected[name]}"
+        f"{short(name)} has shape {shown(found[name])}, the model {expected[name]}"
         for name in expected
         if name in found and found[name] != expected[name]
     ]
@@ -68,7 +97,9 @@ def require_same_classes(found: Sequence[str], expected: Sequence[str], what: st
     unknown = [name for name in found if name not in set(expected)]
     missing = [name for name in expected if name not in set(found)]
     kinds = {"unknown": unknown, "missing": missing}
-    details = [f"{kind}: {', '.join(names[:3])}" for kind, names in kinds.items() if names]
+    details = [
+        f"{kind}: {', '.join(map(short, names[:3]))}" for kind, names in kinds.items() if names
+    ]
     raise ValueError(
         f"{what}: {len(found)} classes instead of {len(expected)} "
         f"({'; '.join(details) or 'in another order'})"

@@ -4,12 +4,12 @@ import os
 import re
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 
 from torch import distributed
 
 from utils import preemption, watch
+from utils.checks import fail
 from utils.distributed import CommonError, launched, rank, stop_process_group, world_size
 from utils.memory import keep_freed_memory
 
@@ -45,13 +45,12 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
             print(f"rank {error.rank}: error: {error}", file=sys.stderr, flush=True)
         _end_at_once_beside_gloo(2)
     except ValueError as error:
-        if os.environ.get("SIMMIM_TRACEBACK"):
-            traceback.print_exc()
         where = f"rank {rank()}: " if world_size() > 1 else ""
-        _leave(f"{where}error: {_last_line(error)}", status=2)
+        fail(f"{where}error: {_last_line(error)}", error)
     except KeyboardInterrupt:
         hint = "; training goes on from its newest checkpoint with the same command"
-        _leave(f"interrupted{hint if resumes else ''}", status=130)
+        print(f"interrupted{hint if resumes else ''}", file=sys.stderr, flush=True)
+        sys.exit(130)
 
 
 def _end_at_once_beside_gloo(status: int) -> None:
@@ -68,8 +67,3 @@ def _last_line(error: ValueError) -> str:
     if "Original Traceback" in text:
         text = re.sub(r"^[\w.]*Error: ", "", text.splitlines()[-1])
     return " ".join(text.split())
-
-
-def _leave(message: str, status: int) -> None:
-    print(message, file=sys.stderr, flush=True)
-    sys.exit(status)

@@ -1,19 +1,13 @@
 """What both entry points do first: configuration, device, processes, seeds, output folder."""
 
-import argparse
 import math
 import os
-import platform
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
-import timm
 import torch
-import torchvision
 import yaml
 from torch import Tensor, nn
 from yacs.config import CfgNode
@@ -22,10 +16,10 @@ from logger import RunLog
 from lr_scheduler import build_scheduler
 from optimizer import build_optimizer, scale_lr
 from utils import watch
-from utils.arguments import read_config
+from utils.arguments import Command
 from utils.checks import shown
 from utils.compilation import compile_parts
-from utils.config import to_plain
+from utils.config import stage_of, to_plain
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.distributed import (
     MODEL_STREAM,
@@ -42,6 +36,7 @@ from utils.metrics import TrainingMetrics
 from utils.progress import Progress
 from utils.resume import Start
 from utils.sharding import shard
+from utils.versions import versions
 
 
 @dataclass(frozen=True)
@@ -52,6 +47,7 @@ class Run:
     device: torch.device
     amp_dtype: torch.dtype
     output: RunFolder
+    summary: tuple[str, ...] = ()  # of the command line, for the log
 
     @property
     def folder(self) -> Path:
@@ -69,9 +65,9 @@ class Run:
         return int(self.cfg.DATA.BATCH_SIZE) * self.accumulation_steps * world_size()
 
 
-def start_run(arguments: argparse.Namespace) -> Run:
-    """Configuration, device, process group and seeds; nothing is written yet."""
-    cfg = read_config(arguments)
+def start_run(command: Command) -> Run:
+    """Device, process group and seeds; nothing is written yet."""
+    cfg = command.cfg
     _require_memory(cfg)
     device = choose_device(cfg.DEVICE)
     amp_dtype = choose_precision(cfg.TRAIN.PRECISION, device)
@@ -81,7 +77,7 @@ def start_run(arguments: argparse.Namespace) -> Run:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
     seed_all(MODEL_STREAM, cfg.SEED)
-    return Run(cfg, device, amp_dtype, RunFolder(run_folder(cfg)))
+    return Run(cfg, device, amp_dtype, RunFolder(run_folder(cfg)), command.summary)
 
 
 def _require_memory(cfg: CfgNode) -> None:
@@ -163,8 +159,28 @@ def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
         raise ValueError(
             f"output folder {run.folder} cannot be written: {error.strerror} (--output DIR)"
         ) from None
-    log.info("configuration:\n%s", config)
-    log.info("%s", _versions())
+    log.detail("configuration:\n%s", config)
+    _describe(run, parts["model"], log)
+    if place == (0, 0) and not cfg.PRETRAINED:
+        log.info("it starts from fresh weights")
+    for damage in start.damaged.values():
+        log.warning("%s", damage)
+    for note in filter(None, notes):
+        log.info("%s", note)
+    return log
+
+
+def _describe(run: Run, model: nn.Module, log: RunLog) -> None:
+    """Say what is trained, with which recipe, on what, how and where to."""
+    cfg = run.cfg
+    log.detail("%s", versions())
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    kind = f"{stage_of(cfg) or 'training'} of {cfg.MODEL.TYPE}"
+    log.info("%s: %d parameters", kind, num_parameters)
+    for line in run.summary:
+        log.info("%s", line)
+    data = f"{cfg.DATA.DATASET} {cfg.DATA.DATA_PATH}".rstrip()
+    log.info("data %s, images of %s pixels", data, cfg.DATA.IMG_SIZE)
     name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "CPU"
     log.info(
         "%d process(es), this one on %s (%s), %s",
@@ -173,8 +189,6 @@ def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
         name,
         dtype_name(run.amp_dtype),
     )
-    num_parameters = sum(parameter.numel() for parameter in parts["model"].parameters())
-    log.info("%s: %d parameters", cfg.MODEL.TYPE, num_parameters)
     lr = scale_lr(cfg.TRAIN.BASE_LR, run.images_per_update)
     log.info(
         "effective batch size %d (%d per process x %d process(es) x %d micro-batch(es)); "
@@ -182,11 +196,7 @@ def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
         *(run.images_per_update, cfg.DATA.BATCH_SIZE, world_size(), run.accumulation_steps),
         *(cfg.TRAIN.BASE_LR, lr),
     )
-    for damage in start.damaged.values():
-        log.warning("%s", damage)
-    for note in filter(None, notes):
-        log.info("%s", note)
-    return log
+    log.info("files go to %s, the whole configuration to its config.yaml", run.folder)
 
 
 def train_updates(
@@ -225,24 +235,3 @@ def build_metrics(run: Run, parts: dict[str, Any]) -> TrainingMetrics:
 def is_due(epoch: int, every: int, epochs: int) -> bool:
     """True in every `every`-th epoch from 0 and in the last; never where `every` is 0."""
     return every > 0 and (epoch % every == 0 or epoch == epochs - 1)
-
-
-def _versions() -> str:
-    packages = {"torch": torch, "torchvision": torchvision, "timm": timm, "numpy": numpy}
-    versions = [f"{name} {package.__version__}" for name, package in packages.items()]
-    return f"python {platform.python_version()}, {', '.join(versions)}, commit {_git_commit()}"
-
-
-def _git_commit() -> str:
-    """Commit of this code, with a mark where files differ from it."""
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return result.stdout.strip() or "unknown"

@@ -16,6 +16,7 @@ from models.position_bias import (
     window_of_table,
 )
 from models.pretrained import head_classes
+from models.provenance import image_aspect, swinv2_window
 from tests.golden_cases import GOLDEN, case_input, fill_by_rule, options, read_golden
 from utils.checkpoint import restore_model
 from utils.config import get_config
@@ -338,3 +339,12 @@ def test_classes_come_from_the_file_or_are_numbers() -> None:
         head_classes({}, {"encoder.x": torch.ones(1)}, "x")
     with pytest.raises(ValueError, match="no classification head"):
         head_classes({}, {"head.weight": torch.tensor(1.0)}, "x")
+
+
+def test_sizes_that_no_image_has_tell_nothing_of_a_file() -> None:
+    sizes: list[Any] = [10**400, -1, 0, True, "x", [10**400, 1], [1], [1, 2, 3], {}]
+    for size in sizes:
+        state: Any = {"config": {"DATA": {"IMG_SIZE": size}, "MODEL": {"SWINV2": {}}}}
+        assert image_aspect(state) is None
+        state["config"]["MODEL"]["SWINV2"] = {"PRETRAINED_WINDOW_SIZES": [size] * 4}
+        assert swinv2_window(state, 0) is None

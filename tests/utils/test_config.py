@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from utils.arguments import make_parser, read_config
-from utils.config import get_config, to_plain
+from utils.config import get_config, stage_of, to_plain
 from utils.defaults import DEFAULTS
+from utils.flags import PROGRAMS
 
 RECIPES = sorted(path for path in Path("configs").rglob("*.yaml") if "_base_" not in path.parts)
 
@@ -20,7 +21,8 @@ def write(path: Path, text: str) -> Path:
 
 
 def from_command_line(*arguments: str) -> Any:
-    return read_config(make_parser("").parse_args(list(arguments)))
+    parser = make_parser("main_simmim.py", "", PROGRAMS["main_simmim.py"][1])
+    return read_config(parser.parse_args(list(arguments)))
 
 
 def test_defaults_are_the_published_ones() -> None:
@@ -139,3 +141,45 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, text: str, message:
 def test_an_option_without_value_is_an_error() -> None:
     with pytest.raises(ValueError, match="'SEED' has no value"):
         get_config(None, ["SEED"])
+
+
+@pytest.mark.parametrize("text", ["true", "True", "yes", "ON", "false", "No", "off"])
+def test_what_yaml_calls_a_boolean_is_one_in_options(text: str) -> None:
+    expected = text.lower() in ("true", "yes", "on")
+    assert get_config(None, ["TRAIN.USE_CHECKPOINT", text]).TRAIN.USE_CHECKPOINT is expected
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["TRAIN.USE_CHECKPOINT", "1"], "USE_CHECKPOINT is 1, expected true or false"),
+        (["DATA.MASK_RATIO", 1.0], "leaves nothing visible"),
+        (["TAG", "../other"], "TAG is '../other', which leads out of the folder OUTPUT"),
+        (["MODEL.NAME", "/tmp/x"], "MODEL.NAME is '/tmp/x', which leads out"),
+        (["TRAIN.OPTIMIZER.BETAS", "[0.9]"], "expected 2 numbers"),
+        (["DATA.MEAN", "[.nan]"], "expected list of numbers"),
+        (["AUG.AUTO_AUGMENT", "rand-m9-n100000000"], "n is 100000000; expected at most 16"),
+        (["AUG.AUTO_AUGMENT", "augmix-w100000-d100000"], "w is 100000; expected at most 16"),
+        (["SEED", "9" * 400], "SEED is an enormous integer, expected at most"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused(opts: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        get_config(None, opts)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "{}"])
+def test_a_recipe_that_sets_nothing_is_an_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match="is empty: a recipe sets at least one key"):
+        get_config(write(tmp_path / "x.yaml", text))
+
+
+def test_names_say_the_stage() -> None:
+    for name, stage in (
+        ("simmim_finetune", "fine-tuning"),
+        ("simmim_pretrain", "pre-training"),
+        ("pretrained_vit_finetune", "fine-tuning"),
+        ("pretrained_vit", None),
+        ("swin_tiny_patch4_window7_224", None),
+    ):
+        assert stage_of(get_config(None, ["MODEL.NAME", name])) == stage
