@@ -13,6 +13,13 @@ TOP_LEVEL = {"logger", "lr_scheduler", "optimizer", "main_simmim", "main_finetun
 # `utils.safe_load` reads files for all.
 ALLOWED = {
     "models": {"models", "utils.checks", "utils.safe_load"},
+    "models.build": {
+        "models",
+        "utils.checkpoint",
+        "utils.checks",
+        "utils.config",
+        "utils.safe_load",
+    },
     "data": {"data", "utils.checks", "utils.distributed", "utils.preemption"},
     "optimizer": {"utils.checks"},
     "lr_scheduler": {"utils.checks"},
@@ -20,9 +27,9 @@ ALLOWED = {
     "utils.checks": set(),
     "utils.config": {"utils.checks", "utils.defaults"},
     "utils.defaults": set(),
-    "utils.arguments": {"utils.config"},
+    "utils.arguments": {"utils.checks", "utils.config"},
     "utils.sharding": set(),
-    "utils.compilation": set(),
+    "utils.compilation": {"utils.checks"},
     "utils.memory": set(),
     "utils.files": set(),
     "utils.rendezvous": set(),

@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
 from models import build_classifier, build_pretrain_model
-from utils.arguments import make_parser, read_config
+from utils.arguments import make_parser, positive_integer, positive_number, read_config
+from utils.checks import require_blocks
 from utils.config import is_finetuning
 from utils.device import dtype_name
 from utils.program import run_program
@@ -57,11 +58,11 @@ class Needs:
 def main() -> None:
     """Count, divide by the GPUs, print."""
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--gpus", type=int, default=8, metavar="N")
-    parser.add_argument("--memory", type=float, default=80, metavar="GIB", help="of each GPU")
+    parser.add_argument("--gpus", type=positive_integer, default=8, metavar="N")
+    parser.add_argument(
+        "--memory", type=positive_number, default=80, metavar="GIB", help="of each GPU"
+    )
     arguments = parser.parse_args()
-    if arguments.gpus < 1 or arguments.memory <= 0:
-        raise ValueError("--gpus and --memory take positive numbers")
     cfg = read_config(arguments)
     dtype = torch.float32 if cfg.TRAIN.PRECISION == "float32" else torch.bfloat16
     needs = count_needs(cfg, dtype)
@@ -78,11 +79,10 @@ _OPERATIONS = {torch.ops.aten.baddbmm_: _operations_of_baddbmm}  # torch counts 
 def count_needs(cfg: CfgNode, dtype: torch.dtype) -> Needs:
     """Run the model of a configuration without numbers, and count."""
     with FakeTensorMode():
-        model: Any = build(cfg, recompute=False)
-        encoder = getattr(model, "encoder", model)
+        model = build(cfg, recompute=False)
         kept, of_one_block = count_activations(cfg, model, dtype)
         recomputed, _ = count_activations(cfg, build(cfg, recompute=True), dtype)
-    blocks = [_numel(block) for block in encoder.blocks]
+    blocks = [_numel(block) for block in require_blocks(model, "tools.plan")]
     # Without sharding autocast holds on to the weights that it has rounded, recomputed or not.
     sharded = cfg.TRAIN.SHARDING == "full"
     fixed = recomputed.fixed + of_one_block.fixed if sharded else kept.fixed
@@ -135,9 +135,9 @@ def count_activations(
     cfg: CfgNode, model: Any, dtype: torch.dtype
 ) -> tuple[Activations, Activations]:
     """Of the whole model, and of the block that keeps most; from batches of two and of three."""
-    encoder = getattr(model, "encoder", model)
+    encoder, blocks = getattr(model, "encoder", model), require_blocks(model, "tools.plan")
     two, three = (
-        measure_activations(model, encoder.blocks, inputs_of(cfg, encoder, batch), dtype)
+        measure_activations(model, blocks, inputs_of(cfg, encoder, batch), dtype)
         for batch in (2, 3)
     )
     whole, block = (
