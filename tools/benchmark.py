@@ -29,7 +29,7 @@ from tools.measure import Side, in_turn, launched_processes, launched_rank, mach
 from tools.plan import count_operations
 from tools.rivals import pillow_work, require_transformers, transformers_work
 from tools.workloads import collect_pictures, loading_work, training_work
-from utils.arguments import make_parser, read_config
+from utils.arguments import make_parser, positive_integer, read_config
 from utils.config import is_finetuning
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.program import run_program
@@ -41,19 +41,16 @@ Figures = dict[str, Any]
 def main() -> None:
     """Run one measurement; prints its table and a line of JSON."""
     parser = make_parser(__doc__ or "")
+    number: dict[str, Any] = dict(type=positive_integer, metavar="N")
     parser.add_argument("what", choices=("step", "data", "train"))
     parser.add_argument("--vs", choices=("transformers", "pillow"), help="for step; for data")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of one A and one B")
-    parser.add_argument("--updates", type=int, metavar="N", help="of one round; of step and train")
-    parser.add_argument("--pictures", type=int, default=256, metavar="N", help="of data")
+    parser.add_argument("--rounds", default=5, help="of one A and one B", **number)
+    parser.add_argument("--updates", help="of one round; of step and train", **number)
+    parser.add_argument("--pictures", default=256, help="of data", **number)
     arguments = parser.parse_args()
     rival = {"step": "transformers", "data": "pillow"}.get(arguments.what)
     if arguments.vs not in (None, rival):
         raise ValueError(f"{arguments.what} is measured against {rival}, not {arguments.vs}")
-    for name in ("rounds", "updates", "pictures"):
-        number = getattr(arguments, name)
-        if number is not None and number < 1:
-            raise ValueError(f"--{name} is {number}, expected 1 or more")
     if launched_processes() > 1 and (arguments.vs or arguments.what == "data"):
         raise ValueError("under torchrun only step and train are measured, without --vs")
     measure = {"step": measure_step, "data": measure_data, "train": measure_training}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from yacs.config import CfgNode
 
 from tools.plan import count_operations, count_parameters
-from utils.arguments import make_parser, read_config
+from utils.arguments import make_parser, positive_integer, positive_number, read_config
 from utils.program import run_program
 
 _FLOAT32 = 4
@@ -83,16 +83,17 @@ def main() -> None:
         "image-kb": (110.0, "of a picture file"),
     }
     for name, (default, words) in numbers.items():
-        parser.add_argument(f"--{name}", type=float, default=default, metavar="X", help=words)
-    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512], metavar="N")
-    parser.add_argument("--update-images", type=int, default=2048, metavar="N", help="published")
-    parser.add_argument("--epoch-images", type=int, default=1281167, metavar="N", help="ImageNet")
+        parser.add_argument(
+            f"--{name}", type=positive_number, default=default, metavar="X", help=words
+        )
+    counts = {
+        "gpus": dict(nargs="+", default=[8, 64, 512]),
+        "update-images": dict(default=2048, help="published"),
+        "epoch-images": dict(default=1281167, help="ImageNet"),
+    }
+    for name, details in counts.items():
+        parser.add_argument(f"--{name}", type=positive_integer, metavar="N", **details)
     arguments = parser.parse_args()
-    for name in (*numbers, "update-images", "epoch-images"):
-        if getattr(arguments, name.replace("-", "_")) <= 0:
-            raise ValueError(f"--{name} takes a positive number")
-    if min(arguments.gpus) < 1:
-        raise ValueError("--gpus takes positive numbers")
     print("\n".join(report(read_config(arguments), arguments)))
 
 

@@ -20,7 +20,7 @@ from tools.chart import new_chart, save_chart
 from tools.measure import Side, in_turn, machine
 from tools.plan import count_operations
 from tools.workloads import training_work
-from utils.arguments import make_parser, read_config
+from utils.arguments import make_parser, positive_integer, read_config
 from utils.device import choose_device
 from utils.program import run_program
 
@@ -42,11 +42,13 @@ def main() -> None:
     parser.add_argument(
         "--vary", nargs="+", action="append", required=True, metavar="KEY VALUE", help="a key"
     )
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each value")
+    parser.add_argument(
+        "--rounds", type=positive_integer, default=5, metavar="N", help="of each value"
+    )
     parser.add_argument("--picture", metavar="FILE", help="where to draw")
     arguments = parser.parse_args()
-    if arguments.rounds < 1 or min(map(len, arguments.vary)) < 3:
-        raise ValueError("--vary takes a key and two values or more, --rounds 1 or more")
+    if min(map(len, arguments.vary)) < 3:
+        raise ValueError("--vary takes a key and two values or more")
     if arguments.picture:
         new_chart(1, 1)  # tells now, not after measuring, where that is impossible
     cfg, opts = read_config(arguments), arguments.opts
@@ -62,8 +64,7 @@ def main() -> None:
         curves[key] = [measure(variant, key, arguments.rounds) for variant in bar]
         print_table(key, curves[key])
     if arguments.picture:
-        draw(curves, arguments.picture)
-        print(f"wrote {arguments.picture}")
+        print(f"wrote {draw(curves, arguments.picture)}")
     figures = {key: [asdict(point) for point in points] for key, points in curves.items()}
     print(json.dumps(settings(cfg) | machine(choose_device(cfg.DEVICE)) | {"curves": figures}))
 
@@ -96,8 +97,8 @@ def print_table(key: str, points: list[Point]) -> None:
     print()
 
 
-def draw(curves: dict[str, list[Point]], picture: str) -> None:
-    """Time and memory against each key, side by side."""
+def draw(curves: dict[str, list[Point]], picture: str) -> str:
+    """Time and memory against each key, side by side; the file that was written."""
     chart = new_chart(4.2 * len(curves), 3.4)
     for axes, (key, points) in zip(
         chart.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
@@ -111,7 +112,7 @@ def draw(curves: dict[str, list[Point]], picture: str) -> None:
         memory.plot(ticks, [point.memory_mb / 1024 for point in points], "s--", color="C1")
         memory.set_ylabel("peak memory, GiB", color="C1")
         memory.set_ylim(0, None)
-    save_chart(chart, picture)
+    return save_chart(chart, picture)
 
 
 def places(values: list[Any]) -> list[float]:

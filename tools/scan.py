@@ -19,6 +19,7 @@ from data.datasets import ImageFolder
 from data.pictures import RGB
 from data.shards import Shards
 from logger import progress_bar
+from utils.arguments import positive_integer
 from utils.preemption import follow_parent
 from utils.program import run_program
 
@@ -31,12 +32,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", metavar="DATA")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N")
-    parser.add_argument("--channels", type=int, default=RGB, metavar="C")
+    parser.add_argument("--workers", type=positive_integer, default=os.cpu_count(), metavar="N")
+    parser.add_argument("--channels", type=positive_integer, default=RGB, metavar="C")
     parser.add_argument("--list", type=Path, metavar="FILE", help="write names of broken ones here")
     arguments = parser.parse_args()
-    if arguments.workers < 1:
-        raise ValueError(f"--workers is {arguments.workers}, expected at least 1")
     is_tar = Path(arguments.data).is_dir() and any(Path(arguments.data).glob("*.tar"))
     pictures = (Shards if is_tar else ImageFolder)(arguments.data, arguments.channels)
     start = time.perf_counter()

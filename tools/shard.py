@@ -18,6 +18,7 @@ from data.labelled import class_folders
 from data.pictures import NO_LABEL, find_pictures, read_file
 from data.shards import CLASSES_FILE, INDEX_SUFFIX, LABEL_SUFFIX, entries_of, write_index
 from logger import progress_bar
+from utils.arguments import positive_integer
 from utils.program import run_program
 
 _MIB = 2**20
@@ -32,10 +33,12 @@ def main() -> None:
     parser.add_argument("source", metavar="SOURCE", nargs="?", help="a folder of pictures")
     parser.add_argument("output", metavar="OUTPUT", nargs="?", help="a folder that is not there")
     parser.add_argument("--index", metavar="FOLDER", help="of tar files")
-    parser.add_argument("--size", type=int, default=1024, metavar="MIB", help="of one tar file")
+    parser.add_argument(
+        "--size", type=positive_integer, default=1024, metavar="MIB", help="of a tar file"
+    )
     arguments = parser.parse_args()
-    if bool(arguments.index) == bool(arguments.output) or arguments.size < 1:
-        raise ValueError("give SOURCE and OUTPUT, or --index FOLDER; --size is 1 or more")
+    if bool(arguments.index) == bool(arguments.output):
+        raise ValueError("give SOURCE and OUTPUT, or --index FOLDER")
     try:
         if arguments.index:
             print(index_shards(arguments.index))

@@ -1,11 +1,16 @@
 """The command line that entry points and tools share: flags, each of them a config key."""
 
 import argparse
+import math
+from collections.abc import Callable
 from typing import Any
 
 from yacs.config import CfgNode
 
+from utils.checks import shown
 from utils.config import get_config
+
+_LARGEST = 10.0**15  # of a number, and the inverse of the smallest
 
 # Flag -> config key and what argparse needs; a flag that is not given changes nothing.
 FLAGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -61,6 +66,28 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         "--local_rank", "--local-rank", type=int, help="accepted; the launcher's environment wins"
     )
     return parser
+
+
+def positive_number(text: str) -> float:
+    """The `type` of an argument that is a positive, finite number, within what can be computed."""
+    return _within(float, text, 1 / _LARGEST, "a number")
+
+
+def positive_integer(text: str) -> int:
+    """The `type` of an argument that counts something: 1 or more."""
+    return _within(int, text, 1, "a whole number")
+
+
+def _within(kind: Callable[[str], Any], text: str, least: float, expected: str) -> Any:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = math.nan
+    if not least <= number <= _LARGEST:  # not a number is neither
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)} is not {expected} from {least:g} to {_LARGEST:g}"
+        )
+    return number
 
 
 def read_config(arguments: argparse.Namespace) -> CfgNode:
