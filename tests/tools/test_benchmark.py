@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.test_encoders import SMALL
+from tests.models.small_encoders import SMALL
 from tests.small_runs import call, run_processes, write_config, write_finetune_config
 from tools import benchmark, kernels, rivals
 from tools.measure import Side, Work, in_turn, ratio
