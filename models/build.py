@@ -130,9 +130,10 @@ def load_classifier(path: str | Path, cfg: CfgNode | None = None) -> tuple[nn.Mo
 
 def _config_in(state: Any, path: str | Path) -> CfgNode:
     values = state.get("config") if isinstance(state, dict) else None
+    hint = "give that of its recipe (cfg=utils.config.get_config(FILE))"
     if not isinstance(values, dict):
-        raise ValueError(
-            f"checkpoint {path} stores no configuration: give that of its recipe "
-            "(cfg=utils.config.get_config(FILE))"
-        )
-    return config_of(values, f"checkpoint {path}")
+        raise ValueError(f"checkpoint {path} stores no configuration: {hint}")
+    try:
+        return config_of(values, f"configuration in checkpoint {path}")
+    except ValueError as error:  # of another program, or of this one when it had other keys
+        raise ValueError(f"{error}; {hint}") from None

@@ -24,7 +24,7 @@ class Example:
 def examples(page: str) -> list[Example]:
     """The Python blocks of a page, in order."""
     blocks = _BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
-    found = []
+    found: list[Example] = []
     for (language, code), (following, after) in itertools.pairwise(blocks):
         if language == "python":
             named = _NAMED.search(after) if following == "bash" else None

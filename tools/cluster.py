@@ -8,6 +8,7 @@ Worked out from counted operations and bytes and from what the flags assume; not
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -86,7 +87,7 @@ def main() -> None:
         parser.add_argument(
             f"--{name}", type=positive_number, default=default, metavar="X", help=words
         )
-    counts = {
+    counts: dict[str, dict[str, Any]] = {
         "gpus": dict(nargs="+", default=[8, 64, 512]),
         "update-images": dict(default=2048, help="published"),
         "epoch-images": dict(default=1281167, help="ImageNet"),

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from data import build_pretrain_dataset
 from models import build_classifier, build_pretrain_model
 from models.build import ENCODERS
 from models.layers import ChunkedAttention, attend, fused_attention, plain_attention
 from optimizer import build_optimizer
 from tests.models.small_encoders import OURS, SMALL, sample, small_model
+from utils.checks import require_blocks
 from utils.config import get_config
 
 KINDS = tuple(SMALL)
@@ -331,3 +333,20 @@ def attention_gradient(
     result.backward(grad.bfloat16().to(dtype))
     assert qkv.grad is not None
     return qkv.grad.double()
+
+
+def test_an_encoder_without_blocks_is_an_error_where_they_are_needed() -> None:
+    message = r"TRAIN\.SHARDING full needs the blocks of the encoder, and Linear has no `blocks`"
+    with pytest.raises(ValueError, match=message):
+        require_blocks(torch.nn.Linear(1, 1), "TRAIN.SHARDING full")
+    model = small_model("swin")
+    assert require_blocks(model, "") == model.encoder.blocks
+
+
+def test_a_type_without_a_section_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENCODERS, "new", ENCODERS["vit"])
+    cfg = get_config(None, ["MODEL.TYPE", "new"])
+    with pytest.raises(ValueError, match=r"no section MODEL\.NEW: add it to utils/defaults\.py"):
+        build_pretrain_model(cfg)
+    with pytest.raises(ValueError, match="a section of MODEL with IN_CHANS"):
+        build_pretrain_dataset(cfg, patch_size=4)

@@ -90,7 +90,7 @@ class Blurred:
         return self.fixed or image_side // self.shrink
 
     def __call__(self, image: Tensor) -> Tensor:
-        size = [self.side(side) for side in image.shape[-2:]]
+        size = self.side(image.shape[-2]), self.side(image.shape[-1])
         return F.adaptive_avg_pool2d(image.mean(dim=1, keepdim=True), size)
 
     def to_pixels(self, prediction: Tensor, image: Tensor) -> Tensor:
