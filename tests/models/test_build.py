@@ -1,6 +1,7 @@
 """Models from the path of a checkpoint alone."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_a_classifier_is_loaded_with_its_averaged_weights_and_the_names_of_its_c
 ) -> None:
     cfg = get_config(None, SMALL[kind])
     raw, average = (build_classifier(cfg, 3).eval() for _ in range(2))
-    state = {"model": raw.state_dict(), "model_ema": average.state_dict()}
+    state: dict[str, Any] = {"model": raw.state_dict(), "model_ema": average.state_dict()}
     state |= {"config": to_plain(cfg), "classes": ["cat", "dog", "cow"]}
     torch.save(state, tmp_path / "x.pth")
     loaded, classes = load_classifier(tmp_path / "x.pth")
