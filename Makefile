@@ -16,7 +16,10 @@ test: $(VENV)/.installed-dev
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/python -m tests.docs_code .docs-code
+	$(BIN)/ruff format --check .docs-code/*.py
+	$(BIN)/ruff check .docs-code/*.py
+	$(BIN)/mypy . .docs-code/*.py
 
 # The lower bounds of requirements.txt, as exact versions, in an environment of their own.
 test-oldest:
@@ -36,4 +39,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-oldest .docs-code .mypy_cache .ruff_cache .pytest_cache

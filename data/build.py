@@ -41,7 +41,7 @@ from utils.checks import choose, require_same_classes
 from utils.distributed import rank, world_size
 from utils.preemption import follow_parent
 
-# Name -> (configuration, train) -> pictures; labels are not read
+# Name -> (configuration, train) -> pictures; their labels are not used
 DATASETS: dict[str, Callable[[CfgNode, bool], PictureSet]] = {
     "imagenet": lambda cfg, train: ImageFolder(
         cfg.DATA.DATA_PATH, _channels(cfg), cfg.DATA.DECODER
@@ -77,7 +77,7 @@ def _channels(cfg: CfgNode) -> int:
         for name, keys in cfg.MODEL.items()
         if isinstance(keys, CfgNode) and "IN_CHANS" in keys
     }
-    return int(choose(sections, cfg.MODEL.TYPE, "MODEL.TYPE"))
+    return int(choose(sections, cfg.MODEL.TYPE, "MODEL.TYPE (a section of MODEL with IN_CHANS)"))
 
 
 def _normalizer(cfg: CfgNode) -> Normalizer:
@@ -112,7 +112,8 @@ def _shapes(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Shapes:
     return Shapes(number, cfg.DATA.IMG_SIZE, train, _channels(cfg))
 
 
-# Name -> (configuration, train, classes if they are known) -> pictures with labels and classes
+# Name -> (configuration, train, classes if they are known) -> pictures that also have `labels`, one
+# for each, and `classes`, whose indices these are
 LABELLED: dict[str, Callable[[CfgNode, bool, Sequence[str] | None], Any]] = {
     "imagenet": _imagenet,
     "csv": _csv,

@@ -1,4 +1,4 @@
-"""Which patches are hidden: callables without arguments, random from torch's CPU stream."""
+"""Which patches are hidden: made once from the sizes, then called for every picture."""
 
 import math
 from collections.abc import Callable
@@ -44,4 +44,5 @@ class RandomMask:
         return mask.repeat_interleave(self.scale, 0).repeat_interleave(self.scale, 1)
 
 
+# (image_size, mask_patch_size, patch_size, mask_ratio) -> what draws a mask from torch's generator
 MASKS: dict[str, Callable[[Any, int, int, float], Callable[[], Tensor]]] = {"random": RandomMask}

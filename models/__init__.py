@@ -1,6 +1,21 @@
 """Encoders, heads, objectives, and SimMIM itself."""
 
-from models.build import build_classifier, build_criterion, build_pretrain_model
+from models.build import (
+    build_classifier,
+    build_criterion,
+    build_pretrain_model,
+    load_classifier,
+    load_simmim,
+    stored_config,
+)
 from models.pretrained import load_pretrained
 
-__all__ = ["build_classifier", "build_criterion", "build_pretrain_model", "load_pretrained"]
+__all__ = [
+    "build_classifier",
+    "build_criterion",
+    "build_pretrain_model",
+    "load_classifier",
+    "load_pretrained",
+    "load_simmim",
+    "stored_config",
+]

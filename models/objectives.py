@@ -1,14 +1,45 @@
 """What is predicted (targets) and how the error is measured (losses), section 3.4."""
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+# (prediction, target, mask) -> scalar; both (B, C, H, W) in the target's sizes, the mask
+# (B, 1, H, W) bool, True = hidden.
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-class PixelTarget(nn.Module):
+
+class Target(Protocol):
+    """What is predicted, and how many numbers that is: the head follows."""
+
+    def channels(self, image_channels: int) -> int:
+        """How many numbers a pixel of the target has."""
+
+    def side(self, image_side: int) -> int:
+        """Its resolution: pixels along a side of an image that has `image_side`."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Normalized images (B, C, H, W) -> (B, channels(C), side(H), side(W))."""
+
+    def to_pixels(self, prediction: Tensor, image: Tensor) -> Tensor:
+        """What a prediction looks like, for people: normalized, in the shape of the image."""
+
+
+class PixelTarget:
     """The normalized input image itself."""
 
-    def forward(self, image: Tensor) -> Tensor:
+    def channels(self, image_channels: int) -> int:
+        """Those of the image."""
+        return image_channels
+
+    def side(self, image_side: int) -> int:
+        """The image's."""
+        return image_side
+
+    def __call__(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         return image
 
@@ -17,21 +48,20 @@ class PixelTarget(nn.Module):
         return prediction
 
 
-class NormalizedPixelTarget(nn.Module):
+class NormalizedPixelTarget(PixelTarget):
     """Each pixel relative to the mean and deviation of a window centred on it (V2 paper).
 
     Per channel, `patch_size` odd, stride 1; pixels outside the image do not count.
     """
 
     def __init__(self, patch_size: int) -> None:
-        super().__init__()
         if patch_size < 1 or patch_size % 2 == 0:
             raise ValueError(
                 f"MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE is {patch_size}, expected an odd number"
             )
         self.patch_size = patch_size
 
-    def forward(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         mean, deviation = self._statistics(image)
         return (image - mean) / deviation

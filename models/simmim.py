@@ -1,23 +1,27 @@
 """SimMIM: hide patches, encode what is left, predict the hidden pixels (arXiv 2111.09886)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+from models.objectives import Loss, Target
 
 
 class Encoder(Protocol):
-    """What SimMIM, the optimizer and loading ask of an encoder."""
+    """What SimMIM, the data, the optimizer and loading ask of an encoder.
+
+    Further names are optional and asked for where they are needed only: `forward`, image ->
+    logits, to fine-tune; `blocks`, its parts in order, for TRAIN.SHARDING and COMPILE blocks.
+    """
 
     in_chans: int
     patch_size: int
     stride: int
     num_features: int
     num_layers: int
-    blocks: Iterable[nn.Module]
 
     def forward_features(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, C, H, W), mask (B, H/patch, W/patch) -> (B, num_features, H/stride, W/stride).
@@ -35,7 +39,7 @@ class Encoder(Protocol):
 class SimMIM(nn.Module):
     """Masked image modelling with one of each: encoder, decoder, target, loss."""
 
-    def __init__(self, encoder: Encoder, decoder: nn.Module, target: nn.Module, loss: Loss):
+    def __init__(self, encoder: Encoder, decoder: nn.Module, target: Target, loss: Loss):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -43,25 +47,34 @@ class SimMIM(nn.Module):
         self.loss = loss
 
     def predict(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Predict the target from what is visible: (B, C, H, W)."""
+        """Predict the target from what is visible: (B, C, H, W), in the target's sizes."""
         features = self.encoder.forward_features(image, mask)
         prediction: Tensor = self.decoder(features)  # larger, where the stride does not divide
-        return prediction[..., : image.shape[-2], : image.shape[-1]]
+        height, width = map(self.target.side, image.shape[-2:])
+        return prediction[..., :height, :width]
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """Loss of normalized images (B, C, H, W); mask (B, H/p, W/p) bool, True = hidden."""
-        pixel_mask = upsample_mask(mask, image.shape[-1])
-        return self.loss(self.predict(image, mask), self.target(image), pixel_mask)
+        prediction, target = self.predict(image, mask), self.target(image)
+        if prediction.shape != target.shape:  # which a loss might stretch over each other
+            raise ValueError(
+                f"the prediction has shape {tuple(prediction.shape)}, its target "
+                f"{tuple(target.shape)}: head and target (channels, side) do not fit"
+            )
+        return self.loss(prediction, target, resize_mask(mask, target.shape[-2:]))
 
     @torch.no_grad()
     def reconstruct(self, image: Tensor, mask: Tensor) -> Tensor:
         """The image, its hidden pixels replaced by the prediction; normalized like the input."""
         prediction = self.predict(image, mask).to(image.dtype)
-        pixels: Tensor = self.target.to_pixels(prediction, image)  # type: ignore[operator]  # a module's method
-        return torch.where(upsample_mask(mask, image.shape[-1]), pixels, image)
+        pixels = self.target.to_pixels(prediction, image)
+        return torch.where(resize_mask(mask, image.shape[-2:]), pixels, image)
 
 
-def upsample_mask(mask: Tensor, image_width: int) -> Tensor:
-    """Patches to pixels: (B, h, w) -> (B, 1, H, image_width)."""
-    scale = image_width // mask.shape[-1]
-    return mask.repeat_interleave(scale, 1).repeat_interleave(scale, 2).unsqueeze(1)
+def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Patches to pixels of an image or a target: (B, h, w) -> (B, 1, *size).
+
+    A pixel that covers several patches is hidden where all of them are.
+    """
+    visible = (~mask).float().unsqueeze(1)
+    return F.adaptive_max_pool2d(visible, tuple(size)) == 0

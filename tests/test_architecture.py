@@ -13,6 +13,13 @@ TOP_LEVEL = {"logger", "lr_scheduler", "optimizer", "main_simmim", "main_finetun
 # `utils.safe_load` reads files for all.
 ALLOWED = {
     "models": {"models", "utils.checks", "utils.safe_load"},
+    "models.build": {
+        "models",
+        "utils.checkpoint",
+        "utils.checks",
+        "utils.config",
+        "utils.safe_load",
+    },
     "data": {"data", "utils.checks", "utils.distributed", "utils.preemption"},
     "optimizer": {"utils.checks", "utils.sharding"},
     "lr_scheduler": {"utils.checks"},
@@ -26,7 +33,7 @@ ALLOWED = {
     "utils.flags": {"utils.defaults", "utils.values"},
     "utils.arguments": {"utils.checks", "utils.config", "utils.flags", "utils.values"},
     "utils.sharding": set(),
-    "utils.compilation": set(),
+    "utils.compilation": {"utils.checks"},
     "utils.memory": set(),
     "utils.versions": set(),
     "utils.files": set(),

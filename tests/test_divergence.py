@@ -3,12 +3,14 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from data.samples import epoch_order
+from models import build_pretrain_model
 from tests.kills import Scenario, finish, join, launch
 from tests.small_runs import (
     call,
@@ -22,6 +24,7 @@ from tests.small_runs import (
 )
 from tests.utils.test_engine import run_epoch
 from tools import replay
+from utils.config import get_config, to_plain
 from utils.divergence import shares
 
 BAD = 5  # the picture that holds no numbers
@@ -147,9 +150,54 @@ def test_shares_are_those_of_the_loaders() -> None:
     assert shares(list(range(8)), 2, 2) == [[[0, 2], [4, 6]], [[1, 3], [5, 7]]]
 
 
+BUNDLE: dict[str, Any] = dict(update=6, epoch=0, samples=[[[0, 1, 2, 3]]], precision="float32")
+BUNDLE["files"] = {index: f"shape {index}" for index in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"diverged": None}, "is not what a diverged run leaves"),
+        ({"diverged": 1}, "is not what a diverged run leaves"),
+        ({"diverged": []}, "is not what a diverged run leaves"),
+        ({"diverged": {}}, "no valid diverged update"),
+        ({"config": 3}, "no valid config"),
+        ({"config": {"SEED": [1]}}, "SEED is [1], expected int"),
+        ({"config": {"NO": 1}}, "unknown key NO"),
+        ({"model": {}}, "holds no weights"),
+        ({"model": {"x": torch.zeros(1)}}, "does not fit the model"),
+        *(
+            ({"diverged": BUNDLE | {key: value}}, message)
+            for key, value, message in (
+                ("update", -1, "no valid diverged update"),
+                ("update", "6", "no valid diverged update"),
+                ("epoch", 2**64, "no valid diverged epoch"),
+                ("precision", ["float32"], "no valid diverged precision"),
+                ("precision", "int8", "no valid diverged precision"),
+                ("samples", [], "no valid diverged samples"),
+                ("samples", [[0]], "no valid diverged samples"),
+                ("samples", [[[]]], "no valid diverged samples"),
+                ("samples", [[[0, 1, 2, 1.5]]], "no valid diverged samples"),
+                ("samples", [[[0, 1, 2]]], "micro-batches of 3 pictures, its configuration says 4"),
+                ("files", 0, "no valid diverged files"),
+                ("samples", [[[0, 1, 2, 99]]], "picture 99 of a data set that has 32 now"),
+            )
+        ),
+    ],
+)
 def test_replay_wants_a_bundle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    message: str,
 ) -> None:
-    torch.save({"model": {}}, tmp_path / "x.pth")
+    cfg = get_config(write_config(tmp_path))
+    model = build_pretrain_model(cfg).state_dict()
+    bundle = {"model": model, "config": to_plain(cfg), "diverged": BUNDLE}
+    torch.save(bundle, tmp_path / "good.pth")
+    assert call(monkeypatch, replay, tmp_path / "good.pth") == 0
+    capsys.readouterr()
+    torch.save(bundle | change, tmp_path / "x.pth")
     assert call(monkeypatch, replay, tmp_path / "x.pth") == 2
-    assert "is not what a diverged run leaves" in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -36,8 +36,12 @@ _ROWS = 8  # an even number, which Mixup pairs
 def draw_augmentation(
     dataset: LabelledDataset, augment: BatchAugmentation, device: torch.device
 ) -> Image.Image:
-    """Samples spread over the data set, after their own augmentation and after the batch's."""
-    samples = [dataset[0, index] for index in spread(_ROWS, len(dataset))]
+    """Samples spread over the data set, after their own augmentation and after the batch's.
+
+    Where it has fewer than there are rows they come again as the next epochs see them.
+    """
+    indices = spread(_ROWS, len(dataset))
+    samples = [dataset[row // len(indices), indices[row % len(indices)]] for row in range(_ROWS)]
     image = torch.stack([image for image, _ in samples])
     label = torch.tensor([label for _, label in samples])
     normalize = dataset.normalize

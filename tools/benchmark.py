@@ -15,7 +15,7 @@ together, without a second side.
 
 import argparse
 
-from utils.arguments import make_parser, read_config, read_early
+from utils.arguments import make_parser, positive_integer, read_config, read_early
 from utils.flags import UPDATE_FLAGS
 
 
@@ -25,17 +25,19 @@ def read_arguments() -> argparse.Namespace:
     parser = make_parser("-m tools.benchmark", __doc__, flags, "{step,data,train} ")
     parser.add_argument("what", choices=("step", "data", "train"))
     parser.add_argument("--vs", choices=("transformers", "pillow"), help="for step; for data")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of one A and one B [5]")
-    parser.add_argument("--updates", type=int, metavar="N", help="of one round; of step and train")
-    parser.add_argument("--pictures", type=int, default=256, metavar="N", help="of data [256]")
+    parser.add_argument(
+        "--rounds", type=positive_integer, default=5, metavar="N", help="of one A and one B [5]"
+    )
+    parser.add_argument(
+        "--updates", type=positive_integer, metavar="N", help="of one round; of step and train"
+    )
+    parser.add_argument(
+        "--pictures", type=positive_integer, default=256, metavar="N", help="of data [256]"
+    )
     arguments = parser.parse_args()
     rival = {"step": "transformers", "data": "pillow"}.get(arguments.what)
     if arguments.vs not in (None, rival):
         raise ValueError(f"{arguments.what} is measured against {rival}, not {arguments.vs}")
-    for name in ("rounds", "updates", "pictures"):
-        number = getattr(arguments, name)
-        if number is not None and number < 1:
-            raise ValueError(f"--{name} is {number}, expected 1 or more")
     return arguments
 
 

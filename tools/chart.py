@@ -1,5 +1,6 @@
 """What the tools that draw curves share."""
 
+from pathlib import Path
 from typing import Any
 
 
@@ -12,9 +13,14 @@ def new_chart(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_chart(chart: Any, picture: str) -> None:
-    """Write a figure; ValueError where the file cannot be written."""
+def save_chart(chart: Any, picture: str) -> str:
+    """Write a figure, as PNG where the name has no suffix; its file's name.
+
+    ValueError where the file cannot be written.
+    """
+    picture = picture if Path(picture).suffix else f"{picture}.png"
     try:
         chart.savefig(picture, dpi=120)
     except (OSError, ValueError) as error:
         raise ValueError(f"picture {picture} cannot be written: {error}") from None
+    return picture

@@ -49,30 +49,53 @@ def main() -> None:
     """Read the runs, draw, write the picture."""
     arguments = read_arguments()
     curves = [read_run(run, arguments.figure) for run in arguments.runs]
-    draw(curves, arguments.figure, arguments.picture)
-    print(f"wrote {arguments.picture} ({arguments.figure} of {len(curves)} run(s))")
+    picture = draw(curves, arguments.figure, arguments.picture)
+    print(f"wrote {picture} ({arguments.figure} of {len(curves)} run(s))")
 
 
 def read_run(run: str, figure: str) -> tuple[str, list[tuple[int, float]]]:
     """Label and points (update, value) of a run; ValueError where it has none."""
-    label, _, folder = run.rpartition("=")
-    path = Path(folder) / "metrics.jsonl"
+    label, folder = label_and_folder(run)
+    path = folder / "metrics.jsonl"
     try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        points = [
-            (record["update"], record[figure])
-            for record in records
-            if figure in record and record[figure] is not None  # that of a skipped update
-        ]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    lines = text.splitlines(keepends=True)
+    points = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            points += points_of(line, figure)
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+            if number == len(lines) and not line.endswith("\n"):
+                break  # torn: the run was killed here, or is just writing
+            raise ValueError(f"{path}, line {number} is no record: {shown(line)}") from None
     if not points:
         raise ValueError(f"{path} holds no {figure}")
-    return label or Path(folder).name, points
+    return label or folder.name, points
 
 
-def draw(curves: list[tuple[str, list[tuple[int, float]]]], figure: str, picture: str) -> None:
-    """Write the picture; ValueError where matplotlib is missing or the file cannot be written."""
+def label_and_folder(run: str) -> tuple[str, Path]:
+    """The parts of [LABEL=]FOLDER; both may hold "=", so the longest that is a folder is one."""
+    parts = run.split("=")
+    for at in range(len(parts)):
+        folder = Path("=".join(parts[at:]))
+        if folder.is_dir():
+            return "=".join(parts[:at]), folder
+    raise ValueError(f"{shown(run)} is no folder of a run, nor LABEL=FOLDER")
+
+
+def points_of(line: str, figure: str) -> list[tuple[int, float]]:
+    """What a line of metrics.jsonl tells of a figure: nothing, or one point."""
+    record = json.loads(line)
+    value = record.get(figure) if isinstance(record, dict) else None
+    if value is None:  # another kind of line, or a skipped update
+        return []
+    return [(int(float(record["update"])), float(value))]
+
+
+def draw(curves: list[tuple[str, list[tuple[int, float]]]], figure: str, picture: str) -> str:
+    """Write the picture, and say where; ValueError where that is impossible."""
     chart = new_chart(7, 4)
     axes = chart.subplots()
     colours: dict[str, str] = {}
@@ -84,7 +107,7 @@ def draw(curves: list[tuple[str, list[tuple[int, float]]]], figure: str, picture
     axes.set(xlabel="update", ylabel=FIGURES[figure])
     axes.grid(alpha=0.3)
     axes.legend()
-    save_chart(chart, picture)
+    return save_chart(chart, picture)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Pictures that the tools draw."""
 
+import math
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -18,14 +20,16 @@ def picture_grid(columns: dict[str, Tensor], side: int = 144) -> Image.Image:
     """
     num_rows, _, *size = next(iter(columns.values())).shape
     height, width = (length * max(1, round(side / max(size))) for length in size)
-    total = len(columns) * (width + _GAP) + _GAP
+    font = ImageFont.load_default(17)
+    widest = math.ceil(max(map(font.getlength, columns)))
+    column_width = max(width, widest + 2 * _GAP)  # captions of narrow images need room, too
+    total = len(columns) * (column_width + _GAP) + _GAP
     grid = Image.new("RGB", (total, num_rows * (height + _GAP) + _GAP + _HEADER), "white")
     draw = ImageDraw.Draw(grid)
     for column, (name, images) in enumerate(columns.items()):
-        left = _GAP + column * (width + _GAP)
-        draw.text(
-            (left + width / 2, _HEADER / 2 + 2), name, "black", ImageFont.load_default(17), "mm"
-        )
+        middle = _GAP + column * (column_width + _GAP) + column_width // 2
+        draw.text((middle, _HEADER / 2 + 2), name, "black", font, "mm")
+        left = middle - width // 2
         for row, image in enumerate(_as_rgb(images.cpu()).permute(0, 2, 3, 1).numpy()):
             enlarged = Image.fromarray(np.ascontiguousarray(image)).resize(
                 (width, height), Image.Resampling.NEAREST
@@ -41,11 +45,15 @@ def _as_rgb(images: Tensor) -> Tensor:
 
 
 def spread(number: int, length: int) -> list[int]:
-    """Indices of `number` samples spread over a data set of `length`.
+    """Indices of `number` samples spread over a data set of `length`, of all where it has fewer.
 
-    One step aside per sample, so that the classes of an ordered data set take turns.
+    One step aside per sample, so that the classes of an ordered data set take turns; none twice.
     """
-    return [(index * (length // number) + index) % length for index in range(number)]
+    number = min(number, length)
+    step = length // number + 1
+    while math.gcd(step, length) > 1:
+        step += 1
+    return [index * step % length for index in range(number)]
 
 
 def save_picture(picture: Image.Image, path: str) -> None:

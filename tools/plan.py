@@ -7,18 +7,17 @@ Nothing is computed: the model runs once with tensors that have a shape and no n
 
 import argparse
 
-from utils.arguments import make_parser, read_config, read_early
+from utils.arguments import make_parser, positive_integer, positive_number, read_config, read_early
 
 
 def read_arguments() -> argparse.Namespace:
     """The command line."""
     parser = make_parser("-m tools.plan", __doc__, ("--cfg", "--opts", "--amp-opt-level"))
-    parser.add_argument("--gpus", type=int, default=8, metavar="N", help="[8]")
-    parser.add_argument("--memory", type=float, default=80, metavar="GIB", help="of each GPU [80]")
-    arguments = parser.parse_args()
-    if arguments.gpus < 1 or not 0 < arguments.memory < 10**6:
-        raise ValueError("--gpus and --memory take positive numbers")
-    return arguments
+    parser.add_argument("--gpus", type=positive_integer, default=8, metavar="N", help="[8]")
+    parser.add_argument(
+        "--memory", type=positive_number, default=80, metavar="GIB", help="of each GPU [80]"
+    )
+    return parser.parse_args()
 
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
@@ -38,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
 from models import build_classifier, build_pretrain_model
+from utils.checks import require_blocks
 from utils.config import is_finetuning
 from utils.device import dtype_name
 from utils.program import run_program
@@ -91,11 +91,10 @@ _OPERATIONS = {torch.ops.aten.baddbmm_: _operations_of_baddbmm}  # torch counts 
 def count_needs(cfg: CfgNode, dtype: torch.dtype) -> Needs:
     """Run the model of a configuration without numbers, and count."""
     with FakeTensorMode():
-        model: Any = build(cfg, recompute=False)
-        encoder = getattr(model, "encoder", model)
+        model = build(cfg, recompute=False)
         kept, of_one_block = count_activations(cfg, model, dtype)
         recomputed, _ = count_activations(cfg, build(cfg, recompute=True), dtype)
-    blocks = [_numel(block) for block in encoder.blocks]
+    blocks = [_numel(block) for block in require_blocks(model, "tools.plan")]
     # Without sharding autocast holds on to the weights that it has rounded, recomputed or not.
     sharded = cfg.TRAIN.SHARDING == "full"
     fixed = recomputed.fixed + of_one_block.fixed if sharded else kept.fixed
@@ -148,9 +147,9 @@ def count_activations(
     cfg: CfgNode, model: Any, dtype: torch.dtype
 ) -> tuple[Activations, Activations]:
     """Of the whole model, and of the block that keeps most; from batches of two and of three."""
-    encoder = getattr(model, "encoder", model)
+    encoder, blocks = getattr(model, "encoder", model), require_blocks(model, "tools.plan")
     two, three = (
-        measure_activations(model, encoder.blocks, inputs_of(cfg, encoder, batch), dtype)
+        measure_activations(model, blocks, inputs_of(cfg, encoder, batch), dtype)
         for batch in (2, 3)
     )
     whole, block = (

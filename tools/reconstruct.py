@@ -7,7 +7,7 @@ Without --resume it takes the newest checkpoint of the run that the configuratio
 
 import argparse
 
-from utils.arguments import make_parser, read_config, read_early
+from utils.arguments import make_parser, positive_integer, read_config, read_early
 
 
 def read_arguments() -> argparse.Namespace:
@@ -17,7 +17,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--picture", default="reconstruction.png", metavar="FILE", help="[reconstruction.png]"
     )
-    parser.add_argument("--rows", type=int, default=8, metavar="N", help="pictures [8]")
+    parser.add_argument(
+        "--rows", type=positive_integer, default=8, metavar="N", help="pictures [8]"
+    )
     arguments = parser.parse_args()
     if arguments.rows < 1:
         raise ValueError(f"--rows is {arguments.rows}, expected 1 or more")
@@ -35,14 +37,13 @@ from PIL import Image
 from data import build_pretrain_dataset
 from data.samples import PretrainDataset
 from data.transforms import to_uint8
-from models import build_pretrain_model
-from models.simmim import SimMIM, upsample_mask
+from models import load_simmim
+from models.simmim import SimMIM, resize_mask
 from tools.picture import picture_grid, save_picture, spread
-from utils.checkpoint import newest_checkpoint, restore_model
+from utils.checkpoint import newest_checkpoint
 from utils.device import choose_device
 from utils.program import run_program
 from utils.run import run_folder
-from utils.safe_load import model_weights, read_checkpoint
 
 COLUMNS = ("original", "masked", "reconstruction")
 _HIDDEN_GREY = 128
@@ -51,7 +52,7 @@ _HIDDEN_GREY = 128
 def draw_reconstructions(
     model: SimMIM, dataset: PretrainDataset, device: torch.device, num_rows: int = 8
 ) -> Image.Image:
-    """A picture with one row for each of `num_rows` samples spread over the data set."""
+    """A row for each of `num_rows` samples spread over the data set, of fewer where it is small."""
     was_training = model.training
     model.eval()
     samples = [dataset[0, index] for index in spread(num_rows, len(dataset))]
@@ -61,7 +62,7 @@ def draw_reconstructions(
     reconstruction = dataset.normalize.undo(model.reconstruct(normalized, mask))
     model.train(was_training)
     image = to_uint8(image)
-    hidden = upsample_mask(mask, image.shape[-1])
+    hidden = resize_mask(mask, image.shape[-2:])
     masked = torch.where(hidden, torch.full_like(image, _HIDDEN_GREY), image)
     return picture_grid(dict(zip(COLUMNS, (image, masked, reconstruction), strict=True)))
 
@@ -71,17 +72,16 @@ def main() -> None:
     arguments = read_arguments()
     cfg = read_config(arguments)
     device = choose_device(cfg.DEVICE)
-    model = build_pretrain_model(cfg)
     path = Path(cfg.MODEL.RESUME) if cfg.MODEL.RESUME else None
     if path is None:
         path, _ = newest_checkpoint(run_folder(cfg), warn=print)
     if path is None:
         raise ValueError(f"no checkpoint in {run_folder(cfg)}: give --resume CKPT")
-    restore_model(model_weights(read_checkpoint(path), path), model, path)
+    model = load_simmim(path, cfg)
     dataset = build_pretrain_dataset(cfg, patch_size=model.encoder.patch_size, train=False)
     picture = draw_reconstructions(model.to(device), dataset, device, arguments.rows)
     save_picture(picture, arguments.picture)
-    rows = f"{' | '.join(COLUMNS)}, {arguments.rows} rows"
+    rows = f"{' | '.join(COLUMNS)}, {min(arguments.rows, len(dataset))} rows"
     print(f"wrote {arguments.picture} ({rows}) from {path}")
 
 

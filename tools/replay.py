@@ -4,6 +4,7 @@ python -m tools.replay diverged_update_N.pth [--data-path DIR] [--device cpu]
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.arguments import make_parser, read_early
@@ -33,8 +34,9 @@ from main_finetune import finetune_loss
 from main_simmim import pretrain_loss
 from models import build_classifier, build_pretrain_model
 from utils.checkpoint import restore_model
+from utils.checks import one_of
 from utils.config import config_of
-from utils.device import choose_device, choose_precision
+from utils.device import PRECISIONS, choose_device, choose_precision
 from utils.distributed import UPDATE_STREAM, seed_all
 from utils.program import run_program
 from utils.safe_load import model_weights, read_checkpoint
@@ -47,13 +49,46 @@ _NAMED = 3
 def main() -> None:
     """Read the bundle, compute, print."""
     arguments = read_arguments()
-    state = read_checkpoint(arguments.bundle)
-    if not isinstance(state, dict) or "diverged" not in state:
-        raise ValueError(f"{arguments.bundle} is not what a diverged run leaves")
+    state = read_bundle(arguments.bundle)
     opts = ["DEVICE", arguments.device, "DATA.NUM_WORKERS", 0]
     opts += ["DATA.DATA_PATH", arguments.data_path] if arguments.data_path else []
     cfg = config_of(state["config"], str(arguments.bundle), opts)
     replay(state, cfg, arguments.bundle)
+
+
+def read_bundle(path: Path) -> dict[str, Any]:
+    """What a diverged run leaves; ValueError where a part of it is missing or something else."""
+    state = read_checkpoint(path)
+    if not isinstance(state, dict) or not isinstance(state.get("diverged"), dict):
+        raise ValueError(f"{path} is not what a diverged run leaves")
+    bad = state["diverged"]
+    shares = bad.get("samples")
+    is_nested = _is_list_of(shares, lambda share: _is_list_of(share, _is_numbers))
+    precision = bad.get("precision")
+    wrong = {
+        "config": not isinstance(state.get("config"), dict),
+        "diverged update": not _is_number(bad.get("update")),
+        "diverged epoch": not _is_number(bad.get("epoch")),
+        "diverged samples": not is_nested,
+        "diverged files": not isinstance(bad.get("files"), dict),
+        "diverged precision": not isinstance(precision, str) or precision not in PRECISIONS,
+    }
+    for name, is_wrong in wrong.items():
+        if is_wrong:
+            raise ValueError(f"{path} is not what a diverged run leaves: no valid {name}")
+    return state
+
+
+def _is_list_of(value: Any, is_part: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(is_part, value))
+
+
+def _is_numbers(value: Any) -> bool:
+    return _is_list_of(value, _is_number)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
 
 
 def replay(state: dict[str, Any], cfg: CfgNode, source: Path) -> None:
@@ -63,6 +98,7 @@ def replay(state: dict[str, Any], cfg: CfgNode, source: Path) -> None:
     dataset, model, compute_loss = build(state, cfg, device)
     restore_model(model_weights(state, source, ("model",)), model, source)
     model.to(device).train()
+    _require_fit(bad, cfg.DATA.BATCH_SIZE, len(dataset), source)
     print(f"update {bad['update']} in epoch {bad['epoch']}, in {bad['precision']}")
     losses = []
     number = sum(len(micro_batches) for micro_batches in bad["samples"])
@@ -83,6 +119,22 @@ def replay(state: dict[str, Any], cfg: CfgNode, source: Path) -> None:
     print(f"loss {sum(losses) / number:.6g}, gradient norm {norm:.6g}")
 
 
+def _require_fit(bad: dict[str, Any], batch_size: int, num_pictures: int, source: Path) -> None:
+    """ValueError unless micro-batches are those of the configuration, from the pictures of now."""
+    micro_batches = [samples for share in bad["samples"] for samples in share]
+    sizes = {len(samples) for samples in micro_batches}
+    if sizes != {batch_size}:
+        raise ValueError(
+            f"{source} holds micro-batches of {one_of(sorted(sizes))} pictures, its configuration "
+            f"says {batch_size} (DATA.BATCH_SIZE)"
+        )
+    last = max(max(samples) for samples in micro_batches)
+    if last >= num_pictures:
+        raise ValueError(
+            f"{source} names picture {last} of a data set that has {num_pictures} now (--data-path)"
+        )
+
+
 def build(
     state: dict[str, Any], cfg: CfgNode, device: torch.device
 ) -> tuple[Any, nn.Module, ComputeLoss]:
@@ -101,7 +153,7 @@ def broken_inputs(image: Tensor, samples: list[int], files: dict[int, str]) -> l
     """Names of samples whose pictures hold numbers that are not finite."""
     finite = image.float().isfinite().flatten(1).all(dim=1).tolist()
     return [
-        f"  not finite: {files[index]}"
+        f"  not finite: {files.get(index, index)}"
         for index, good in zip(samples, finite, strict=True)
         if not good
     ]

@@ -9,7 +9,7 @@ import argparse
 import os
 from pathlib import Path
 
-from utils.arguments import make_parser, read_early
+from utils.arguments import make_parser, positive_integer, read_early
 
 
 def read_arguments() -> argparse.Namespace:
@@ -17,13 +17,14 @@ def read_arguments() -> argparse.Namespace:
     parser = make_parser("-m tools.scan", __doc__)
     parser.add_argument("data", metavar="DATA", help="a folder")
     cores = os.cpu_count()
-    parser.add_argument("--workers", type=int, default=cores, metavar="N", help=f"[{cores}]")
-    parser.add_argument("--channels", type=int, default=3, metavar="C", help="of the model [3]")
+    parser.add_argument(
+        "--workers", type=positive_integer, default=cores, metavar="N", help=f"[{cores}]"
+    )
+    parser.add_argument(
+        "--channels", type=positive_integer, default=3, metavar="C", help="of the model [3]"
+    )
     parser.add_argument("--list", type=Path, metavar="FILE", help="write names of broken ones here")
-    arguments = parser.parse_args()
-    if arguments.workers < 1:
-        raise ValueError(f"--workers is {arguments.workers}, expected at least 1")
-    return arguments
+    return parser.parse_args()
 
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds

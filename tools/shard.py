@@ -9,7 +9,7 @@ NAME.jpg and, with classes, NAME.cls (the index of the class); classes.txt names
 
 import argparse
 
-from utils.arguments import make_parser, read_early
+from utils.arguments import make_parser, positive_integer, read_early
 
 
 def read_arguments() -> argparse.Namespace:
@@ -19,11 +19,11 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("output", metavar="OUTPUT", nargs="?", help="a folder that is not there")
     parser.add_argument("--index", metavar="FOLDER", help="of tar files")
     parser.add_argument(
-        "--size", type=int, default=1024, metavar="MIB", help="of one tar file [1024]"
+        "--size", type=positive_integer, default=1024, metavar="MIB", help="of one tar file [1024]"
     )
     arguments = parser.parse_args()
-    if bool(arguments.index) == bool(arguments.output) or arguments.size < 1:
-        raise ValueError("give SOURCE and OUTPUT, or --index FOLDER; --size is 1 or more")
+    if bool(arguments.index) == bool(arguments.output):
+        raise ValueError("give SOURCE and OUTPUT, or --index FOLDER")
     return arguments
 
 

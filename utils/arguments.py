@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ from utils.values import value_of
 
 _WORKERS = "DATA.NUM_WORKERS"
 _MOST_SHOWN = 8  # changes of a recipe, at a run's start
+_LARGEST = 10.0**15  # of a number, and the inverse of the smallest
 
 
 class Parser(argparse.ArgumentParser):
@@ -141,6 +143,28 @@ def make_parser(
         names = [flag, *filter(None, [ALIASES.get(flag)])]
         groups[entry.group].add_argument(*names, help=entry.text, **entry.details)
     return parser
+
+
+def positive_number(text: str) -> float:
+    """The `type` of an argument that is a positive, finite number, within what can be computed."""
+    return _within(float, text, 1 / _LARGEST, "a number")
+
+
+def positive_integer(text: str) -> int:
+    """The `type` of an argument that counts something: 1 or more."""
+    return _within(int, text, 1, "a whole number")
+
+
+def _within(kind: Callable[[str], Any], text: str, least: float, expected: str) -> Any:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = math.nan
+    if not least <= number <= _LARGEST:  # not a number is neither
+        raise argparse.ArgumentTypeError(
+            f"{short(text)} is not {expected} from {least:g} to {_LARGEST:g}"
+        )
+    return number
 
 
 @dataclass(frozen=True)

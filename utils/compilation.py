@@ -2,10 +2,11 @@
 
 import os
 import shutil
-from typing import Any
 
 import torch
 from torch import nn
+
+from utils.checks import require_blocks
 
 
 def compile_parts(model: nn.Module, what: str, device: torch.device) -> None:
@@ -23,8 +24,7 @@ def compile_parts(model: nn.Module, what: str, device: torch.device) -> None:
             f"TRAIN.COMPILE is {what}, which needs a C++ compiler on CPUs, and {compiler} is not "
             "installed (the environment variable CXX names another one)"
         )
-    encoder: Any = getattr(model, "encoder", model)
-    parts = [model] if what == "model" else list(encoder.blocks)
+    parts = [model] if what == "model" else require_blocks(model, "TRAIN.COMPILE blocks")
     # Blocks share one function; each may need versions of its own: stage, drop path, evaluation.
     torch._dynamo.config.recompile_limit = 8 * len(parts)
     for part in parts:

@@ -4,7 +4,7 @@ import os
 
 import torch
 
-_PRECISIONS = {
+PRECISIONS = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float32": torch.float32,
@@ -31,7 +31,7 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     if wanted == "float16" and device.type != "cuda":
         raise ValueError("TRAIN.PRECISION is float16, which needs a CUDA GPU; choose bfloat16")
     if wanted != "auto":
-        return _PRECISIONS[wanted]
+        return PRECISIONS[wanted]
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if native else torch.float16

@@ -17,7 +17,7 @@ from lr_scheduler import build_scheduler
 from optimizer import build_optimizer, scale_lr
 from utils import watch
 from utils.arguments import Command
-from utils.checks import shown
+from utils.checks import require_blocks, shown
 from utils.compilation import compile_parts
 from utils.config import stage_of, to_plain
 from utils.device import choose_device, choose_precision, dtype_name
@@ -117,8 +117,7 @@ def place_model(run: Run, model: nn.Module) -> nn.Module:
     compile_parts(model, run.cfg.TRAIN.COMPILE, run.device)
     if not sharded:
         return model.to(run.device)
-    encoder: Any = getattr(model, "encoder", model)
-    shard(model, encoder.blocks, run.device)
+    shard(model, require_blocks(model, "TRAIN.SHARDING full"), run.device)
     return model
 
 

@@ -1,54 +1,30 @@
-"""What every encoder promises (the contract in models/simmim.py), at sizes beside the published."""
+"""What every encoder promises (the contract in models/simmim.py), at sizes beside the published.
+
+The tests with KINDS ask for names of the contract alone; others know this project's encoders.
+"""
 
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+from data import build_pretrain_dataset
 from models import build_classifier, build_pretrain_model
 from models.build import ENCODERS
 from models.layers import ChunkedAttention, attend, fused_attention, plain_attention
+from optimizer import build_optimizer
+from tests.models.small_encoders import OURS, SMALL, sample, small_model
+from utils.checks import require_blocks
 from utils.config import get_config
 
-SMALL: dict[str, list[Any]] = {
-    "swin": [
-        *("MODEL.TYPE", "swin", "MODEL.SWIN.EMBED_DIM", 16, "MODEL.SWIN.DEPTHS", [2, 2, 2]),
-        *("MODEL.SWIN.NUM_HEADS", [1, 2, 4], "MODEL.SWIN.WINDOW_SIZE", 4),
-        *("MODEL.SWIN.PATCH_SIZE", 2, "DATA.IMG_SIZE", 32, "DATA.MASK_PATCH_SIZE", 8),
-    ],
-    "swinv2": [
-        *("MODEL.TYPE", "swinv2", "MODEL.SWINV2.EMBED_DIM", 16, "MODEL.SWINV2.DEPTHS", [2, 2, 2]),
-        *("MODEL.SWINV2.NUM_HEADS", [1, 2, 4], "MODEL.SWINV2.WINDOW_SIZE", 4),
-        *("MODEL.SWINV2.PATCH_SIZE", 2, "DATA.IMG_SIZE", 32, "DATA.MASK_PATCH_SIZE", 8),
-        *("MODEL.SWINV2.EXTRA_NORM_EVERY", 2),
-    ],
-    "vit": [
-        *("MODEL.TYPE", "vit", "MODEL.VIT.EMBED_DIM", 32, "MODEL.VIT.DEPTH", 3),
-        *("MODEL.VIT.NUM_HEADS", 2, "MODEL.VIT.PATCH_SIZE", 4),
-        *("DATA.IMG_SIZE", 32, "DATA.MASK_PATCH_SIZE", 8),
-    ],
-}
-
-
-def small_model(kind: str, *opts: Any) -> Any:
-    torch.manual_seed(0)
-    return build_pretrain_model(get_config(None, [*SMALL[kind], *opts]))
-
-
-def sample(model: Any, batch: int = 2) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    image = torch.randn(batch, model.encoder.in_chans, 32, 32, generator=generator)
-    cells = torch.rand(batch, 4, 4, generator=generator) < 0.5
-    scale = 8 // model.encoder.patch_size
-    return image, cells.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+KINDS = tuple(SMALL)
 
 
 def test_every_encoder_has_a_small_version_here() -> None:
     assert set(SMALL) == set(ENCODERS)
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", KINDS)
 def test_features_have_the_promised_shape(kind: str) -> None:
     model = small_model(kind)
     encoder = model.encoder
@@ -60,16 +36,37 @@ def test_features_have_the_promised_shape(kind: str) -> None:
     assert model(image, mask).shape == ()
 
 
-@pytest.mark.parametrize("kind", SMALL)
-def test_layer_ids_run_from_the_stem_to_the_head(kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_layer_ids_run_from_the_stem_to_what_follows_the_blocks(kind: str) -> None:
     encoder = small_model(kind).encoder
-    ids = {name: encoder.layer_of(name) for name, _ in encoder.named_parameters()}
-    assert set(ids.values()) == set(range(encoder.num_layers + 2))
-    assert ids["patch_embed.proj.weight"] == ids["mask_token"] == 0
-    assert ids["norm.weight"] == encoder.layer_of("head.weight") == encoder.num_layers + 1
+    ids = {encoder.layer_of(name) for name, _ in encoder.named_parameters()}
+    assert set(range(encoder.num_layers + 1)) <= ids <= set(range(encoder.num_layers + 2))
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", OURS)
+def test_stem_and_mask_token_are_layer_0_and_norm_and_head_the_last(kind: str) -> None:
+    encoder = small_model(kind).encoder
+    assert encoder.layer_of("patch_embed.proj.weight") == encoder.layer_of("mask_token") == 0
+    last = encoder.num_layers + 1
+    assert encoder.layer_of("norm.weight") == encoder.layer_of("head.weight") == last
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_trained_and_decays_or_not(kind: str) -> None:
+    opts = ["TRAIN.LAYER_DECAY", 0.5, "TRAIN.OPTIMIZER.NO_WEIGHT_DECAY", "intended"]
+    cfg = get_config(None, [*SMALL[kind], *opts])
+    model = build_pretrain_model(cfg)
+    groups = build_optimizer(cfg, model, lr=1.0).param_groups
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    for group in groups:
+        for name in group["names"]:
+            own, last = name.removeprefix("encoder."), model.encoder.num_layers + 1
+            layer = last if own == name else model.encoder.layer_of(own)
+            assert group["lr"] == 0.5 ** (last - layer)
+            assert not (group["weight_decay"] and model.encoder.no_weight_decay(own))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_hidden_pixel_cannot_reach_the_encoders_output(kind: str) -> None:
     model = small_model(kind).eval()
     image, mask = sample(model)
@@ -82,7 +79,7 @@ def test_a_hidden_pixel_cannot_reach_the_encoders_output(kind: str) -> None:
     assert not torch.equal(features, model.encoder.forward_features(visible, mask))
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", KINDS)
 def test_recomputing_activations_gives_equal_gradients(kind: str) -> None:
     drop_path = ("MODEL.DROP_PATH_RATE", 0.3)
     plain = small_model(kind, *drop_path)
@@ -94,7 +91,7 @@ def test_recomputing_activations_gives_equal_gradients(kind: str) -> None:
         assert torch.equal(one.grad, other.grad)
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near_float32_and_finite(kind: str, dtype: torch.dtype) -> None:
     model = small_model(kind).eval()
@@ -108,7 +105,7 @@ def test_half_precision_stays_near_float32_and_finite(kind: str, dtype: torch.dt
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", KINDS)
 def test_other_channel_counts_are_derived_from_the_encoder(kind: str) -> None:
     model = small_model(kind, f"MODEL.{kind.upper()}.IN_CHANS", 4)
     image, mask = sample(model)
@@ -131,14 +128,14 @@ def test_any_number_of_stages_and_patch_size_works(
     assert model.predict(image, mask).shape == image.shape
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", OURS)
 def test_an_image_of_another_size_is_an_error(kind: str) -> None:
     model = small_model(kind)
     with pytest.raises(ValueError, match=r"shape \(3, 64, 64\)"):
         model.encoder.forward_features(torch.zeros(1, 3, 64, 64))
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", OURS)
 def test_classifiers_give_one_logit_per_class(kind: str) -> None:
     model = build_classifier(get_config(None, SMALL[kind]), num_classes=7)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
@@ -225,7 +222,7 @@ def test_cosine_attention_forgets_the_length_of_queries_and_clamps_its_scale() -
     torch.testing.assert_close(attention(tokens), largest)
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", OURS)
 def test_drop_path_grows_linearly_over_all_blocks(kind: str) -> None:
     encoder = small_model(kind, "MODEL.DROP_PATH_RATE", 0.5).encoder
     assert len(encoder.blocks) == encoder.num_layers
@@ -234,7 +231,7 @@ def test_drop_path_grows_linearly_over_all_blocks(kind: str) -> None:
     assert rates == pytest.approx([0.5 * index / last for index in range(last + 1)])
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(32, 48), (40, 24), (56, 32)])
 def test_images_of_any_shape_are_encoded_and_predicted(kind: str, size: tuple[int, int]) -> None:
     model = small_model(kind, "DATA.IMG_SIZE", list(size)).eval()
@@ -336,3 +333,20 @@ def attention_gradient(
     result.backward(grad.bfloat16().to(dtype))
     assert qkv.grad is not None
     return qkv.grad.double()
+
+
+def test_an_encoder_without_blocks_is_an_error_where_they_are_needed() -> None:
+    message = r"TRAIN\.SHARDING full needs the blocks of the encoder, and Linear has no `blocks`"
+    with pytest.raises(ValueError, match=message):
+        require_blocks(torch.nn.Linear(1, 1), "TRAIN.SHARDING full")
+    model = small_model("swin")
+    assert require_blocks(model, "") == model.encoder.blocks
+
+
+def test_a_type_without_a_section_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENCODERS, "new", ENCODERS["vit"])
+    cfg = get_config(None, ["MODEL.TYPE", "new"])
+    with pytest.raises(ValueError, match=r"no section MODEL\.NEW: add it to utils/defaults\.py"):
+        build_pretrain_model(cfg)
+    with pytest.raises(ValueError, match="a section of MODEL with IN_CHANS"):
+        build_pretrain_dataset(cfg, patch_size=4)

@@ -1,11 +1,18 @@
 """Targets and losses: the formula, what must not matter, and half precision."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from models.objectives import NormalizedPixelTarget, PixelTarget, masked_l1
+from models.build import TARGETS
+from models.objectives import NormalizedPixelTarget, PixelTarget, Target, masked_l1
+from models.simmim import SimMIM, resize_mask
 from tests.golden_cases import GOLDEN, case_input
+from tests.models.small_encoders import sample, small_model
 
 
 def test_the_loss_is_the_mean_error_of_hidden_pixels_per_channel() -> None:
@@ -68,3 +75,96 @@ def test_a_perfect_prediction_gives_the_image_back(
 def test_an_even_window_is_an_error() -> None:
     with pytest.raises(ValueError, match="odd"):
         NormalizedPixelTarget(46)
+
+
+class Blurred:
+    """A grey picture of so many pixels for one, or of a fixed side."""
+
+    def __init__(self, shrink: int = 1, fixed: int = 0) -> None:
+        self.shrink, self.fixed = shrink, fixed
+
+    def channels(self, image_channels: int) -> int:
+        return 1
+
+    def side(self, image_side: int) -> int:
+        return self.fixed or image_side // self.shrink
+
+    def __call__(self, image: Tensor) -> Tensor:
+        size = self.side(image.shape[-2]), self.side(image.shape[-1])
+        return F.adaptive_avg_pool2d(image.mean(dim=1, keepdim=True), size)
+
+    def to_pixels(self, prediction: Tensor, image: Tensor) -> Tensor:
+        return F.interpolate(prediction, image.shape[-2:]).expand_as(image)
+
+
+def model_with(
+    monkeypatch: pytest.MonkeyPatch, target: Target, *opts: Any, kind: str = "swin"
+) -> SimMIM:
+    monkeypatch.setitem(TARGETS, "mine", lambda cfg: target)
+    model: SimMIM = small_model(kind, "MODEL.SIMMIM.TARGET", "mine", *opts)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["swin", "vit"])
+@pytest.mark.parametrize(
+    ("target", "size", "found"),
+    [
+        (Blurred(1), (32, 32), (32, 32)),
+        (Blurred(2), (32, 48), (16, 24)),
+        (Blurred(4), (40, 24), (10, 6)),
+        (Blurred(fixed=8), (32, 32), (8, 8)),
+        (Blurred(fixed=64), (32, 32), (64, 64)),
+    ],
+)
+def test_the_head_predicts_as_many_numbers_as_the_target_has(
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    target: Blurred,
+    size: tuple[int, int],
+    found: tuple[int, int],
+) -> None:
+    model = model_with(monkeypatch, target, "DATA.IMG_SIZE", list(size), kind=kind)
+    patch = model.encoder.patch_size
+    image, mask = torch.randn(2, 3, *size), torch.rand(2, size[0] // patch, size[1] // patch) < 0.5
+    assert model.predict(image, mask).shape == model.target(image).shape == (2, 1, *found)
+    model(image, mask).backward()
+    assert all(parameter.grad is not None for parameter in model.decoder.parameters())
+    drawn = model.reconstruct(image, mask)
+    hidden = resize_mask(mask, size).expand_as(image)
+    assert drawn.shape == image.shape
+    assert torch.equal(drawn[~hidden], image[~hidden])
+    assert not torch.equal(drawn[hidden], image[hidden])
+
+
+@pytest.mark.parametrize(
+    ("target", "size", "message"),
+    [
+        (Blurred(fixed=4), [32, 48], r"4 x 4 pixels for DATA\.IMG_SIZE \[32, 48\].*both sides"),
+        (Blurred(fixed=2), 32, r"2 x 2 pixels .* 8 x 8 of the image: expected a whole number"),
+        (Blurred(fixed=5), 32, "expected a whole number"),
+    ],
+)
+def test_a_target_whose_pixels_features_cannot_predict_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, target: Blurred, size: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        model_with(monkeypatch, target, "DATA.IMG_SIZE", size)
+
+
+def test_a_target_that_is_not_as_it_says_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broadcast, the loss would be a number, and wrong."""
+    target = Blurred(1)
+    monkeypatch.setattr(target, "channels", lambda image_channels: image_channels)
+    model = model_with(monkeypatch, target)
+    image, mask = sample(model)
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 32, 32\), its target \(2, 1, 32, 32\)"):
+        model(image, mask)
+
+
+def test_masks_follow_the_pixels_of_image_and_target() -> None:
+    mask = torch.tensor([[[True, False], [True, True]]])
+    larger = resize_mask(mask, (4, 4))
+    assert torch.equal(larger[0, 0], mask[0].repeat_interleave(2, 0).repeat_interleave(2, 1))
+    assert torch.equal(resize_mask(mask, (2, 2))[:, 0], mask)
+    assert torch.equal(resize_mask(larger[:, 0], (2, 2))[:, 0], mask)
+    assert resize_mask(mask, (2, 1)).flatten().tolist() == [False, True]  # all below is hidden

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.test_encoders import SMALL
+from tests.models.small_encoders import SMALL
 from tests.small_runs import call, run_processes, write_config, write_finetune_config
 from tools import benchmark, kernels, rivals
 from tools.measure import Side, Work, in_turn, ratio
@@ -100,7 +100,6 @@ def test_under_torchrun_nothing_is_compared(
     ("arguments", "message"),
     [
         (["step", "--vs", "pillow"], "step is measured against transformers, not pillow"),
-        (["data", "--rounds", "0"], "--rounds is 0, expected 1 or more"),
         (["step", "--vs", "transformers", "--opts", "MODEL.TYPE", "swinv2"], "not for swinv2"),
         (["data", "--data-path", "/nowhere"], "/nowhere is not a folder"),
         (["train", "--batch-size", "64"], "fewer than one update needs"),

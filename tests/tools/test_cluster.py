@@ -1,9 +1,11 @@
 """What a cluster needs: the arithmetic, by hand, and the report of a recipe."""
 
+from typing import Any
+
 import pytest
 
 from tests.small_runs import call
-from tools import cluster
+from tools import benchmark, cluster, plan, reconstruct, scaling, scan, shard
 
 ASSUMED = cluster.Assumed(
     flops=1e12, network=1e9, images_per_core=100, bytes_per_image=1e5, num_images=1000
@@ -46,6 +48,50 @@ def test_the_report_of_a_recipe(
     rows = [line for line in said.splitlines() if line.startswith("| 16 |")]
     assert len(rows) == 2
     assert rows[0] == rows[1]  # 16 x 128 are the published 2,048
-    for flag in ("--gpus", "--network"):
-        assert call(monkeypatch, cluster, "--cfg", cfg, flag, 0) == 2
-        assert f"{flag} takes" in capsys.readouterr().err
+
+
+FLAGS = ["--tflops", "--utilization", "--network", "--images-per-core", "--image-kb"]
+COUNTS = ["--gpus", "--update-images", "--epoch-images"]
+NO_NUMBERS = ["0", "-1", "nan", "inf", "-inf", "1e-320", "1e400", "9" * 400, "9" * 5000, "x", ""]
+
+
+@pytest.mark.parametrize(
+    ("program", "flags", "expected"),
+    [
+        (cluster, FLAGS, "is not a number from 1e-15 to 1e+15"),
+        (cluster, COUNTS, "is not a whole number from 1 to 1e+15"),
+        (plan, ["--memory"], "is not a number from 1e-15 to 1e+15"),
+        (plan, ["--gpus"], "is not a whole number from 1 to 1e+15"),
+        (reconstruct, ["--rows"], "is not a whole number from 1 to 1e+15"),
+        (scaling, ["--rounds"], "is not a whole number from 1 to 1e+15"),
+        (benchmark, ["--rounds", "--updates", "--pictures"], "is not a whole number from 1"),
+        (scan, ["--workers", "--channels"], "is not a whole number from 1 to 1e+15"),
+        (shard, ["--size"], "is not a whole number from 1 to 1e+15"),
+    ],
+)
+def test_what_is_to_be_a_positive_number_of_a_tool_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    program: Any,
+    flags: list[str],
+    expected: str,
+) -> None:
+    for flag in flags:
+        for text in NO_NUMBERS:
+            assert call(monkeypatch, program, f"{flag}={text}") == 2
+            said = capsys.readouterr().err.splitlines()[-1]
+            assert f"argument {flag}: " in said
+            assert expected in said
+            assert len(said) < 250
+
+
+@pytest.mark.parametrize("extreme", [1e-15, 1e15])
+def test_extreme_numbers_are_worked_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], extreme: float
+) -> None:
+    cfg = "configs/cifar10/simmim_pretrain__vit_tiny__cifar32.yaml"
+    numbers = [part for flag in FLAGS for part in (flag, extreme)]
+    numbers += [part for flag in COUNTS for part in (flag, 10**15)]
+    assert call(monkeypatch, cluster, "--cfg", cfg, *numbers) == 0
+    assert call(monkeypatch, plan, "--cfg", cfg, "--gpus", 10**15, "--memory", extreme) == 0
+    assert "nan" not in capsys.readouterr().out

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.test_encoders import SMALL
+from tests.models.small_encoders import OURS, SMALL
 from tests.small_runs import call
 from tools import plan
 from utils.config import get_config
@@ -13,7 +13,7 @@ from utils.config import get_config
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", OURS)
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("recompute", [False, True])
@@ -32,7 +32,7 @@ def test_counted_activations_are_those_of_a_real_run(
     assert found == pytest.approx((counted.of(5), block.of(5)), rel=tolerance, abs=0)
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", OURS)
 def test_counted_parameters_and_operations_are_those_of_the_model(kind: str) -> None:
     cfg = get_config(None, [*SMALL[kind], "MODEL.NAME", "pretrain"])
     needs = plan.count_needs(cfg, torch.float32)

@@ -57,7 +57,6 @@ def test_an_index_is_written_for_tar_files_of_others(
     [
         (["in"], "give SOURCE and OUTPUT, or --index FOLDER"),
         (["in", "out", "--index", "in"], "give SOURCE and OUTPUT, or --index FOLDER"),
-        (["in", "out", "--size", "0"], "--size is 1 or more"),
         (["in", "there"], "there is there already; nothing was written"),
         (["nowhere", "out"], "nowhere is not a folder"),
         (["there", "out"], "there holds no picture, at any depth"),

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from models import build_pretrain_model
 from tests.golden_cases import GOLDEN, options, read_golden
-from tests.small_runs import call, run_folder, run_here, write_config
+from tests.small_runs import call, pictures_in, run_folder, run_here, write_config
 from tools import augmentation, curves, reconstruct
+from tools.picture import picture_grid, spread
+from utils.config import get_config
 
 
 def test_a_checkpoint_is_drawn(
@@ -96,6 +100,94 @@ def test_curves_of_several_runs_are_drawn(
         assert message in capsys.readouterr().err
     assert call(monkeypatch, curves, *runs, "--picture", tmp_path / "none/x.png") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_folder_with_an_equals_sign_is_a_run_with_and_without_a_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "lr=0.1" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"update": 0, "loss": 1.5}\n')
+    points = [(0, 1.5)]
+    assert curves.read_run(str(folder), "loss") == ("tiny", points)
+    assert curves.read_run(f"a={folder}", "loss") == ("a", points)
+    assert curves.read_run(f"lr=1={folder}", "loss") == ("lr=1", points)
+    assert call(monkeypatch, curves, tmp_path / "lr=0.1" / "tony") == 2
+    assert "tony' is no folder of a run, nor LABEL=FOLDER" in capsys.readouterr().err
+
+
+def test_curves_go_on_to_a_torn_last_line_and_name_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, line = tmp_path / "metrics.jsonl", '{"update": 1, "loss": 2.0}\n'
+    for torn in ('{"update": 2, "lo', "[" * 10**5, "{}", b"\xff".decode("latin1")):
+        path.write_text(line + torn)
+        assert curves.read_run(str(tmp_path), "loss")[1] == [(1, 2.0)]
+    for broken in (
+        *('{"update": 2, "lo', "[" * 10**5, '{"loss": 1}', '{"update": 2, "loss": "x"}'),
+        *('{"update": [], "loss": 1}', f'{{"update": {"9" * 400}, "loss": 1}}'),
+    ):
+        path.write_text(f"{line}{broken}\n{line}")
+        assert call(monkeypatch, curves, tmp_path, "--figure", "loss") == 2
+        said = capsys.readouterr().err
+        assert "metrics.jsonl, line 2 is no record: " in said
+        assert len(said) < 300
+
+
+def test_curves_say_which_file_they_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"update": 0, "loss": 1.5}\n')
+    for name, written in (("curve", "curve.png"), ("curve.svg", "curve.svg")):
+        arguments = [tmp_path, "--figure", "loss", "--picture", tmp_path / name]
+        assert call(monkeypatch, curves, *arguments) == 0
+        assert f"wrote {tmp_path / written} (" in capsys.readouterr().out
+        assert (tmp_path / written).exists()
+    assert not (tmp_path / "curve").exists()
+
+
+def test_samples_are_spread_over_a_data_set_and_none_comes_twice() -> None:
+    for length in range(1, 200):
+        for number in range(1, 20):
+            chosen = spread(number, length)
+            assert len(set(chosen)) == len(chosen) == min(number, length)
+            assert set(chosen) <= set(range(length))
+    for length in (1000, 7000, 10000):
+        chosen = spread(8, length)
+        assert len({index % 10 for index in chosen}) >= 5  # classes that take turns
+        assert max(chosen) - min(chosen) > length / 2
+
+
+def test_a_small_folder_is_drawn_without_repeating_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(3):
+        for stage in ("all", "sorted/train/a"):
+            path = tmp_path / stage / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), (80 * index, 0, 0)).save(path)
+    model = build_pretrain_model(get_config(write_config(tmp_path)))
+    torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
+    picture = tmp_path / "out.png"
+    arguments = ["--cfg", write_config(tmp_path), "--resume", tmp_path / "x.pth"]
+    arguments += ["--picture", picture, *pictures_in(tmp_path / "all")]
+    assert call(monkeypatch, reconstruct, *arguments) == 0
+    assert ", 3 rows) from" in capsys.readouterr().out
+    assert Image.open(picture).height < 4 * 134
+    arguments = ["--cfg", write_config(tmp_path), "--picture", picture]
+    assert call(monkeypatch, augmentation, *arguments, *pictures_in(tmp_path / "sorted")) == 0
+    assert Image.open(picture).height > 8 * 128
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 16), (16, 64), (192, 192)])
+def test_captions_have_room_in_their_columns(size: tuple[int, int]) -> None:
+    names = ("augmented", "mixed and erased", "reconstruction")
+    grid = picture_grid({name: torch.zeros(1, 3, *size) for name in names})
+    caption = np.asarray(grid.convert("L"))[:26]
+    width = (grid.width - 6) // 3
+    for column in range(4):
+        border = column * width + 3
+        assert (caption[:, max(border - 5, 0) : border + 5] == 255).all()
 
 
 def test_augmentations_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
