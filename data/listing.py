@@ -86,7 +86,7 @@ def find_pictures(root: str, nested: bool = False) -> Listing:
         raise ValueError(f"DATA.DATA_PATH {root} is not a folder, expected one that holds images")
     start = time.perf_counter()
     listing = Listing(root)
-    seen: set[tuple[int, int]] = set()
+    seen: set[int] = set()
     links = [b""]  # the folder itself, then, in turn, what links lead to from what is known
     while links:
         further: list[bytes] = []
@@ -113,13 +113,17 @@ def find_pictures(root: str, nested: bool = False) -> Listing:
     return listing
 
 
-def _identity(root: str, folder: bytes) -> tuple[int, int]:
+def _identity(root: str, folder: bytes) -> int:
+    """Device and inode as one number.
+
+    Python keeps freed tuples for later, and with them the memory of the names around them.
+    """
     path = os.path.join(os.fsencode(root), folder)
     try:
         status = os.stat(path)
     except OSError as error:
         raise _unlisted(path, error) from None
-    return status.st_dev, status.st_ino
+    return status.st_dev << 64 | status.st_ino
 
 
 def _list(
