@@ -30,23 +30,25 @@ from data import (
 )
 from data.transforms import BatchAugmentation, Normalizer
 from logger import RunLog, progress_bar
-from models import build_classifier, build_criterion, load_pretrained
-from models.pretrained import head_classes
+from models import build_classifier, build_criterion, load_classifier, load_pretrained
 from tools.augmentation import draw_augmentation
 from utils import preemption
-from utils.checkpoint import restore_model
 from utils.device import choose_precision, dtype_name
 from utils.distributed import rank, world_size
 from utils.evaluation import Best, Evaluation, evaluate, measure_throughput
 from utils.program import run_program
 from utils.resume import resume
 from utils.run import Run, build_parts, is_due, open_log, place_model, start_run
-from utils.safe_load import model_weights, read_checkpoint
 from utils.training import ComputeLoss, Training
 from utils.watch import stepping
 
 THROUGHPUT_SECONDS = 10.0
 UNREADABLE = "%d picture(s) could not be read and count as wrong (python -m tools.scan names them)"
+
+MOVED = (
+    "%d class(es) of the validation pictures have another index than the classifier's class of the "
+    "same name: labels follow the names"
+)
 
 
 def main() -> None:
@@ -66,7 +68,8 @@ def finetune(run: Run) -> None:
     """Data, model, what it starts from, optimizer, resume, epochs."""
     cfg, notes = run.cfg, []
     dataset = build_train_dataset(cfg)
-    val_loader = build_eval_loader(cfg, build_eval_dataset(cfg, dataset.classes), run.device)
+    val_dataset = build_eval_dataset(cfg, dataset.classes)
+    val_loader = build_eval_loader(cfg, val_dataset, run.device)
     model = build_classifier(cfg, len(dataset.classes))
     # Later ones win: fresh weights, --pretrained, a checkpoint of this run or of --resume.
     if cfg.PRETRAINED:
@@ -89,7 +92,10 @@ def finetune(run: Run) -> None:
             average.update(model)
 
     log = open_log(run, parts, start)  # only from here on files are written
+    log.info("%s", dataset.pictures)
     log.info("%d images of %d classes to train on", len(dataset), len(dataset.classes))
+    if val_dataset.num_moved:
+        log.info(MOVED, val_dataset.num_moved)
     if rank() == 0 and start.epoch == 0:
         log.picture("augmentation", draw_augmentation(dataset, augment, run.device))
     training = Training(
@@ -158,32 +164,45 @@ def evaluate_checkpoint(run: Run) -> None:
     path = Path(cfg.MODEL.RESUME)
     if not cfg.MODEL.RESUME:
         raise ValueError("--eval needs the checkpoint to evaluate: --resume CKPT")
-    state = read_checkpoint(path)
-    weights = model_weights(state, path)
-    classes = head_classes(state, weights, path)
-    model = build_classifier(cfg, len(classes))
-    restore_model(weights, model, path)
-    dataset = build_eval_dataset(cfg, classes)
+    model, names = load_classifier(path, cfg)
+    head: Any = model.get_submodule("head")
+    classes = names or [str(index) for index in range(head.out_features)]
+    dataset = build_eval_dataset(cfg, classes, named=bool(names))
     loader = build_eval_loader(cfg, dataset, run.device)
     evaluation = evaluate_on(run, model.to(run.device), loader, len(classes))
     if rank() == 0:
         print(evaluation, flush=True)
         if evaluation.unreadable:
             print(UNREADABLE % evaluation.unreadable)
+        if dataset.num_moved:
+            print(MOVED % dataset.num_moved)
         report = {"checkpoint": str(path), "data": cfg.DATA.DATA_PATH or cfg.DATA.DATASET}
         precision = choose_precision(cfg.TEST.PRECISION, run.device)
         report |= {"precision": dtype_name(precision)} | evaluation.to_plain(dataset.classes)
-        print(f"wrote {write_report(run.folder / f'eval__{path.stem}.json', report)}")
+        print(f"wrote {write_report(path, run, report)}")
 
 
-def write_report(path: Path, report: dict[str, Any]) -> Path:
-    """Write a JSON file, with its folder; ValueError where that is impossible."""
+def write_report(checkpoint: Path, run: Run, report: dict[str, Any]) -> str:
+    """Write eval__CHECKPOINT__TAG.json beside a checkpoint, else into the run's folder; where.
+
+    ValueError where neither is possible.
+    """
+    text = json.dumps(report, indent=1) + "\n"
+    name = f"{checkpoint.stem}__{run.cfg.TAG.replace('/', '_')}.json"
+    folder = checkpoint.absolute().parent
+    path = folder / f"eval__{name}"
+    try:
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+    except OSError as error:
+        reason = f"{folder} cannot be written: {error.strerror}"
+    path = run.folder / f"eval__{folder.name}__{name}"  # there may be others of that name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror} (--output DIR)") from None
-    return path
+    return f"{path} ({reason})"
 
 
 def print_throughput(run: Run) -> None:

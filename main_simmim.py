@@ -33,6 +33,7 @@ def main() -> None:
     parts = build_parts(run, place_model(run, model), updates_per_epoch)
     start = resume(run.output, parts, cfg, updates_per_epoch, run.device)
     log = open_log(run, parts, start)  # everything fits: only from here on files are written
+    log.info("%s", dataset.pictures)
     training = Training(run, log, parts, loader, pretrain_loss(dataset.normalize))
     for epoch in range(start.epoch, cfg.TRAIN.EPOCHS):
         training.train_epoch(epoch)

@@ -19,8 +19,8 @@ from data.labelled import (
     first_of_each_class,
     listed_pictures,
 )
+from data.listing import require_path
 from data.masking import MASKS
-from data.pictures import require_path
 from data.samples import (
     EpochSampler,
     EvalDataset,
@@ -142,21 +142,29 @@ def build_train_dataset(cfg: CfgNode) -> LabelledDataset:
     return LabelledDataset(_careful(cfg, pictures), transform, classes, _normalizer(cfg))
 
 
-def build_eval_dataset(cfg: CfgNode, classes: Sequence[str]) -> EvalDataset:
+def build_eval_dataset(cfg: CfgNode, classes: Sequence[str], named: bool = True) -> EvalDataset:
     """Labelled validation pictures without augmentation; ValueError for other `classes`.
 
-    Classes that a checkpoint does not name are "0", "1", ...: then only their number is checked.
+    Labels become indices into `classes`, which the data may have in another order: a csv list sorts
+    numbers by value, folders are sorted as text. Where nobody named a checkpoint's classes (`named`
+    is False, `classes` are "0", "1", ...) only their number is compared: the data's order counts.
     """
     keys = cfg.DATA
     if keys.VAL_LABELS and keys.DATASET != "imagenet":
         raise ValueError(f"DATA.VAL_LABELS is for DATASET imagenet, not for {keys.DATASET}")
     pictures = choose(LABELLED, keys.DATASET, "DATA.DATASET")(cfg, False, classes)
-    unnamed = list(classes) == [str(index) for index in range(len(classes))]
-    if not (unnamed and len(pictures.classes) == len(classes)):
+    own = pictures.classes
+    if not named and len(own) == len(classes):
+        classes = own
+    # An index (of shards without names), or a name that occurs twice, does not tell a place.
+    is_named = list(own) != [str(index) for index in range(len(own))] and len(set(own)) == len(own)
+    if not is_named or sorted(own) != sorted(classes):
         what = f"validation pictures of {keys.DATASET} {keys.DATA_PATH}".rstrip()
-        require_same_classes(pictures.classes, classes, what)
+        require_same_classes(own, classes, what)
+    place = {name: index for index, name in enumerate(classes)}
+    order = [place[name] for name in own] if is_named else range(len(own))
     transform = eval_transform(keys.IMG_SIZE, keys.INTERPOLATION, cfg.TEST.CROP)
-    return EvalDataset(_careful(cfg, pictures), transform, pictures.classes, _normalizer(cfg))
+    return EvalDataset(_careful(cfg, pictures), transform, list(classes), _normalizer(cfg), order)
 
 
 def build_batch_augmentation(

@@ -62,3 +62,8 @@ class CarefulPictures:
             whole: Any = self.pictures.dataset
             return str(whole.name(self.pictures.indices[index]))
         return str(self.pictures.name(index))
+
+    def __str__(self) -> str:
+        """How many there are, and how they were found where they had to be looked for."""
+        whole = self.pictures.dataset if isinstance(self.pictures, Subset) else self.pictures
+        return getattr(whole, "found", "") or f"{len(self)} images"

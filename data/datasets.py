@@ -3,10 +3,10 @@
 import os
 from typing import Protocol
 
-import numpy as np
 import torchvision
 from timm.layers import to_2tuple
 
+from data.listing import Names, find_pictures, require_path
 from data.pictures import (
     ARRAY_SUFFIX,
     IMAGE_SUFFIXES,
@@ -15,9 +15,7 @@ from data.pictures import (
     Picture,
     as_channels,
     decoder_of,
-    find_pictures,
     read_file,
-    require_path,
 )
 from data.shapes import CLASSES, draw_shape
 from data.transforms import Size
@@ -42,8 +40,8 @@ class ImageFolder:
     def __init__(self, root: str, channels: int = RGB, decoder: str = "fast") -> None:
         self.root = root
         self.decode = decoder_of(decoder, channels)
-        # One array instead of a million strings: worker processes then share its memory.
-        self.names = np.array(sorted(find_pictures(root)), dtype=np.bytes_)
+        listing = find_pictures(root)
+        self.names, self.found = Names(listing.names), str(listing)
         if not len(self.names):
             raise ValueError(
                 f"DATA.DATA_PATH {root} holds no picture, at any depth "

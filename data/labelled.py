@@ -1,35 +1,42 @@
 """Labelled picture files: class folders, CSV lists, a flat folder with a ground-truth list."""
 
 import csv
+import itertools
 import os
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
 
-from data.pictures import RGB, Picture, find_pictures, read_picture, require_path
+from data.listing import Names, find_pictures, require_path
+from data.pictures import RGB, Picture, read_picture
 from utils.checks import short, shown
 
 
 class LabelledPictures:
-    """Files with labels, which are indices into `classes`; `channels` are read of each."""
+    """Files below `root` with labels, which are indices into `classes`.
+
+    `channels` are read of each; `found` says how they were found.
+    """
 
     def __init__(
         self,
-        paths: Sequence[str],
-        labels: Sequence[int],
+        root: str,
+        names: Sequence[bytes],
+        labels: Sequence[int] | np.ndarray,
         classes: list[str],
         channels: int = RGB,
+        found: str = "",
     ) -> None:
-        self.channels = channels
-        # Arrays instead of a million strings: worker processes then share their memory.
-        self.paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+        self.root, self.names = root, Names(names)
         self.labels = np.array(labels, dtype=np.int64)
-        self.classes = classes
+        self.classes, self.channels, self.found = classes, channels, found
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         """Picture of `channels` channels and label; ValueError names a file that is none."""
@@ -37,7 +44,7 @@ class LabelledPictures:
 
     def name(self, index: int) -> str:
         """A picture's path."""
-        return os.fsdecode(self.paths[index])
+        return os.path.join(self.root, os.fsdecode(self.names[index]))
 
 
 def class_folders(root: str, channels: int = RGB) -> LabelledPictures:
@@ -45,21 +52,23 @@ def class_folders(root: str, channels: int = RGB) -> LabelledPictures:
     require_path(root)
     if not Path(root).is_dir():
         raise ValueError(f"{root} is not a folder, expected one with a folder for each class")
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    listing = find_pictures(root, nested=True)
+    classes = sorted(map(os.fsdecode, listing.subfolders))
     if not classes:
         raise ValueError(f"{root} holds no class folders (DATA.VAL_LABELS names a list of labels)")
-    paths: list[str] = []
-    labels: list[int] = []
-    empty = []
-    for label, name in enumerate(classes):
-        folder = os.path.join(root, name)
-        names = sorted(find_pictures(folder))
-        paths += [os.path.join(folder, os.fsdecode(picture)) for picture in names]
-        labels += [label] * len(names)
-        empty += [] if names else [name]
-    if empty:
-        raise ValueError(f"{root}: class folders without pictures: {_first(empty)}")
-    return LabelledPictures(paths, labels, classes, channels)
+    by_class = {name: _below(os.fsencode(name), listing.names) for name in classes}
+    if empty := [name for name in classes if not by_class[name]]:
+        linked = [name for name in empty if os.fsencode(name) in listing.repeated]
+        hint = f" (links to folders with other names here: {_first(linked)})" if linked else ""
+        raise ValueError(f"{root}: class folders without pictures: {_first(empty)}{hint}")
+    labels = np.repeat(np.arange(len(classes)), [len(group) for group in by_class.values()])
+    names = list(itertools.chain.from_iterable(by_class.values()))
+    return LabelledPictures(root, names, labels, classes, channels, str(listing))
+
+
+def _below(folder: bytes, names: list[bytes]) -> list[bytes]:
+    """The part of sorted paths that lies in a folder: "0" is the byte that follows "/"."""
+    return names[bisect_left(names, folder + b"/") : bisect_left(names, folder + b"0")]
 
 
 def csv_list(path: str, classes: Sequence[str] | None, channels: int = RGB) -> LabelledPictures:
@@ -74,8 +83,9 @@ def csv_list(path: str, classes: Sequence[str] | None, channels: int = RGB) -> L
     words = [(row["label"] or "").strip() for row in rows]
     names = list(classes) if classes is not None else _sorted_classes(set(words))
     folder = os.path.dirname(path)
-    paths = [os.path.join(folder, row["path"] or "") for row in rows]
-    return LabelledPictures(paths, _indices(words, names, path, first_line=2), names, channels)
+    paths = [os.fsencode(row["path"] or "") for row in rows]
+    labels = _indices(words, names, path, first_line=2)
+    return LabelledPictures(folder, paths, labels, names, channels)
 
 
 def listed_pictures(
@@ -88,7 +98,7 @@ def listed_pictures(
     in an order of its own, which `meta.mat` beside it explains. ValueError where pictures and lines
     do not match or a label is out of range.
     """
-    pictures = sorted(os.fsdecode(name) for name in find_pictures(root))
+    pictures = sorted(map(os.fsdecode, find_pictures(root).names))
     lines = [line.split() for line in _read_text(path).splitlines() if line.strip()]
     names, words = pictures, [line[-1] for line in lines]
     if any(len(line) > 1 for line in lines):
@@ -101,10 +111,9 @@ def listed_pictures(
         )
     table = Path(path).with_name("meta.mat")
     if names is pictures and table.exists():
-        words = _development_kit_labels(words, table)
+        words = _development_kit_labels(words, table, classes)
     labels = _indices(words, classes, path, first_line=1)
-    paths = [os.path.join(root, name) for name in names]
-    return LabelledPictures(paths, labels, list(classes), channels)
+    return LabelledPictures(root, list(map(os.fsencode, names)), labels, list(classes), channels)
 
 
 def first_of_each_class(labels: Sequence[int], number: int, classes: Sequence[str]) -> list[int]:
@@ -123,8 +132,12 @@ def first_of_each_class(labels: Sequence[int], number: int, classes: Sequence[st
 
 
 def _indices(words: list[str], classes: Sequence[str], source: str, first_line: int) -> list[int]:
-    """Labels as indices; where no class is a number, a number is an index."""
+    """Labels as indices; where no class is a number, a number is an index.
+
+    ValueError where a label is none of the classes, or two of them have that name.
+    """
     lookup: dict[str, int] = {}
+    twice = {name for name, number in Counter(classes).items() if number > 1}
     if not any(name.isdecimal() for name in classes):
         lookup = {str(index): index for index in range(len(classes))}
     lookup |= {name: index for index, name in enumerate(classes)}
@@ -134,11 +147,13 @@ def _indices(words: list[str], classes: Sequence[str], source: str, first_line: 
                 f"{source}, line {line}: label {shown(word)} is none of the {len(classes)} classes "
                 f"({_first(classes)})"
             )
+        if word in twice:
+            raise ValueError(f"{source}, line {line}: two classes are called {word!r}")
     return [lookup[word] for word in words]
 
 
-def _development_kit_labels(words: list[str], table: Path) -> list[str]:
-    """ILSVRC2012_ID -> index of its WNID in sorted order, as the class folders have it."""
+def _development_kit_labels(words: list[str], table: Path, classes: Sequence[str]) -> list[str]:
+    """ILSVRC2012_ID -> WNID where that is a class, else its index in sorted order."""
     try:
         synsets = loadmat(table, squeeze_me=True)["synsets"]
         wnids = {
@@ -149,9 +164,10 @@ def _development_kit_labels(words: list[str], table: Path) -> list[str]:
     except Exception as error:  # a broken file can raise anything
         reason = str(error).split("\n")[0] or type(error).__name__
         raise ValueError(f"{table} is not the development kit's table: {reason}") from None
-    order = {wnid: index for index, wnid in enumerate(sorted(wnids.values()))}
-    ranks = {str(number): str(order[wnid]) for number, wnid in wnids.items()}
-    return [ranks.get(word, word) for word in words]
+    order = {wnid: str(index) for index, wnid in enumerate(sorted(wnids.values()))}
+    known = set(classes)
+    labels = {str(number): wnid if wnid in known else order[wnid] for number, wnid in wnids.items()}
+    return [labels.get(word, word) for word in words]
 
 
 def _sorted_classes(words: set[str]) -> list[str]:

@@ -7,7 +7,6 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -200,32 +199,3 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
-
-
-def require_path(root: str) -> None:
-    """ValueError where no data path is given."""
-    if not root:
-        raise ValueError("DATA.DATA_PATH is empty, expected a folder of images (--data-path DIR)")
-
-
-def find_pictures(root: str) -> list[bytes]:
-    """Paths of all pictures at any depth below `root`, relative to it, in no order.
-
-    ValueError where pictures and arrays, whose numbers have other ranges, are mixed.
-    """
-    require_path(root)
-    if not Path(root).is_dir():
-        raise ValueError(f"DATA.DATA_PATH {root} is not a folder, expected one that holds images")
-    names = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders.sort()
-        relative = os.path.relpath(folder, root)
-        names += [
-            os.fsencode(os.path.normpath(os.path.join(relative, name)))
-            for name in files
-            if name.lower().endswith((*IMAGE_SUFFIXES, ARRAY_SUFFIX))
-        ]
-    num_arrays = sum(name.lower().endswith(ARRAY_SUFFIX.encode()) for name in names)
-    if num_arrays not in (0, len(names)):
-        raise ValueError(f"{root} mixes {num_arrays} {ARRAY_SUFFIX} array(s) with other pictures")
-    return names

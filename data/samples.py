@@ -1,6 +1,6 @@
 """Samples of both stages, and which of them a process gets, in which order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,11 +64,31 @@ class LabelledDataset(Dataset[tuple[Tensor, int]]):
 
 
 class EvalDataset(LabelledDataset):
-    """The same without chance: a picture that cannot be read is black and has label -1 - label."""
+    """The same without chance: a picture that cannot be read is black and has label -1 - label.
+
+    `order` holds the index in `classes` of each of the pictures' own classes.
+    """
+
+    def __init__(
+        self,
+        pictures: CarefulPictures,
+        transform: Callable[[Any], Tensor],
+        classes: list[str],
+        normalize: Normalizer,
+        order: Sequence[int],
+    ) -> None:
+        super().__init__(pictures, transform, classes, normalize)
+        self.order = order
+
+    @property
+    def num_moved(self) -> int:
+        """How many classes have another index than among the pictures' own."""
+        return sum(index != own for own, index in enumerate(self.order))
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         """Image (C, H, W) and label of (0, index)."""
-        picture, label, readable = self.pictures.read_or_blank(key[1])
+        picture, own, readable = self.pictures.read_or_blank(key[1])
+        label = self.order[own]
         return self.transform(picture), label if readable else -1 - label
 
 

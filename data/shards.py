@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data.listing import require_path, stop_if_asked
 from data.pictures import (
     ARRAY_SUFFIX,
     IMAGE_SUFFIXES,
@@ -18,9 +19,8 @@ from data.pictures import (
     Picture,
     decoder_of,
     read_patiently,
-    require_path,
 )
-from utils.checks import short
+from utils.checks import short, shown
 
 INDEX_SUFFIX = ".index"
 CLASSES_FILE = "classes.txt"
@@ -28,6 +28,7 @@ LABEL_SUFFIX = ".cls"
 _LONGEST_LABEL = 20  # bytes
 _NAME_BYTES = 96  # of a name that an index keeps
 _OPEN_FILES = 128
+MOST_CLASSES = 10**7  # as many as MODEL.NUM_CLASSES may be
 INDEX = np.dtype(
     [("offset", "<i8"), ("size", "<i8"), ("label", "<i8"), ("name", f"S{_NAME_BYTES}")]
 )
@@ -74,7 +75,11 @@ class Shards:
 
     @functools.cached_property
     def classes(self) -> list[str]:
-        """Names in `classes.txt`, else "0", "1", ...; ValueError where a picture has no label."""
+        """Names in `classes.txt`, else "0", "1", ...
+
+        ValueError where a picture has no label, and where two classes have one name: a report, a
+        list of labels or another order could not tell them apart.
+        """
         if (self.labels == NO_LABEL).any():
             index = int(np.argmax(self.labels == NO_LABEL))
             name = self.entries[index]["name"].decode(errors="replace")
@@ -82,6 +87,8 @@ class Shards:
                 f"{self.root}: picture {short(name)} has no label (no {LABEL_SUFFIX} file)"
             )
         number = int(self.labels.max()) + 1
+        if number > MOST_CLASSES:
+            raise ValueError(f"{self.root}: a label is {number - 1}, beyond {MOST_CLASSES} classes")
         path = Path(self.root, CLASSES_FILE)
         if not path.exists():
             return [str(label) for label in range(number)]
@@ -91,6 +98,13 @@ class Shards:
             raise ValueError(f"{path} cannot be read as text in UTF-8") from None
         if len(names) < number:
             raise ValueError(f"{path} names {len(names)} classes, but a label is {number - 1}")
+        lines: dict[str, int] = {}
+        for line, name in enumerate(names, start=1):
+            if lines.setdefault(name, line) != line:
+                raise ValueError(
+                    f"{path}, lines {lines[name]} and {line}: two classes {shown(name)}: "
+                    "give each a name of its own (of ImageNet: the WordNet ID)"
+                )
         return names
 
     def _open(self, tar: int) -> int:
@@ -158,6 +172,7 @@ def _scan(tar: tarfile.TarFile, path: str) -> np.ndarray:
     pictures: dict[str, tuple[int, int, bytes]] = {}
     labels: dict[str, int] = {}
     for member in tar:
+        stop_if_asked()
         if not member.isreg() or member.issparse():
             continue
         folder, base = os.path.split(member.name)

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from models.decoders import linear_decoder
 from models.objectives import Loss, NormalizedPixelTarget, PixelTarget, Target, masked_l1
-from models.pretrained import head_classes
+from models.pretrained import class_names, head_size
 from models.simmim import Encoder, SimMIM
 from models.swin_transformer import SwinTransformer
 from models.swin_transformer_v2 import SwinTransformerV2
@@ -119,13 +119,14 @@ def load_simmim(path: str | Path, cfg: CfgNode | None = None) -> SimMIM:
 
 
 def load_classifier(path: str | Path, cfg: CfgNode | None = None) -> tuple[nn.Module, list[str]]:
-    """The same for a fine-tuned model; also the names of its classes."""
+    """The same for a fine-tuned model; also the names of its classes, none where it stores none."""
     state = read_checkpoint(path)
     weights = model_weights(state, path)
-    classes = head_classes(state, weights, path)
-    model = build_classifier(_config_in(state, path) if cfg is None else cfg, len(classes))
+    num_classes = head_size(weights, path)
+    names = class_names(state, num_classes, path)
+    model = build_classifier(_config_in(state, path) if cfg is None else cfg, num_classes)
     restore_model(weights, model, Path(path))
-    return model.eval(), classes
+    return model.eval(), names
 
 
 def _config_in(state: Any, path: str | Path) -> CfgNode:

@@ -17,7 +17,7 @@ from models.position_bias import (
 )
 from models.provenance import image_aspect, swinv2_window
 from models.windows import Grid
-from utils.checks import require_same_shapes, short
+from utils.checks import require_same_shapes, short, shown
 from utils.safe_load import Weights, model_weights, read_checkpoint
 
 _TABLE = "relative_position_bias_table"
@@ -25,6 +25,7 @@ _SHARED_TABLE = f"rel_pos_bias.{_TABLE}"
 _COORDINATES = "relative_coords_table"
 _STEM = "patch_embed.proj.weight"
 _RGB = 3
+_MOST_CLASSES = 10**7  # as many as MODEL.NUM_CLASSES may be
 # What a file may lack, and what may be left over in it; anything else is another architecture.
 _MAY_LACK = ("head.", "fc_norm.")
 _MAY_BE_LEFT = ("decoder.", "mask_token", "head.")
@@ -88,10 +89,10 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
     )
 
 
-def head_classes(state: Any, weights: Weights, source: str | Path) -> list[str]:
-    """Names of the classes a checkpoint tells apart; "0", "1", ... where it does not name them.
+def head_size(weights: Weights, source: str | Path) -> int:
+    """How many classes a checkpoint tells apart; ValueError where it has no head, or no usable one.
 
-    ValueError where it has no classification head.
+    A head of no numbers can claim any number of classes in a few bytes.
     """
     head = weights.get("head.weight")
     if head is None or head.ndim != 2:
@@ -99,11 +100,25 @@ def head_classes(state: Any, weights: Weights, source: str | Path) -> list[str]:
             f"checkpoint {source} has no classification head: a pre-trained model is fine-tuned "
             "first (--pretrained CKPT)"
         )
-    num_classes = len(head)
-    names = state.get("classes")
-    if isinstance(names, list) and len(names) == num_classes:
-        return [str(name) for name in names]
-    return [str(index) for index in range(num_classes)]
+    if not head.numel() or len(head) > _MOST_CLASSES:
+        raise ValueError(
+            f"checkpoint {source}: head.weight has shape {tuple(head.shape)}, expected 1 to "
+            f"{_MOST_CLASSES} classes"
+        )
+    return len(head)
+
+
+def class_names(state: Mapping[str, Any], num_classes: int, source: str | Path) -> list[str]:
+    """Names of a checkpoint's classes in order; none where it does not name them.
+
+    ValueError where they are no names, or not as many as classes.
+    """
+    names = state.get("classes") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"checkpoint {source}: classes is {shown(names)}, expected names")
+    if len(names) not in (0, num_classes):
+        raise ValueError(f"checkpoint {source} names {len(names)} classes, its head {num_classes}")
+    return names
 
 
 def _spread_shared_table(weights: Weights, own: Mapping[str, Tensor]) -> None:

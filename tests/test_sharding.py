@@ -150,7 +150,7 @@ def test_fine_tuning_shards_too_and_its_file_evaluates_the_same(
     )
     arguments = ["--eval", "--resume", whole, "--output", tmp_path, "--opts", *PLAIN]
     assert run_here(monkeypatch, cfg, *arguments, program=main_finetune) == 0
-    report = (folder / "eval__whole.json").read_text()
+    report = (tmp_path / "eval__whole__tiny.json").read_text()
     assert f'"acc1": {validated[-1]}' in report
 
 

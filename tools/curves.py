@@ -42,6 +42,7 @@ import json
 from pathlib import Path
 
 from tools.chart import new_chart, save_chart
+from utils.checks import shown
 from utils.program import run_program
 
 

@@ -37,7 +37,8 @@ import tempfile
 from pathlib import Path
 
 from data.labelled import class_folders
-from data.pictures import NO_LABEL, find_pictures, read_file
+from data.listing import find_pictures
+from data.pictures import NO_LABEL, read_file
 from data.shards import CLASSES_FILE, INDEX_SUFFIX, LABEL_SUFFIX, entries_of, write_index
 from logger import progress_bar
 from utils.program import run_program
@@ -95,13 +96,13 @@ def pack(source: str, output: Path, size: int) -> str:
 
 def find_samples(source: str) -> tuple[list[Sample], list[str]]:
     """Paths with labels, and the classes; without class folders, NO_LABEL and no classes."""
-    names = sorted(os.fsdecode(name) for name in find_pictures(source))
+    names = sorted(map(os.fsdecode, find_pictures(source).names))
     if not names:
         raise ValueError(f"{source} holds no picture, at any depth")
     if any(os.path.dirname(name) == "" for name in names):
         return [(os.path.join(source, name), NO_LABEL) for name in names], []
     pictures = class_folders(source)
-    paths = [os.fsdecode(path) for path in pictures.paths]
+    paths = [pictures.name(index) for index in range(len(pictures))]
     return list(zip(paths, pictures.labels.tolist(), strict=True)), pictures.classes
 
 

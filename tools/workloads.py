@@ -20,8 +20,8 @@ from data import (
     build_train_dataset,
     build_train_loader,
 )
+from data.listing import find_pictures
 from data.masking import RandomMask
-from data.pictures import find_pictures
 from data.transforms import Normalizer
 from main_finetune import finetune_loss
 from main_simmim import pretrain_loss
@@ -150,7 +150,7 @@ def collect_pictures(source: str, folder: Path, number: int) -> int:
     Drawn ones are 500 x 375 JPEGs: smooth with some noise, about as many bytes as photographs.
     """
     if source:
-        names = sorted(find_pictures(source))
+        names = find_pictures(source).names
         chosen = names[:: max(len(names) // number, 1)][:number]
         for index, name in enumerate(chosen):
             path = Path(source, name.decode())

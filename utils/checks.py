@@ -105,8 +105,9 @@ def require_same_classes(found: Sequence[str], expected: Sequence[str], what: st
     """ValueError names the first classes that only one of the two has."""
     if list(found) == list(expected):
         return
-    unknown = [name for name in found if name not in set(expected)]
-    missing = [name for name in expected if name not in set(found)]
+    known, given = set(expected), set(found)
+    unknown = [name for name in found if name not in known]
+    missing = [name for name in expected if name not in given]
     kinds = {"unknown": unknown, "missing": missing}
     details = [
         f"{kind}: {', '.join(map(short, names[:3]))}" for kind, names in kinds.items() if names

@@ -52,10 +52,16 @@ class Evaluation:
             "loss": self.loss,
             "images": int(self.images.sum()),
             "unreadable": self.unreadable,
-            "per_class": {
-                name: {"images": images, "acc1": 100 * correct / images if images else None}
-                for name, images, correct in per_class
-            },
+            # A list: names that a file gives to its classes may occur twice.
+            "per_class": [
+                {
+                    "index": index,
+                    "name": name,
+                    "images": images,
+                    "acc1": 100 * correct / images if images else None,
+                }
+                for index, (name, images, correct) in enumerate(per_class)
+            ],
         }
 
 

@@ -253,7 +253,7 @@ def test_validation_pictures_that_cannot_be_read_count_as_wrong(
     said = capsys.readouterr().out
     assert "8 picture(s) could not be read and count as wrong" in said
     assert float(re.findall(r"Acc@1 (\S+)", said)[0]) <= 50
-    report = (run_folder(tmp_path, name="finetune") / "eval__best.json").read_text()
+    report = (run_folder(tmp_path, name="finetune") / "eval__best__tiny.json").read_text()
     assert '"unreadable": 8' in report
     state = torch.load(best, weights_only=True)
     assert state["best"]["acc1"] <= 50

@@ -86,6 +86,13 @@ def test_wrong_lists_say_where(tmp_path: Path, text: str | bytes, message: str) 
         csv_list(str(path), ["ant", "cat"])
 
 
+def test_a_name_of_two_classes_is_no_label(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("path,label\na.png,bee\nb.png,crane\n")
+    with pytest.raises(ValueError, match=r"x\.csv, line 3: two classes are called 'crane'"):
+        csv_list(str(path), ["crane", "bee", "crane"])
+
+
 def test_a_missing_list_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.csv cannot be read: No such file"):
         csv_list(str(tmp_path / "none.csv"), None)
@@ -119,6 +126,9 @@ def test_the_development_kits_own_order_is_undone(flat: Path) -> None:
     assert listed(flat, "1\n2\n3\n") == [(10, 2), (100, 0), (200, 1)]
     with pytest.raises(ValueError, match="line 3: label '4' is none of the 3 classes"):
         listed(flat, "1\n2\n4\n")
+    (flat / "truth.txt").write_text("1\n2\n3\n")
+    pictures = listed_pictures(str(flat / "val"), str(flat / "truth.txt"), ["n03", "n01", "n02"])
+    assert pictures.labels.tolist() == [0, 1, 2]  # classes in another order are found by name
     (flat / "meta.mat").write_text("no table")
     with pytest.raises(ValueError, match=r"meta\.mat is not the development kit's table"):
         listed(flat, "1\n2\n3\n")
@@ -156,7 +166,10 @@ def test_validation_classes_are_the_training_classes(tmp_path: Path) -> None:
     cfg = get_config(None, ["DATA.DATA_PATH", str(tmp_path)])
     classes = build_train_dataset(cfg).classes
     assert build_eval_dataset(cfg, classes).classes == classes
-    assert build_eval_dataset(cfg, ["0", "1", "2"]).classes == classes  # a head without names
+    numbers = ["0", "1", "2"]  # of a head whose classes nobody named
+    assert build_eval_dataset(cfg, numbers, named=False).classes == classes
+    with pytest.raises(ValueError, match=r"unknown: ant, bee, cat; missing: 0, 1, 2"):
+        build_eval_dataset(cfg, numbers)
     with pytest.raises(ValueError, match="3 classes instead of 4"):
         build_eval_dataset(cfg, ["0", "1", "2", "3"])
     (tmp_path / "val/bee").rename(tmp_path / "val/wasp")

@@ -12,8 +12,9 @@ from PIL import Image
 from torchvision import transforms
 
 from data import build_eval_dataset, build_pretrain_dataset, build_train_dataset
+from data.listing import find_pictures
 from data.masking import RandomMask
-from data.pictures import Picture, decode_jpeg, find_pictures, read_file, read_picture
+from data.pictures import Picture, decode_jpeg, read_file, read_picture
 from data.transforms import Normalizer, eval_transform, pretrain_transform
 from utils.config import get_config
 

@@ -138,6 +138,15 @@ def test_classes_without_names_are_numbers(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match=r"classes\.txt names 2 classes, but a label is 2"):
         _ = Shards(str(tmp_path)).classes
+    (tmp_path / "classes.txt").write_text("crane\nmaillot\ncrane\n")
+    with pytest.raises(ValueError, match=r"classes\.txt, lines 1 and 3: two classes 'crane': give"):
+        _ = Shards(str(tmp_path)).classes
+
+
+def test_a_label_beyond_all_classes_makes_no_names(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {"x.jpg": jpeg(), "x.cls": b"2147483647"})
+    with pytest.raises(ValueError, match="a label is 2147483647, beyond 10000000 classes"):
+        _ = Shards(str(tmp_path)).classes
 
 
 def test_few_files_are_open_at_a_time_and_none_moves_to_another_process(

@@ -15,7 +15,7 @@ from models.position_bias import (
     window_of_coordinates,
     window_of_table,
 )
-from models.pretrained import head_classes
+from models.pretrained import class_names, head_size
 from models.provenance import image_aspect, swinv2_window
 from tests.golden_cases import GOLDEN, case_input, fill_by_rule, options, read_golden
 from utils.checkpoint import restore_model
@@ -330,15 +330,37 @@ def test_another_architecture_is_an_error() -> None:
         load_pretrained(classifier("vit", "MODEL.VIT.USE_RPB", False), golden_file("vit_pretrain"))
 
 
-def test_classes_come_from_the_file_or_are_numbers() -> None:
-    weights = {"head.weight": torch.ones(2, 4)}
-    assert head_classes({"classes": ["cat", "dog"]}, weights, "x") == ["cat", "dog"]
-    assert head_classes({"classes": []}, weights, "x") == ["0", "1"]
-    assert head_classes({}, weights, "x") == ["0", "1"]
-    with pytest.raises(ValueError, match="no classification head"):
-        head_classes({}, {"encoder.x": torch.ones(1)}, "x")
-    with pytest.raises(ValueError, match="no classification head"):
-        head_classes({}, {"head.weight": torch.tensor(1.0)}, "x")
+def test_names_of_classes_come_from_the_file_where_it_has_them() -> None:
+    assert class_names({"classes": ["cat", "dog"]}, 2, "x") == ["cat", "dog"]
+    assert class_names({"classes": []}, 2, "x") == []
+    assert class_names({}, 2, "x") == []
+    with pytest.raises(ValueError, match="x names 2 classes, its head 3"):
+        class_names({"classes": ["cat", "dog"]}, 3, "x")
+
+
+@pytest.mark.parametrize("names", [3, "cat", {"cat": 1}, [1, 2], [["cat"], "dog"]])
+def test_what_is_no_list_of_names_is_refused(names: Any) -> None:
+    with pytest.raises(ValueError, match=r"x: classes is .*, expected names"):
+        class_names({"classes": names}, 2, "x")
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (None, "no classification head"),
+        (torch.tensor(1.0), "no classification head"),
+        (torch.ones(200_000_000, 0), r"shape \(200000000, 0\), expected 1 to 10000000 classes"),
+        (torch.ones(0, 4), r"shape \(0, 4\), expected 1"),
+        (torch.ones(1).expand(20_000_000, 1), r"shape \(20000000, 1\), expected 1"),
+    ],
+)
+def test_a_head_that_is_missing_or_claims_too_much_is_refused(
+    head: torch.Tensor | None, message: str
+) -> None:
+    weights = {"encoder.x": torch.ones(1)} | ({} if head is None else {"head.weight": head})
+    with pytest.raises(ValueError, match=message):
+        head_size(weights, "x")
+    assert head_size({"head.weight": torch.ones(2, 4)}, "x") == 2
 
 
 def test_sizes_that_no_image_has_tell_nothing_of_a_file() -> None:

@@ -33,9 +33,17 @@ def test_counts_are_those_made_by_hand() -> None:
     expected = nn.functional.cross_entropy(LOGITS, LABELS)
     assert evaluation.loss == pytest.approx(float(expected))
     plain = evaluation.to_plain(list("abcdef"))
-    assert plain["per_class"]["a"] == {"images": 2, "acc1": 50.0}
-    assert plain["per_class"]["c"] == {"images": 0, "acc1": None}
+    assert plain["per_class"][0] == {"index": 0, "name": "a", "images": 2, "acc1": 50.0}
+    assert plain["per_class"][2] == {"index": 2, "name": "c", "images": 0, "acc1": None}
     assert plain["images"] == 3
+
+
+def test_classes_of_one_name_keep_their_own_figures() -> None:
+    """A checkpoint may hold such names: ImageNet's words have two cranes."""
+    names = ["crane", "maillot", "crane", "maillot", "a", "b"]
+    reported = evaluation_of(LOGITS, LABELS).to_plain(names)["per_class"]
+    assert [entry["name"] for entry in reported] == names
+    assert [entry["images"] for entry in reported] == [2, 1, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])

@@ -1,0 +1,184 @@
+"""Which pictures lie below a folder: their order, links in all directions, what stops a search."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.datasets import ImageFolder
+from data.labelled import class_folders
+from data.listing import Names, find_pictures
+from data.shards import Shards
+from tests.data.test_shards import jpeg, write_tar
+from utils import preemption
+
+# Sorted as they are to be found: whole paths, byte by byte, so that "a-b" comes before "a/".
+ORDER = [
+    b"0/\n.jpg",
+    b"10/10.jpg",
+    b"9/9.jpg",
+    b"A/z.PNG",
+    b"a b/s.jpg",
+    b"a-b/y.jpg",
+    b"a.b/1.jpg",
+    b"a/.hidden.jpg",
+    b"a/b-0/x.jpg",
+    b"a/b.jpg",
+    b"a/b/c.jpg",
+    b"a/b0/d/e/f.jpeg",
+    b"a/caf\xc3\xa9.jpg",
+    b"a/caf\xe9.jpg",
+    b"a/folder.jpg/in.jpg",
+    b"a/x.jpg",
+    b"caf\xc3\xa9/q.jpg",
+    b"caf\xe9/p.jpg",
+    b"top.jpg",
+    "\ue000/1.jpg".encode(),
+    "\U0001f600/1.jpg".encode(),
+    b"\xff/1.jpg",
+]
+# Sorted as text, in which a byte that is not UTF-8 comes before U+E000.
+CLASSES = [
+    b"0", b"10", b"9", b"A", b"a", b"a b", b"a-b", b"a.b", b"caf\xc3\xa9", b"caf\xe9", b"\xff",
+    "\ue000".encode(), "\U0001f600".encode(),
+]  # fmt: skip
+
+
+def make_files(root: Path, *names: bytes | str) -> Path:
+    for name in names:
+        path = os.path.join(os.fsencode(root), os.fsencode(name))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        open(path, "wb").close()
+    return root
+
+
+def found(root: Path) -> list[str]:
+    return [os.fsdecode(name) for name in find_pictures(str(root)).names]
+
+
+def test_the_order_of_pictures_stays_what_earlier_runs_went_by(tmp_path: Path) -> None:
+    make_files(tmp_path, *reversed(ORDER), b"a/notes.txt", b"a/none")
+    pictures = ImageFolder(str(tmp_path))
+    assert list(pictures.names) == ORDER
+    assert [pictures.name(index) for index in range(len(pictures))] == [
+        os.path.join(tmp_path, os.fsdecode(name)) for name in ORDER
+    ]
+
+
+def test_the_order_of_classes_stays_and_pictures_have_theirs_inside(tmp_path: Path) -> None:
+    make_files(tmp_path, *ORDER)
+    pictures = class_folders(str(tmp_path))
+    assert pictures.classes == [os.fsdecode(name) for name in CLASSES]
+    expected = [
+        (name, label)
+        for label, folder in enumerate(CLASSES)
+        for name in ORDER
+        if name.startswith(folder + b"/")
+    ]
+    assert list(zip(pictures.names, pictures.labels.tolist(), strict=True)) == expected
+    assert len(expected) == len(ORDER) - 1  # top.jpg has no class
+
+
+def test_links_that_lead_back_end(tmp_path: Path) -> None:
+    root = make_files(tmp_path / "root", "a/1.jpg", "b/2.jpg")
+    make_files(tmp_path, "other/3.jpg")
+    (root / "a/parent").symlink_to("..")
+    (root / "a/above").symlink_to(tmp_path)
+    (root / "itself").symlink_to("itself")
+    (root / "here").symlink_to(".")
+    (root / "b/to_a").symlink_to("../a")
+    (root / "a/to_b").symlink_to("../b")
+    (root / "one").symlink_to("two")
+    (root / "two").symlink_to("one")
+    assert found(root) == ["a/1.jpg", "a/above/other/3.jpg", "b/2.jpg"]
+
+
+def test_a_folder_of_two_names_counts_once_and_the_log_says_so(tmp_path: Path) -> None:
+    """Under its own name where it lies below the root, however links to it are called."""
+    root = make_files(tmp_path / "root", "own/1.jpg", "own/deep/2.jpg")
+    make_files(tmp_path, "far/3.jpg")
+    for name, target in (("a", "own"), ("x", tmp_path / "far"), ("y", tmp_path / "far")):
+        (root / name).symlink_to(target)
+    assert found(root) == ["own/1.jpg", "own/deep/2.jpg", "x/3.jpg"]
+    said = ImageFolder(str(root)).found
+    assert "3 images in 4 folder(s)" in said
+    assert said.endswith("; 2 folder(s) that links reach again count once: a")
+
+
+def test_links_to_folders_elsewhere_are_followed_in_chains(tmp_path: Path) -> None:
+    root = make_files(tmp_path / "root", "0.jpg")
+    make_files(tmp_path, "one/1.jpg", "two/2.jpg", "three/3.jpg")
+    (root / "link").symlink_to(tmp_path / "alias")
+    (tmp_path / "alias").symlink_to(tmp_path / "one")
+    (tmp_path / "one/next").symlink_to(tmp_path / "two")
+    (tmp_path / "two/next").symlink_to(tmp_path / "three")
+    (tmp_path / "three/first").symlink_to(root)
+    (root / "picture.jpg").symlink_to(tmp_path / "one/1.jpg")
+    assert found(root) == [
+        *("0.jpg", "link/1.jpg", "link/next/2.jpg", "link/next/next/3.jpg", "picture.jpg")
+    ]
+
+
+def test_class_folders_may_be_links_but_not_to_each_other(tmp_path: Path) -> None:
+    root = make_files(tmp_path / "train", "ant/1.jpg")
+    make_files(tmp_path, "store/n02/2.jpg", "store/n02/sub/3.jpg")
+    (root / "bee").symlink_to(tmp_path / "store/n02")
+    (root / "ant/all").symlink_to(root)  # its bees are no ants
+    pictures = class_folders(str(root))
+    assert (pictures.classes, pictures.labels.tolist()) == (["ant", "bee"], [0, 1, 1])
+    (root / "aaa").symlink_to("ant")
+    with pytest.raises(
+        ValueError, match=r"without pictures: aaa \(links to folders with other names here: aaa\)"
+    ):
+        class_folders(str(root))
+
+
+def test_links_that_lead_nowhere_are_no_folders(tmp_path: Path) -> None:
+    make_files(tmp_path, "a/1.jpg")
+    (tmp_path / "gone").symlink_to("nothing")
+    (tmp_path / "below").symlink_to("a/1.jpg/none")
+    assert found(tmp_path) == ["a/1.jpg"]
+    assert class_folders(str(tmp_path)).classes == ["a"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
+    """Its path is longer than a system call takes, which stops every user."""
+    make_files(tmp_path, "a.jpg")
+    before = os.getcwd()
+    try:
+        os.chdir(tmp_path)
+        for _ in range(20):
+            os.mkdir("x" * 250)
+            os.chdir("x" * 250)
+    finally:
+        os.chdir(before)
+    with pytest.raises(ValueError, match=r"/x{250}/.*cannot be listed: File name too long; with"):
+        find_pictures(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [ImageFolder, class_folders, Shards])
+def test_a_signal_ends_the_search_for_data(tmp_path: Path, kind: Any) -> None:
+    make_files(tmp_path, "a/1.jpg")
+    write_tar(tmp_path / "0.tar", {"1.jpg": jpeg()})
+    preemption.listen()
+    try:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(preemption.PreemptedError, match="SIGTERM while the data was listed"):
+            kind(str(tmp_path))
+    finally:
+        preemption.listen()  # which forgets the signal
+        preemption.ignore()
+
+
+def test_names_take_the_memory_of_their_letters() -> None:
+    """One of 100,000 letters among 20,000 does not make all as long."""
+    words = [b"%05d.jpg" % number for number in range(20_000)] + [b"x" * 100_000, b""]
+    names = Names(words)
+    assert list(names) == words
+    assert (names[3], names[-2], len(names)) == (words[3], words[-2], len(words))
+    assert len(names.content) + names.ends.nbytes < 500_000
+    with pytest.raises(IndexError):
+        names[len(words)]
+    assert list(Names([])) == []
