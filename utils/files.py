@@ -34,7 +34,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write under another name, flush to the disk, then rename: readers see all or nothing.
 
     ValueError where that is impossible; an earlier file of that name is then untouched.

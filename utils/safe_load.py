@@ -236,7 +236,7 @@ def _verify_archive(file: IO[bytes], size: int) -> None:
                     raise DamagedError(f"its record {entry.filename[:80]} is not stored as it is")
                 # Opening compares the two headers; where nothing was summed the sum is 0.
                 with archive.open(entry) as record:
-                    while entry.CRC and record.read1(_BLOCK):
+                    while entry.CRC and record.read(_BLOCK):
                         pass
     except (DamagedError, MemoryError):
         raise

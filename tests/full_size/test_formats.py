@@ -81,7 +81,8 @@ def test_the_authors_files_of_swin_b_start_and_are_evaluated(
     classifier = build_classifier(cfg, 1000)
     report = load_pretrained(classifier, pretrained)
     assert report.initialized == ("head.weight", "head.bias")
-    own = model.encoder.state_dict()
+    encoder: Any = model.encoder
+    own = encoder.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in classifier.state_dict().items()
                if not name.startswith("head"))  # fmt: skip
     pretrained.unlink()

@@ -113,7 +113,7 @@ def test_gradients_of_position_biases_are_the_same_each_time_on_several_threads(
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
-        gradients = set()
+        gradients: set[bytes] = set()
         for _ in range(50):
             table.grad = None
             gather_position_bias(table, index).backward(weight)

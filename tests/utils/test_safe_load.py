@@ -61,7 +61,7 @@ def test_published_files_are_read_with_their_configuration_as_a_dict(name: str) 
 def test_what_files_of_other_programs_hold_beside_weights_comes_out_as_plain_values(
     tmp_path: Path,
 ) -> None:
-    held = {
+    held: dict[str, Any] = {
         "args": argparse.Namespace(lr=1, more=argparse.Namespace(path=PurePosixPath("/a/b"))),
         "score": np.float64(3.5),
         "big_endian": np.dtype(">f4").type(2),
@@ -88,7 +88,7 @@ def test_what_files_of_other_programs_hold_beside_weights_comes_out_as_plain_val
         "counter": {"a": 2, "b": 1},
         "config": {"A": {"B": (1, 2)}},
         "version": str(torch.__version__),
-        "random": ("MT19937", None, *np.random.get_state()[2:]),
+        "random": ("MT19937", None, *held["random"][2:]),
         "size": (1, 2),
     }
     for old_format in (False, True):
@@ -102,7 +102,7 @@ def test_every_flipped_bit_is_noticed_or_changes_nothing(tmp_path: Path) -> None
     state = {"model": {"a": torch.randn(9, 3)}, "epoch": 3, "config": {"A": [1, 2], "B": "text"}}
     torch.save(state, path := tmp_path / "x.pth")
     content = bytearray(path.read_bytes())
-    outcomes = collections.Counter()
+    outcomes: collections.Counter[str] = collections.Counter()
     for place in range(len(content)):
         bit = 1 << place % 8
         content[place] ^= bit

@@ -163,7 +163,7 @@ def test_what_is_written_is_the_state_of_the_moment_and_training_does_not_wait(
     """The writer is busy for a second: a save returns at once, the next one waits for it."""
     parts = parts_of()
     train_a_little(parts)
-    saver = Saver(RunFolder(tmp_path), parts, get_config(), *(2 * [lambda line: None]))
+    saver = Saver(RunFolder(tmp_path), parts, get_config(), print, print)
     weights = parts["model"].weight.detach().clone()
     saver.writer.submit(time.sleep, 1.0)
     start = time.perf_counter()
