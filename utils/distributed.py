@@ -20,7 +20,17 @@ from utils.sharding import is_sharded, synchronize_gradients
 # Streams of randomness: the first part of a key, so that equal numbers of two streams differ.
 MODEL_STREAM, SAMPLE_STREAM, UPDATE_STREAM, SUBSTITUTE_STREAM = range(4)
 
+_LONGEST_MESSAGE = 1000  # bytes that processes tell each other of an error
+
 _meetings: list[Rendezvous] = []  # none, or that of this process's group
+
+
+class CommonError(ValueError):
+    """An error of process `rank` that all processes raise together, so that one may say it."""
+
+    def __init__(self, message: str, rank: int) -> None:
+        super().__init__(message)
+        self.rank = rank
 
 
 def rank() -> int:
@@ -119,6 +129,26 @@ def any_process(value: bool) -> bool:
     if world_size() == 1:
         return value
     return bool(largest_over_processes(value, torch.device(_device_of_group())))
+
+
+def raise_everywhere(error: ValueError | None) -> None:
+    """Raise the first process's error in all of them, if any has one; call it in all of them.
+
+    `CommonError` with several processes, of one line that may be cut; alone the error itself.
+    """
+    if world_size() == 1:
+        if error is not None:
+            raise error
+        return
+    line = " ".join(str(error).split()) or type(error).__name__
+    words = b"" if error is None else line.encode()[:_LONGEST_MESSAGE]
+    own = torch.zeros(_LONGEST_MESSAGE, dtype=torch.uint8)
+    own[: len(words)] = torch.tensor(list(words), dtype=torch.uint8)
+    told = gather_over_processes(own.to(_device_of_group())).cpu()
+    for other, row in enumerate(told):
+        if row.any():
+            message = bytes(row[row != 0].tolist()).decode(errors="ignore")
+            raise CommonError(message, other) from error
 
 
 def _device_of_group() -> str:

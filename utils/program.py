@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import distributed
 
 from utils import preemption, watch
-from utils.distributed import launched, rank, stop_process_group, world_size
+from utils.distributed import CommonError, launched, rank, stop_process_group, world_size
 from utils.memory import keep_freed_memory
 
 
@@ -40,6 +40,10 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
         if not missing:
             raise
         watch.leave(missing, " ".join(str(error).split())[:100])
+    except CommonError as error:  # all processes have it: one says it
+        if rank() == 0:
+            print(f"rank {error.rank}: error: {error}", file=sys.stderr, flush=True)
+        _end_at_once_beside_gloo(2)
     except ValueError as error:
         if os.environ.get("SIMMIM_TRACEBACK"):
             traceback.print_exc()
