@@ -3,6 +3,11 @@
 torchrun --nproc_per_node N main_simmim.py --cfg FILE --data-path DIR [--output DIR --tag T]
 """
 
+from utils import preemption
+
+if __name__ == "__main__":
+    preemption.listen()  # signals come and launchers go while torch is imported, too
+
 from torch import Tensor, nn
 
 from data import build_pretrain_dataset, build_train_loader
