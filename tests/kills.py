@@ -86,11 +86,20 @@ def work(program: str, arguments: list[str], environment: dict[str, str], log: s
     multiprocessing.set_start_method("fork", force=True)  # for loaders, as in a program of its own
     from utils.program import run_program
 
-    if "SLOW_DISK" in os.environ:
-        flush, seconds = os.fsync, float(os.environ["SLOW_DISK"])
-        os.fsync = lambda file: (time.sleep(seconds), flush(file))[1]
+    slow_down_disk(float(os.environ.get("SLOW_DISK", 0)))
     sys.argv = [f"{program}.py", *arguments]
     run_program(__import__(program).main, resumes=True)
+
+
+def slow_down_disk(seconds: float) -> None:
+    """Have it take longer from now on until something is on the disk."""
+    flush = os.fsync
+
+    def slow_flush(fd: Any) -> None:
+        time.sleep(seconds)
+        flush(fd)
+
+    os.fsync = slow_flush
 
 
 def free_port() -> str:

@@ -163,7 +163,7 @@ def leave(missing: str, why: str) -> None:
     own = [
         f"{Path(file).name}, line {line}"
         for file, line in _stack()
-        if Path(file).is_relative_to(_ROOT)
+        if Path(file).is_relative_to(_ROOT) and "site-packages" not in file
     ]
     line = f"error: {missing} ({why}; this process is at {own[0]})"
     end_at_once(_said(line), STATUS)
