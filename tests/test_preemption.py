@@ -277,7 +277,7 @@ def test_processes_do_not_outlive_torchrun(tmp_path: Path) -> None:
     assert list(run_folder(output).glob("ckpt_epoch_*_update_*.pth"))
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_processes_do_not_outlive_a_torchrun_that_is_killed_while_they_start(
     tmp_path: Path, seconds: float
 ) -> None:
