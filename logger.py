@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ import numpy as np
 from PIL import Image
 from termcolor import colored
 from tqdm import tqdm
+
+from utils.streams import append, lose_failures
 
 Item = TypeVar("Item")
 
@@ -45,6 +48,18 @@ class _ConsoleHandler(logging.Handler):
         sys.stdout.flush()
 
 
+class _FileHandler(logging.FileHandler):
+    """Says once on standard error that the log cannot be written, and lets the run go on."""
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Called where a record could not be written."""
+        if not self.failed:
+            self.failed = True
+            print(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+
+
 def train_line(record: dict[str, Any], epoch: int, epochs: int) -> str:
     """One line per report, in the reference's format; `eta` is that of the epoch."""
     left = record["time_mean"] * (record["num_updates"] - record["index"] - 1)
@@ -71,6 +86,8 @@ def progress_bar(
 class RunLog:
     """Everything one process of a run tells, into `folder`; figures and pictures from rank 0.
 
+    What cannot be written here is a warning, the first time, and does not end a run whose
+    checkpoints can: figures are kept until there is room for them, pictures and curves are lost.
     `first_update` and `first_epoch` are where the run starts: figures of later updates and
     validations, left by a run that was stopped after its last checkpoint, are replaced.
     """
@@ -82,6 +99,8 @@ class RunLog:
         self.current_epoch = 0
         self.update = max(first_update - 1, 0)  # the latest
         self.skipped = 0
+        self.unwritten = b""  # figures that there was no room for
+        self.failed: set[str] = set()
         self.logger = _create_logger(folder, rank)
         self.info = self.logger.info
         self.detail = self.logger.debug  # for the file alone
@@ -91,6 +110,7 @@ class RunLog:
 
             _forget_from(folder / "metrics.jsonl", first_update, first_epoch)
             self.board: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=first_update)
+            threading.excepthook = _say_unless_curves
 
     @contextlib.contextmanager
     def epoch(self, epoch: int) -> Iterator[None]:
@@ -115,8 +135,7 @@ class RunLog:
         self.skipped = record["skipped"]
         if self.rank == 0:
             self._append({"epoch": self.current_epoch} | record)
-            for name in SCALARS:
-                self.board.add_scalar(f"train/{name}", record[name], self.update)
+            self._draw_curves({f"train/{name}": record[name] for name in SCALARS})
 
     def progress(self, updates: range) -> Iterable[int]:
         """The updates of an epoch, under a progress bar."""
@@ -128,32 +147,53 @@ class RunLog:
         if self.rank == 0:
             figures = {"val_loss": loss, "val_acc1": acc1, "val_acc5": acc5}
             self._append({"epoch": self.current_epoch, "update": self.update} | figures)
-            for name, value in figures.items():
-                self.board.add_scalar(name.replace("_", "/", 1), value, self.update)
+            self._draw_curves({name.replace("_", "/", 1): figures[name] for name in figures})
 
     def _append(self, record: dict[str, Any]) -> None:
         known = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in record.items()
         }
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(known) + "\n")
+        self.unwritten += json.dumps(known).encode() + b"\n"
+        path = self.folder / "metrics.jsonl"
+        with self._going_on(f"{path}"):
+            append(path, self.unwritten)
+            self.unwritten = b""
+
+    def _draw_curves(self, values: dict[str, float]) -> None:
+        with self._going_on("tensorboard"):
+            for name, value in values.items():
+                self.board.add_scalar(name, value, self.update)
+
+    @contextlib.contextmanager
+    def _going_on(self, what: str) -> Iterator[None]:
+        """Inside, a failure to write is a warning, and only the first time."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self.failed:
+                self.failed.add(what)
+                reason = error.strerror or error
+                self.warning("%s cannot be written: %s; training goes on", what, reason)
 
     def picture(self, name: str, picture: Image.Image) -> None:
         """Write NAME.png and show it in TensorBoard."""
         if self.rank:
             return
         path = self.folder / f"{name}.png"
-        picture.save(path)
-        self.board.add_image(name, np.asarray(picture), self.update, dataformats="HWC")
-        self.board.flush()
-        self.info("drew %s", path)
+        with self._going_on(f"{path}"):
+            picture.save(path)
+            self.info("drew %s", path)
+        with self._going_on("tensorboard"):
+            self.board.add_image(name, np.asarray(picture), self.update, dataformats="HWC")
+            self.board.flush()
 
     def close(self) -> None:
         """Flush and close all files."""
-        _close(self.logger)
         if self.rank == 0:
-            self.board.close()
+            with self._going_on("tensorboard"):
+                self.board.close()
+        _close(self.logger)
 
 
 def _create_logger(folder: Path, rank: int) -> logging.Logger:
@@ -162,18 +202,27 @@ def _create_logger(folder: Path, rank: int) -> logging.Logger:
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     _close(logger)
-    file = logging.FileHandler(folder / f"log_rank{rank}.txt", encoding="utf-8")
+    file = _FileHandler(folder / f"log_rank{rank}.txt", encoding="utf-8")
     file.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s"))
     logger.addHandler(file)
     if rank == 0:
         logger.addHandler(_ConsoleHandler(logging.INFO))
+    lose_failures()  # the file has it
     return logger
 
 
 def _close(logger: logging.Logger) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # no room for the last lines, as has been said
+            handler.close()
+
+
+def _say_unless_curves(failure: threading.ExceptHookArgs) -> None:
+    """Leave it to `RunLog` to tell of TensorBoard's thread that could not write."""
+    ours = type(failure.thread).__module__.startswith("tensorboard.")
+    if not ours or not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def _forget_from(path: Path, first_update: int, first_epoch: int) -> None:

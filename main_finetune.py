@@ -5,12 +5,15 @@ torchrun --nproc_per_node N main_finetune.py --cfg FILE --data-path DIR --eval -
 python main_finetune.py --cfg FILE --throughput
 """
 
+from utils import preemption
 from utils.arguments import read_early, read_program
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
+    preemption.listen()  # signals come and launchers go meanwhile, too
     read_early(lambda: read_program("main_finetune.py", __doc__))
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +32,9 @@ from data import (
     build_train_loader,
 )
 from data.transforms import BatchAugmentation, Normalizer
-from logger import RunLog, progress_bar
+from logger import progress_bar
 from models import build_classifier, build_criterion, load_classifier, load_pretrained
 from tools.augmentation import draw_augmentation
-from utils import preemption
 from utils.device import choose_precision, dtype_name
 from utils.distributed import rank, world_size
 from utils.evaluation import Best, Evaluation, evaluate, measure_throughput
@@ -106,7 +108,7 @@ def finetune(run: Run) -> None:
     for epoch in range(start.epoch, cfg.TRAIN.EPOCHS):
         training.train_epoch(epoch)
         due = is_due(epoch, cfg.EVAL_FREQ, cfg.TRAIN.EPOCHS)
-        is_best = due and validate(run, log, epoch, parts, val_loader, len(dataset.classes))
+        is_best = due and validate(training, epoch, val_loader, len(dataset.classes))
         training.complete_epoch(is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS), is_best)
     training.close()
 
@@ -123,17 +125,12 @@ def finetune_loss(cfg: CfgNode, normalize: Normalizer, augment: BatchAugmentatio
     return compute_loss
 
 
-def validate(
-    run: Run,
-    log: RunLog,
-    epoch: int,
-    parts: dict[str, Any],
-    loader: DataLoader[Any],
-    num_classes: int,
-) -> bool:
+def validate(training: Training, epoch: int, loader: DataLoader[Any], num_classes: int) -> bool:
     """Evaluate the (averaged) weights; whether none were better before."""
+    log, parts = training.log, training.parts
     best: Best = parts["best"]
-    evaluation = evaluate_on(run, parts.get("model_ema", parts["model"]), loader, num_classes)
+    model = parts.get("model_ema", parts["model"])
+    evaluation = evaluate_on(training.run, model, loader, num_classes, training.between_batches)
     is_best = best.update(evaluation.acc1, epoch)
     if evaluation.unreadable:
         log.warning(UNREADABLE, evaluation.unreadable)
@@ -143,7 +140,11 @@ def validate(
 
 
 def evaluate_on(
-    run: Run, model: nn.Module, loader: DataLoader[Any], num_classes: int
+    run: Run,
+    model: nn.Module,
+    loader: DataLoader[Any],
+    num_classes: int,
+    between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluate a classifier in TEST.PRECISION, under a progress bar where a person looks."""
     dataset: Any = loader.dataset
@@ -155,6 +156,7 @@ def evaluate_on(
         device=run.device,
         amp_dtype=choose_precision(run.cfg.TEST.PRECISION, run.device),
         progress=lambda batches: progress_bar(stepping(batches), "evaluation", rank(), len(loader)),
+        between=between,
     )
 
 

@@ -3,9 +3,11 @@
 torchrun --nproc_per_node N main_simmim.py --cfg FILE --data-path DIR [--output DIR --tag T]
 """
 
+from utils import preemption
 from utils.arguments import read_early, read_program
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
+    preemption.listen()  # signals come and launchers go meanwhile, too
     read_early(lambda: read_program("main_simmim.py", __doc__))
 
 from torch import Tensor, nn

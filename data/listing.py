@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.pictures import ARRAY_SUFFIX, IMAGE_SUFFIXES
-from utils.preemption import PreemptedError, requested
 
 _SUFFIXES = tuple(suffix.encode() for suffix in (*IMAGE_SUFFIXES, ARRAY_SUFFIX))
 _LEADS_NOWHERE = (errno.ELOOP, errno.ENOTDIR)  # a link to itself, a link to what is below a file
@@ -79,7 +78,7 @@ def find_pictures(root: str, nested: bool = False) -> Listing:
     A folder that has several names, by links, counts once: under its own name if it lies below
     `root`, else under the first of the shortest chain of links. So a link to a folder above ends.
     ValueError names a folder that cannot be listed, and where pictures and arrays, whose numbers
-    have other ranges, are mixed; PreemptedError where a signal asks to stop.
+    have other ranges, are mixed.
     """
     require_path(root)
     if not os.path.isdir(root):
@@ -135,7 +134,6 @@ def _list(
     try:
         with os.scandir(path) as entries:
             for entry in entries:
-                stop_if_asked()
                 name = entry.name
                 is_link = entry.is_symlink()
                 if _leads_to_folder(entry) if is_link else entry.is_dir():
@@ -161,14 +159,6 @@ def _unlisted(path: bytes, error: OSError) -> ValueError:
         f"{what} cannot be listed: {error.strerror}; without its pictures the data set would be "
         "another one: make it readable, or move it away"
     )
-
-
-def stop_if_asked() -> None:
-    """PreemptedError where a signal asks to stop: before training there is nothing to save."""
-    if name := requested():
-        raise PreemptedError(
-            f"stopped by {name} while the data was listed: the same command starts again"
-        )
 
 
 def _require_one_kind(names: Sequence[bytes], root: str) -> None:

@@ -86,8 +86,20 @@ def work(program: str, arguments: list[str], environment: dict[str, str], log: s
     multiprocessing.set_start_method("fork", force=True)  # for loaders, as in a program of its own
     from utils.program import run_program
 
+    slow_down_disk(float(os.environ.get("SLOW_DISK", 0)))
     sys.argv = [f"{program}.py", *arguments]
     run_program(__import__(program).main, resumes=True)
+
+
+def slow_down_disk(seconds: float) -> None:
+    """Have it take longer from now on until something is on the disk."""
+    flush = os.fsync
+
+    def slow_flush(fd: Any) -> None:
+        time.sleep(seconds)
+        flush(fd)
+
+    os.fsync = slow_flush
 
 
 def free_port() -> str:
@@ -97,16 +109,21 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def launch(scenario: Scenario, cfg: Path, output: Path, *opts: Any) -> list[BaseProcess]:
-    """Start all processes of a run; what they say is in OUTPUT.log."""
+def launch(
+    scenario: Scenario, cfg: Path, output: Path, *opts: Any, slow_disk: float = 0.0
+) -> list[BaseProcess]:
+    """Start all processes of a run; what they say is in OUTPUT.log.
+
+    `slow_disk`: so many seconds it takes longer until something is on the disk.
+    """
     arguments = ["--cfg", str(cfg), "--output", str(output), "--opts", *scenario.opts]
     arguments += map(str, opts)
     port = free_port()
     processes = []
     for rank in range(scenario.processes):
-        environment = {}
+        environment = {"SLOW_DISK": str(slow_disk)} if slow_disk else {}
         if scenario.processes > 1:
-            environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank)}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank)}
             environment |= {"WORLD_SIZE": str(scenario.processes), "LOCAL_RANK": str(rank)}
         log = str(output.with_suffix(".log"))
         task = (PROGRAMS[scenario.stage], arguments, environment, log)

@@ -23,7 +23,7 @@ ALLOWED = {
     "data": {"data", "utils.checks", "utils.distributed", "utils.preemption"},
     "optimizer": {"utils.checks", "utils.sharding"},
     "lr_scheduler": {"utils.checks"},
-    "logger": set(),
+    "logger": {"utils.streams"},
     "utils.checks": set(),
     "utils.config": {"utils.checks", "utils.defaults", "utils.recipes", "utils.values"},
     "utils.defaults": set(),
@@ -56,7 +56,8 @@ ALLOWED = {
     },
     "utils.preemption": set(),
     "utils.progress": set(),
-    "utils.watch": {"utils.distributed"},
+    "utils.streams": set(),
+    "utils.watch": {"utils.distributed", "utils.preemption"},
     "utils.agreement": {"utils.distributed"},
     "utils.broken": {"utils.distributed"},
     "utils.checkpoint": {
@@ -77,6 +78,7 @@ ALLOWED = {
         "utils.files",
         "utils.sharded_checkpoint",
         "utils.sharding",
+        "utils.watch",
     },
     "utils.resume": {
         "utils.checkpoint",

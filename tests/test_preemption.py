@@ -1,5 +1,6 @@
 """Signals, restarts, other numbers of processes, folders in use, lost processes: with real ones."""
 
+import contextlib
 import os
 import re
 import signal
@@ -25,10 +26,20 @@ from tests.kills import (
     require_gone,
     results_of,
 )
-from tests.small_runs import ROOT, equal, metrics_of, run_folder, write_config
+from tests.small_runs import (
+    ROOT,
+    equal,
+    metrics_of,
+    run_folder,
+    write_config,
+    write_finetune_config,
+)
+from utils.checkpoint import checkpoints_in
 
 ALONE = Scenario("pretrain", 1, 1, "float32", 0)
 PAIR = Scenario("pretrain", 2, 1, "float32", 0)
+CLASSIFIER = Scenario("finetune", 1, 1, "float32", 0)
+CLASSIFIERS = Scenario("finetune", 2, 1, "float32", 2)
 LONG = ("TRAIN.EPOCHS", 2000, "SAVE_UPDATES", 0)
 
 
@@ -61,6 +72,46 @@ def said(output: Path) -> str:
     return output.with_suffix(".log").read_text()
 
 
+@contextlib.contextmanager
+def program(
+    folder: Path, output: Path, *opts: str, before: tuple[str, ...] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A long run as the first process of its group; what it says is in OUTPUT.log."""
+    command = [*before, sys.executable, "main_simmim.py", "--cfg", str(write_config(folder))]
+    command += ["--output", str(output), "--opts", *map(str, LONG), *opts]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with open(output.with_suffix(".log"), "w") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def catches(process: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1)
+
+
+def stop_loader(process: BaseProcess, output: Path) -> int:
+    """Have the only worker of a run that trains hang, and the run wait for it; its id."""
+    wait_for(lambda: has_trained(output))
+    (worker,) = children_of({process.pid or 0})
+    os.kill(worker, signal.SIGSTOP)
+    before = 0
+    while before < (before := len(metrics_of(output))):  # what was loaded before
+        time.sleep(1)
+    return worker
+
+
+def all_alive(processes: list[BaseProcess]) -> bool:
+    return all(process.is_alive() for process in processes)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 @pytest.mark.parametrize("scenario", [ALONE, PAIR], ids=["one process", "two processes"])
 def test_a_signal_saves_at_the_next_update_and_the_run_goes_on_from_there(
@@ -72,14 +123,116 @@ def test_a_signal_saves_at_the_next_update_and_the_run_goes_on_from_there(
     wait_for(lambda: has_trained(output))
     os.kill(running[-1].pid or 0, signal.Signals[name])  # the last process alone
     assert join(running, 20) == [75] * scenario.processes
-    found = re.search(r"stopped after update (\d+) by (\w+|a signal to another)", said(output))
-    assert found
     last = metrics_of(output)[-1]["update"] + 1
-    assert int(found[1]) == last
-    assert list(run_folder(output).glob(f"ckpt_epoch_*_update_{last}.pth"))
+    (path,) = run_folder(output).glob(f"ckpt_epoch_*_update_{last}.pth")
+    assert said(output).endswith(
+        f"stopped after update {last} by {name}: the same command goes on from {path}\n"
+    )
     finish(scenario, cfg, output, *short)
     finish(scenario, cfg, whole, *short)
     assert equal(results_of(output, "pretrain"), results_of(whole, "pretrain"))
+
+
+@pytest.mark.parametrize("scenario", [CLASSIFIER, CLASSIFIERS], ids=["one process", "two"])
+def test_a_signal_in_a_validation_stops_it_and_the_run_that_goes_on_does_it(
+    tmp_path: Path, running: list[BaseProcess], scenario: Scenario
+) -> None:
+    cfg, output, whole = write_finetune_config(tmp_path), tmp_path / "stopped", tmp_path / "whole"
+    opts = ("SAVE_UPDATES", 0, "DATA.NUM_VAL_SHAPES", 1001, "DATA.BATCH_SIZE", 2)
+    running += launch(scenario, cfg, output, *opts)
+    wait_for(lambda: output.with_suffix(".log").exists() and "training takes" in said(output))
+    os.kill(running[-1].pid or 0, signal.SIGTERM)
+    assert join(running, 20) == [75] * scenario.processes
+    lines = metrics_of(output, name="finetune")
+    assert [line["update"] for line in lines] == list(range(16)), "the validation was not stopped"
+    assert (run_folder(output, name="finetune") / "ckpt_epoch_0_update_16.pth").exists()
+    finish(scenario, cfg, output, *opts)
+    finish(scenario, cfg, whole, *opts)
+    assert equal(results_of(output, "finetune"), results_of(whole, "finetune"))
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGHUP", 75)])
+def test_what_a_terminal_sends_to_all_processes_saves_like_sigterm(
+    tmp_path: Path, name: str, status: int
+) -> None:
+    output = tmp_path / "out"
+    with program(tmp_path, output, "DATA.NUM_WORKERS", "2") as process:
+        wait_for(lambda: has_trained(output))
+        os.killpg(process.pid, signal.Signals[name])
+        assert process.wait(30) == status
+    assert list(run_folder(output).glob("ckpt_epoch_*_update_*.pth"))
+    assert re.search(rf"stopped after update \d+ by {name}: the same command goes", said(output))
+
+
+def test_a_hangup_that_nohup_ignores_does_not_stop_a_run(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with program(tmp_path, output, before=("nohup",)) as process:
+        wait_for(lambda: has_trained(output))
+        before = len(metrics_of(output))
+        os.killpg(process.pid, signal.SIGHUP)
+        wait_for(lambda: has_trained(output, before + 20))
+        process.terminate()
+        assert process.wait(30) == 75
+    assert "by SIGTERM" in said(output)
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 75)])
+def test_a_signal_before_training_begins_ends_the_program_in_one_line(
+    tmp_path: Path, name: str, status: int
+) -> None:
+    output = tmp_path / "out"
+    with program(tmp_path, output) as process:
+        wait_for(lambda: catches(process.pid, signal.SIGTERM))
+        os.kill(process.pid, signal.Signals[name])
+        assert process.wait(30) == status
+    assert said(output) == f"stopped by {name} before training began\n"
+    assert not output.exists()
+
+
+def test_a_signal_ends_a_run_that_waits_for_data(
+    tmp_path: Path, running: list[BaseProcess]
+) -> None:
+    output = tmp_path / "out"
+    opts = (*LONG, "SAVE_UPDATES", 3, "DATA.NUM_WORKERS", 1)
+    running += launch(ALONE, write_config(tmp_path), output, *opts)
+    stop_loader(running[0], output)
+    os.kill(running[0].pid or 0, signal.SIGTERM)
+    assert join(running, 40) == [128 + signal.SIGTERM]
+    (newest, *_) = checkpoints_in(run_folder(output))
+    assert re.fullmatch(
+        rf"ended by SIGTERM while no data came for \d+ s; the same command goes on from {newest}",
+        said(output).splitlines()[-1],
+    )
+
+
+def test_a_second_signal_ends_a_run_at_once(tmp_path: Path, running: list[BaseProcess]) -> None:
+    output = tmp_path / "out"
+    running += launch(ALONE, write_config(tmp_path), output, *LONG, "DATA.NUM_WORKERS", 1)
+    stop_loader(running[0], output)
+    os.kill(running[0].pid or 0, signal.SIGTERM)
+    os.kill(running[0].pid or 0, signal.SIGINT)  # the same wish, heard twice
+    time.sleep(2.5)
+    assert running[0].is_alive()
+    os.kill(running[0].pid or 0, signal.SIGINT)
+    assert join(running, 5) == [130]
+    assert said(output).endswith(
+        "ended by SIGINT, the second signal; nothing is saved yet: the same command begins again\n"
+    )
+
+
+def test_all_processes_wait_for_a_file_however_long_it_takes(
+    tmp_path: Path, running: list[BaseProcess]
+) -> None:
+    """Twice eight seconds for the file and its name, longer than anybody may be lost."""
+    output = tmp_path / "out"
+    opts = (*LONG, "TRAIN.LOST_AFTER", 4)
+    running += launch(PAIR, write_config(tmp_path), output, *opts, slow_disk=8.0)
+    wait_for(lambda: has_trained(output))
+    os.kill(running[1].pid or 0, signal.SIGTERM)
+    wait_for(lambda: checkpoints_in(run_folder(output)) or not all_alive(running))
+    assert all_alive(running)
+    assert join(running, 30) == [75, 75]
+    assert "error" not in said(output)
 
 
 def test_torchrun_restarts_a_group_that_has_lost_a_process(tmp_path: Path) -> None:
@@ -122,6 +275,27 @@ def test_processes_do_not_outlive_torchrun(tmp_path: Path) -> None:
     assert len(family) >= 4
     require_gone(family)
     assert list(run_folder(output).glob("ckpt_epoch_*_update_*.pth"))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_processes_do_not_outlive_a_torchrun_that_is_killed_while_they_start(
+    tmp_path: Path, seconds: float
+) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    command += ["2", "main_simmim.py", "--cfg", str(write_config(tmp_path)), "--output"]
+    command += [str(tmp_path / "out"), "--opts", *map(str, LONG)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    agent = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+    )
+    try:
+        wait_for(lambda: len(children_of({agent.pid})) == 2)
+        time.sleep(seconds)
+        family = children_of({agent.pid})
+    finally:
+        agent.kill()
+    agent.wait()
+    require_gone(family, 20)
 
 
 def test_other_numbers_of_processes_go_on_with_the_rest_of_the_epoch(
@@ -187,7 +361,7 @@ def test_a_dead_process_is_named_by_the_others(tmp_path: Path, running: list[Bas
     running[1].kill()
     assert join(running, 20) == [3, -signal.SIGKILL]
     assert "rank 0: error: rank 1 gave no sign of life for 4 s: dead or stopped" in said(output)
-    assert "the same command goes on from the newest checkpoint" in said(output)
+    assert said(output).endswith("nothing is saved yet: the same command begins again\n")
 
 
 def test_a_stopped_process_is_named_within_the_configured_time(
@@ -215,6 +389,22 @@ def test_a_process_that_waits_for_data_is_named_by_itself_and_the_others(
     assert not is_alive(worker)
     for rank in (0, 1):
         assert f"rank {rank}: error: rank 1 did not get on while the others waited" in said(output)
+
+
+def test_one_process_whose_loader_is_stuck_ends_in_one_line(
+    tmp_path: Path, running: list[BaseProcess]
+) -> None:
+    output = tmp_path / "out"
+    opts = (*LONG, "TRAIN.LOST_AFTER", 4, "DATA.NUM_WORKERS", 1)
+    running += launch(ALONE, write_config(tmp_path), output, *opts)
+    worker = stop_loader(running[0], output)
+    assert join(running, 30) == [3]
+    require_gone({worker})
+    assert re.fullmatch(
+        r"error: no data came from the loader \(for \d s; this process is at engine.py, line \d+"
+        r"\); nothing is saved yet: the same command begins again",
+        said(output).splitlines()[-1],
+    )
 
 
 def test_a_lost_machine_leaves_a_run_of_fewer_processes(tmp_path: Path) -> None:

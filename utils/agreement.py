@@ -12,11 +12,12 @@ from utils.distributed import world_size
 class Agreement:
     """Wishes of any process, answered to all of them at the same update.
 
-    With several processes the question of one update is answered at the next, so that nobody waits:
-    it travels over the CPUs (gloo) while the devices compute.
+    A wish is a number below 256, 0 for none; of several the largest counts. With several processes
+    the question of one update is answered at the next, so that nobody waits: it travels over the
+    CPUs (gloo) while the devices compute.
     """
 
-    def __init__(self, wishes: Callable[[], Sequence[bool]]) -> None:
+    def __init__(self, wishes: Callable[[], Sequence[int]]) -> None:
         self.wishes = wishes
         self.alone = world_size() == 1
         self.group: Any = None if self.alone else distributed.new_group(backend="gloo")
@@ -30,10 +31,10 @@ class Agreement:
             operation = distributed.ReduceOp.MAX
             self.work = distributed.all_reduce(self.asked, operation, self.group, async_op=True)
 
-    def decide(self) -> Sequence[bool]:
-        """Which wishes any process had when it asked; alone, which there are."""
+    def decide(self) -> Sequence[int]:
+        """Which wishes the processes had when they asked; alone, which there are."""
         if self.alone:
             return self.wishes()
         if self.work is not None:
             self.work.wait()
-        return [bool(wish) for wish in self.asked]
+        return self.asked.tolist()

@@ -37,7 +37,7 @@ def short(name: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def fail(message: str, error: ValueError | None = None) -> NoReturn:
+def fail(message: str, error: Exception | None = None) -> NoReturn:
     """End the program with one line and status 2, that of a mistake of use.
 
     With SIMMIM_TRACEBACK in the environment the line follows where the error was raised.

@@ -98,18 +98,20 @@ def evaluate(
     device: torch.device,
     amp_dtype: torch.dtype,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluate this process's share `batches` and add up the shares; call it in all processes.
 
     A label -1 - k is that of a picture of class k that could not be read: it counts as wrong.
-    `prepare` makes of images what the model takes, `progress` shows how far it is. ValueError where
-    outputs are not finite.
+    `prepare` makes of images what the model takes, `progress` shows how far it is, `between` is
+    called after every batch, equally often in all processes. ValueError where outputs are not
+    finite.
     """
     was_training = model.training
     model.eval()
     counts = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
     sums = torch.zeros(2, dtype=torch.float64, device=device)  # losses, readable pictures
-    num_missing = _batches_behind(len(batches), device) if is_sharded(model) else 0
+    num_missing = _batches_behind(len(batches), device, is_sharded(model))
 
     def classify(image: Tensor) -> Tensor:
         with mixed_precision(model, device, amp_dtype):
@@ -129,8 +131,11 @@ def evaluate(
         sums += torch.stack(
             (torch.where(readable, losses, 0).sum().double(), readable.sum().double())
         )
+        between()
     for _ in range(num_missing):
-        classify(image)
+        if is_sharded(model):  # whose processes compute in step
+            classify(image)
+        between()
     model.train(was_training)
     images, correct1, correct5 = sum_over_processes(counts).cpu()
     loss_sum, readable_sum = sum_over_processes(sums).tolist()
@@ -140,10 +145,10 @@ def evaluate(
     return Evaluation(images, correct1, correct5, loss, int(images.sum()) - round(readable_sum))
 
 
-def _batches_behind(number: int, device: torch.device) -> int:
-    """How many batches others have more: a sharded model's processes compute in step."""
+def _batches_behind(number: int, device: torch.device, sharded: bool) -> int:
+    """How many batches others have more."""
     most, least = (sign * largest_over_processes(sign * number, device) for sign in (1, -1))
-    if least == 0:
+    if sharded and least == 0:
         raise ValueError("a sharded model is evaluated on at least one image per process")
     return most - number
 

@@ -1,44 +1,129 @@
-"""Signals by which a cluster takes its machine back, and processes that must not outlive others."""
+"""Signals that ask a run to stop, and processes that must not outlive others.
 
+Nothing here takes time to import, so that a program can listen before it imports the rest.
+"""
+
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from types import FrameType
+import time
+from collections.abc import Callable
 
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: started again, the run goes on
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+_MAY_BE_IGNORED = (signal.SIGINT, signal.SIGHUP)  # by a shell's `&`, by nohup
+_ECHO = 2.0  # seconds: one wish can come twice, from a scheduler or terminal and from torchrun
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
-_received: list[str] = []
+_heard_by: list[int] = []  # none, or the end of a pipe into which signals are written
+_received: list[signal.Signals] = []
+_goes_on: list[Callable[[], str]] = []  # none before training begins
 
 
 class PreemptedError(Exception):
-    """The run has saved its state and stops because a signal asked for it."""
+    """The run has saved its state and stops because signal `number` asked for it."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.status = 128 + number if number == signal.SIGINT else STATUS
 
 
 def listen() -> None:
-    """From now on SIGTERM and SIGUSR1 ask the run to save and stop instead of ending it."""
-    _received.clear()
+    """From now on SIGTERM, SIGUSR1, SIGINT and SIGHUP ask the run to save and stop.
+
+    Before `begin` there is nothing to save: they end the process at once, as a second signal always
+    does. A thread of its own hears them, also while the main one imports or waits in C. The end of
+    the launcher, if there is one, comes as SIGTERM (Linux). Later calls change nothing.
+    """
+    if _heard_by:
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    _heard_by.append(writer)
+    signal.set_wakeup_fd(writer)
     for number in _SIGNALS:
-        signal.signal(number, _remember)
+        if number not in _MAY_BE_IGNORED or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
+    threading.Thread(target=_hear, args=(reader,), name="signals", daemon=True).start()
+    if "RANK" in os.environ:
+        _follow_launcher()
 
 
 def ignore() -> None:
-    """From now on the signals end the process again: it has nothing to save."""
+    """From now on the signals end the process as they end any: it has nothing to save."""
+    signal.set_wakeup_fd(-1)
     for number in _SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def requested() -> str:
-    """Name of the signal that came, or nothing."""
-    return _received[0] if _received else ""
+def begin(goes_on: Callable[[], str]) -> None:
+    """Training begins: signals are looked at after each update; `goes_on` says what is saved."""
+    _goes_on[:] = [goes_on]
 
 
-def _remember(number: int, frame: FrameType | None) -> None:
-    _received.append(signal.Signals(number).name)
+def finish() -> None:
+    """All is saved and the process about to end, which no signal need hasten."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def requested() -> int:
+    """Number of the first signal that came, or 0."""
+    return _received[0] if _received else 0
+
+
+def goes_on() -> str:
+    """What the same command goes on from; nothing before training begins."""
+    with contextlib.suppress(OSError):
+        return _goes_on[0]() if _goes_on else ""
+    return "what is saved cannot be seen"
+
+
+def end_at_once(why: str, status: int) -> None:
+    """End this process, whatever it does, with one line on standard error."""
+    with contextlib.suppress(OSError):  # past sys.stderr, which the main thread may hold
+        os.write(2, f"{'; '.join(filter(None, (why, goes_on())))}\n".encode(errors="replace"))
+    os._exit(status)
+
+
+def _hear(reader: int) -> None:
+    first = 0.0
+    while True:
+        number = signal.Signals(os.read(reader, 1)[0])
+        if number not in _SIGNALS:
+            continue
+        if not _goes_on:
+            status = 128 + number if number == signal.SIGINT else STATUS
+            end_at_once(f"stopped by {number.name} before training began", status)
+        if not _received:
+            first = time.monotonic()
+            _received.append(number)
+        elif time.monotonic() - first > _ECHO:
+            end_at_once(f"ended by {number.name}, the second signal", 128 + number)
+
+
+def _follow_launcher() -> None:
+    """End with the process that has started this one, also where it has ended already."""
+    launcher = os.getppid()
+    end_with_parent(signal.SIGTERM)
+    orphaned = launcher == 1 and "TORCHELASTIC_RUN_ID" in os.environ and not _first_is_python()
+    if orphaned or os.getppid() != launcher:
+        end_at_once("the launcher has ended", STATUS)
+
+
+def _first_is_python() -> bool:
+    """Whether process 1 can be torchrun, as in a container, and not who takes in orphans."""
+    try:
+        return "python" in os.path.basename(os.readlink("/proc/1/exe"))
+    except OSError:  # another user's: it has not started this one
+        return False
 
 
 def follow_parent() -> None:
@@ -46,8 +131,9 @@ def follow_parent() -> None:
 
     Signals to a whole group are for the main process alone, which still needs its workers.
     """
+    signal.set_wakeup_fd(-1)  # of the main process
     end_with_parent(signal.SIGKILL)
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

@@ -2,39 +2,37 @@
 
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable
 
 from torch import distributed
 
-from utils import preemption, watch
+from utils import preemption, streams, watch
 from utils.checks import fail
-from utils.distributed import CommonError, launched, rank, stop_process_group, world_size
+from utils.distributed import CommonError, rank, stop_process_group, world_size
 from utils.memory import keep_freed_memory
 
 
 def run_program(main: Callable[[], None], resumes: bool = False) -> None:
-    """Call `main`; a ValueError becomes one line and exit status 2, Ctrl-C status 130.
+    """Call `main`; an error of use, of a file or of the disk becomes one line and exit status 2.
 
-    `resumes`: started again, the program goes on where it was; then SIGTERM and SIGUSR1 have it
-    save and end with status 75, and under torchrun it does not outlive torchrun.
+    Ctrl-C ends it with status 130. `resumes`: started again, the program goes on where it was; then
+    signals have it save and end (`utils.preemption`), and it does not outlive its launcher.
     """
+    streams.open_missing()
     keep_freed_memory()
     if resumes:
         preemption.listen()
-        if launched():
-            preemption.end_with_parent(signal.SIGTERM)
     try:
         main()
         watch.stop()
         stop_process_group()
-        _end_at_once_beside_gloo(0)
+        if distributed.is_initialized():
+            _end_at_once(0)
     except preemption.PreemptedError as stop:
         if rank() == 0:
             print(stop, file=sys.stderr, flush=True)
-        _end_at_once_beside_gloo(preemption.STATUS)
-        sys.exit(preemption.STATUS)
+        _end_at_once(stop.status)  # all is written, and a loader may hang
     except RuntimeError as error:
         missing = watch.lost(error)
         if not missing:
@@ -43,27 +41,27 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
     except CommonError as error:  # all processes have it: one says it
         if rank() == 0:
             print(f"rank {error.rank}: error: {error}", file=sys.stderr, flush=True)
-        _end_at_once_beside_gloo(2)
-    except ValueError as error:
+        _end_at_once(2)
+    except (ValueError, OSError) as error:
         where = f"rank {rank()}: " if world_size() > 1 else ""
         fail(f"{where}error: {_last_line(error)}", error)
     except KeyboardInterrupt:
-        hint = "; training goes on from its newest checkpoint with the same command"
-        print(f"interrupted{hint if resumes else ''}", file=sys.stderr, flush=True)
+        print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
 
 
-def _end_at_once_beside_gloo(status: int) -> None:
-    """End this process where gloo's threads live: they can abort one that tidies up."""
-    if distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+def _end_at_once(status: int) -> None:
+    """End this process without tidying up, which gloo's threads can abort."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
-def _last_line(error: ValueError) -> str:
+def _last_line(error: ValueError | OSError) -> str:
     """The message itself: a loader's worker puts its traceback before it."""
     text = str(error).strip()
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename or 'a file'}: {error.strerror}"
     if "Original Traceback" in text:
         text = re.sub(r"^[\w.]*Error: ", "", text.splitlines()[-1])
     return " ".join(text.split())

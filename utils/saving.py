@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from utils.checkpoint_names import (
     inside_path,
     is_inside,
 )
-from utils.distributed import largest_over_processes, rank, together
+from utils.distributed import any_process, largest_over_processes, raise_everywhere, rank, together
 from utils.files import RunFolder, remove, write_again
 from utils.sharded_checkpoint import save_tensors, training_tensors
 from utils.sharding import is_sharded, local_part
+from utils.watch import step
 
+_MOMENT = 1.0  # seconds after which processes that wait tell each other
 _INSIDE_KEPT = 2  # the newest, and one should that be damaged
 
 
@@ -81,7 +84,8 @@ class Saver:
         Waits for the file before, and raises its ValueError where that could not be written.
         BrokenWeightsError where a weight or moment is not finite: nothing is written then.
         """
-        together(f"{self.output.path} cannot be written", self._be_ready)
+        self.wait()
+        together(f"{self.output.path} cannot be written", self.output.require_own)
         self.latest = time.monotonic()
         model, optimizer = self.parts["model"], self.parts["optimizer"]
         tensors = training_tensors(model, optimizer)
@@ -101,20 +105,27 @@ class Saver:
             copy = [on_host(training_state(self.parts, self.cfg, self.classes))]
             self.pending = self.writer.submit(self._write, copy, path, others)
 
-    def _be_ready(self) -> None:
-        self.wait()
-        self.output.require_own()
-
     def wait(self) -> None:
-        """Wait until the file is whole; ValueError where it could not be written."""
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.result()
+        """Wait until the file is whole; ValueError where it could not be written.
 
-    def check(self) -> None:
-        """ValueError where a file could not be written, without waiting for it."""
-        if self.pending is not None and self.pending.done():
-            self.wait()
+        Call it in all processes: they wait together, however long writing takes, and get on.
+        """
+        while any_process(self._is_writing()):
+            step()
+        pending, self.pending = self.pending, None
+        failure = pending.exception() if pending is not None else None
+        if failure is not None and not isinstance(failure, ValueError):
+            raise failure
+        raise_everywhere(failure)
+
+    def has_failed(self) -> bool:
+        """Whether a file could not be written, as `wait` would tell, without waiting for it."""
+        pending = self.pending
+        return pending is not None and pending.done() and pending.exception() is not None
+
+    def _is_writing(self) -> bool:
+        """Whether the file is still not whole, after a moment."""
+        return self.pending is not None and bool(futures.wait([self.pending], _MOMENT).not_done)
 
     def _write(self, copy: list[dict[str, Any]], path: Path, others: Sequence[Path]) -> None:
         """Write the one state in `copy`, which is given up before the file is read back."""

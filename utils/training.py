@@ -1,6 +1,7 @@
 """The epochs of a run: where they go on, when they save, when they stop."""
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -9,13 +10,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from logger import RunLog
-from utils import watch
+from utils import preemption, watch
 from utils.agreement import Agreement
 from utils.broken import BrokenPictures
+from utils.checkpoint_names import checkpoints_in
 from utils.distributed import distribute, rank
 from utils.divergence import Places, write_bundle
 from utils.metrics import DivergenceError
-from utils.preemption import PreemptedError, requested
 from utils.run import Run, build_metrics, train_updates
 from utils.saving import BrokenWeightsError, Saver
 
@@ -41,7 +42,7 @@ class Training:
         self.saver = Saver(
             *(run.output, self.parts, run.cfg, self.log.info, self.log.warning, self.classes)
         )
-        self.agreement = Agreement(lambda: (bool(requested()), self.saver.is_late()))
+        self.agreement = Agreement(self._wishes)
         dataset: Any = self.loader.dataset
         self.broken = BrokenPictures(
             dataset.pictures, run.cfg.DATA.MAX_BROKEN, run.folder, self.log.warning, run.device
@@ -54,6 +55,8 @@ class Training:
 
     def train_epoch(self, epoch: int) -> None:
         """Train what is left of an epoch; `PreemptedError` where a signal ends the run."""
+        preemption.begin(self._goes_on)
+        watch.step()
         progress = self.parts["progress"]
         sampler: Any = self.loader.sampler
         sampler.set_position(epoch, progress.images)
@@ -112,18 +115,53 @@ class Training:
         watch.step()
         self.change_averages()
         self.parts["progress"].images += self.run.images_per_update
-        self.saver.check()
-        stop, late = self.agreement.decide()
+        number, late = self._agreed()
         every = self.run.cfg.SAVE_UPDATES
-        update = self.parts["lr_scheduler"].num_steps
-        if stop or late or (every and update % every == 0):
-            self.metrics.require_finite()
-            self.parts["progress"].figures = self.metrics.state()
-            self.saver.save_inside()
-        if stop:
-            self.close()
-            raise PreemptedError(
-                f"stopped after update {update} by {requested() or 'a signal to another process'}: "
-                "the same command goes on from there"
-            )
+        if number or late or (every and self.parts["lr_scheduler"].num_steps % every == 0):
+            self._save_inside()
+        if number:
+            self._stop(number)
         self.agreement.ask()
+
+    def between_batches(self) -> None:
+        """Stop a validation, whose epoch is trained, where a signal asks for it.
+
+        Call it in all processes equally often: a run that goes on does the validation.
+        """
+        number, _ = self._agreed()
+        if number:
+            self._save_inside()
+            self._stop(number)
+        self.agreement.ask()
+
+    def _wishes(self) -> tuple[int, bool, bool]:
+        return preemption.requested(), self.saver.is_late(), self.saver.has_failed()
+
+    def _agreed(self) -> tuple[int, bool]:
+        """The signal that asks to stop, or 0, and whether a save is due, the same everywhere."""
+        number, late, failed = self.agreement.decide()
+        if failed:
+            self.saver.wait()  # which raises why
+        return number, bool(late)
+
+    def _save_inside(self) -> None:
+        self.metrics.require_finite()
+        self.parts["progress"].figures = self.metrics.state()
+        self.saver.save_inside()
+
+    def _stop(self, number: int) -> None:
+        """Wait until the state is written, and end the run."""
+        self.close()
+        preemption.finish()
+        update, name = self.parts["lr_scheduler"].num_steps, signal.Signals(number).name
+        line = f"stopped after update {update} by {name}: {self._goes_on()}"
+        raise preemption.PreemptedError(line, number)
+
+    def _goes_on(self) -> str:
+        """What a run that is started again goes on from."""
+        cfg, newest = self.run.cfg, next(iter(checkpoints_in(self.run.folder)), None)
+        if newest is None:
+            return "nothing is saved yet: the same command begins again"
+        if not cfg.TRAIN.AUTO_RESUME:
+            return f"go on with --resume {newest} (TRAIN.AUTO_RESUME is off)"
+        return f"the same command goes on from {newest}"

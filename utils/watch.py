@@ -1,6 +1,7 @@
 """Which process is lost: each tells the others every second that it lives, and how far it is."""
 
-import os
+import inspect
+import signal
 import sys
 import threading
 import time
@@ -9,12 +10,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from utils.distributed import rank, shared_store, world_size
+from torch.utils.data import DataLoader
 
-STATUS = 3  # exit status of a process that another one has left alone
+from utils.distributed import rank, shared_store, world_size
+from utils.preemption import end_at_once, requested
+
+STATUS = 3  # exit status of a process that waits for what will not come
 _BEAT = 1.0  # seconds
 _PATIENCE = 4.0  # without a beat for so long, a process is dead or stopped
+_HURRY = 10.0  # so long a process that a signal asks to stop waits for data
 _ROOT = Path(__file__).parent.parent
+_LOADING = inspect.getfile(DataLoader)
 
 Item = TypeVar("Item")
 
@@ -22,7 +28,8 @@ Item = TypeVar("Item")
 class Watch:
     """Beats of all processes, in the launcher's store, and threads that tell and judge them.
 
-    Where no process has got on for `timeout` seconds, this one says which are missing and ends.
+    Where no process has got on for `timeout` seconds, this one says which are missing and ends. One
+    process alone computes as long as it likes, but waits no longer than that for data.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -32,10 +39,14 @@ class Watch:
         self.seen: dict[int, tuple[bytes, float]] = {}  # latest beat of a process, since when
         # When this process got on, when another was seen to, when the store last answered.
         self.moment = self.got_on = self.answered = time.monotonic()
+        self.loading = -1, self.moment  # step after which it waits for data, since when
         self.done = threading.Event()
-        self.store = shared_store("watch")
-        self._beat()
-        for task in (self._talk, self._judge):
+        tasks = [self._judge]
+        if world_size() > 1:
+            self.store = shared_store("watch")
+            self._beat()
+            tasks.append(self._talk)
+        for task in tasks:
             threading.Thread(target=task, name="watch", daemon=True).start()
 
     def step(self) -> None:
@@ -78,9 +89,23 @@ class Watch:
     def _judge(self) -> None:
         while not self.done.wait(_BEAT):
             now = time.monotonic()
+            loading = self._waits_for_data(now)
+            if (number := requested()) and loading > _HURRY:
+                why = f"ended by {signal.Signals(number).name} while no data came"
+                end_at_once(_said(f"{why} for {loading:.0f} s"), 128 + number)
             waited = now - self.moment
-            if waited > self.timeout and now - self.got_on > self.timeout / 2:
+            if world_size() == 1:
+                if loading > self.timeout:
+                    leave("no data came from the loader", f"for {loading:.0f} s")
+            elif waited > self.timeout and now - self.got_on > self.timeout / 2:
                 leave(self.missing(), f"nothing got on for {waited:.0f} s")
+
+    def _waits_for_data(self, now: float) -> float:
+        """For how many seconds the main thread has been waiting for the same data."""
+        steps = self.steps if any(file == _LOADING for file, _ in _stack()) else -1
+        if steps < 0 or steps != self.loading[0]:
+            self.loading = steps, now
+        return now - self.loading[1]
 
     def _beat(self) -> None:
         self.beats += 1
@@ -101,10 +126,9 @@ _watch: list[Watch] = []
 
 
 def start(timeout: float) -> None:
-    """Watch the other processes from now on; `timeout` in seconds. Alone there is nothing to do."""
+    """Watch this process and the others from now on; `timeout` in seconds."""
     stop()
-    if world_size() > 1:
-        _watch.append(Watch(timeout))
+    _watch.append(Watch(timeout))
 
 
 def stop() -> None:
@@ -129,7 +153,7 @@ def stepping(items: Iterable[Item]) -> Iterator[Item]:
 def lost(error: RuntimeError) -> str:
     """Which processes are missing, where an error came from their silence; else nothing."""
     words = ("gloo", "nccl", "connection", "timed out", "timeout", "store", "watchdog")
-    if not _watch or not any(word in str(error).lower() for word in words):
+    if world_size() == 1 or not _watch or not any(word in str(error).lower() for word in words):
         return ""
     return _watch[0].explain()
 
@@ -137,21 +161,23 @@ def lost(error: RuntimeError) -> str:
 def leave(missing: str, why: str) -> None:
     """End this process at once, with one line: whatever it waits for will not come."""
     own = [
-        f"{Path(frame.filename).name}, line {frame.lineno}"
-        for frame in traceback.extract_stack(sys._current_frames()[_main_thread()])
-        if Path(frame.filename).is_relative_to(_ROOT)
+        f"{Path(file).name}, line {line}"
+        for file, line in _stack()
+        if Path(file).is_relative_to(_ROOT) and "site-packages" not in file
     ]
-    print(
-        f"rank {rank()}: error: {missing} ({why}; this process is at {own[-1]}); "
-        "the same command goes on from the newest checkpoint",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(STATUS)
+    line = f"error: {missing} ({why}; this process is at {own[0]})"
+    end_at_once(_said(line), STATUS)
 
 
-def _main_thread() -> int:
-    return threading.main_thread().ident or 0
+def _stack() -> Iterator[tuple[str, int]]:
+    """Files and lines where the main thread is, innermost first; no file is looked at."""
+    main = sys._current_frames()[threading.main_thread().ident or 0]
+    for frame, line in traceback.walk_stack(main):
+        yield frame.f_code.co_filename, line
+
+
+def _said(line: str) -> str:
+    return f"rank {rank()}: {line}" if world_size() > 1 else line
 
 
 def _ranks(numbers: Iterable[int]) -> str:

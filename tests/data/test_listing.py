@@ -1,18 +1,13 @@
 """Which pictures lie below a folder: their order, links in all directions, what stops a search."""
 
 import os
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data.datasets import ImageFolder
 from data.labelled import class_folders
 from data.listing import Names, find_pictures
-from data.shards import Shards
-from tests.data.test_shards import jpeg, write_tar
-from utils import preemption
 
 # Sorted as they are to be found: whole paths, byte by byte, so that "a-b" comes before "a/".
 ORDER = [
@@ -156,20 +151,6 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
         os.chdir(before)
     with pytest.raises(ValueError, match=r"/x{250}/.*cannot be listed: File name too long; with"):
         find_pictures(str(tmp_path))
-
-
-@pytest.mark.parametrize("kind", [ImageFolder, class_folders, Shards])
-def test_a_signal_ends_the_search_for_data(tmp_path: Path, kind: Any) -> None:
-    make_files(tmp_path, "a/1.jpg")
-    write_tar(tmp_path / "0.tar", {"1.jpg": jpeg()})
-    preemption.listen()
-    try:
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(preemption.PreemptedError, match="SIGTERM while the data was listed"):
-            kind(str(tmp_path))
-    finally:
-        preemption.listen()  # which forgets the signal
-        preemption.ignore()
 
 
 def test_names_take_the_memory_of_their_letters() -> None:

@@ -1,27 +1,29 @@
 """The command line's ends."""
 
+from pathlib import Path
+
 import pytest
 
 from utils.program import run_program
 
 
-@pytest.mark.parametrize(
-    ("resumes", "message"),
-    [
-        (True, "interrupted; training goes on from its newest checkpoint with the same command\n"),
-        (False, "interrupted\n"),
-    ],
-)
-def test_ctrl_c_ends_with_status_130_and_says_how_to_go_on(
-    capsys: pytest.CaptureFixture[str], resumes: bool, message: str
-) -> None:
+def test_ctrl_c_ends_with_status_130_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as exit_:
-        run_program(interrupted, resumes)
+        run_program(interrupted)
     assert exit_.value.code == 130
-    assert capsys.readouterr().err == message
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run_program(lambda: (tmp_path / "gone" / "file").touch())
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/gone/file: No such file or directory\n"
 
 
 def test_other_errors_keep_their_traceback() -> None:
