@@ -1,10 +1,10 @@
-# make demo | make test | make check | make test-oldest     (PYTHON=python3.12 make demo: another Python)
+# make demo | make test | make test-full | make check | make test-oldest     (PYTHON=python3.12 make demo: another Python)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_CFG := configs/demo/simmim_pretrain__swin_tiny__shapes64.yaml
 
-.PHONY: demo test check test-oldest clean
+.PHONY: demo test test-full check test-oldest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python main_simmim.py --cfg $(DEMO_CFG)
@@ -12,6 +12,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+# What has a size, at published size: a few GB of memory and 10 GB of disk for some minutes.
+test-full: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m full_size --durations=0
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
