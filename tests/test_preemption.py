@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -106,6 +107,12 @@ def stop_loader(process: BaseProcess, output: Path) -> int:
     while before < (before := len(metrics_of(output))):  # what was loaded before
         time.sleep(1)
     return worker
+
+
+def is_open(port: str) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as own:
+        return own.connect_ex(("localhost", int(port))) == 0
 
 
 def all_alive(processes: list[BaseProcess]) -> bool:
@@ -412,7 +419,8 @@ def test_a_lost_machine_leaves_a_run_of_fewer_processes(tmp_path: Path) -> None:
     cfg, output = write_config(tmp_path), tmp_path / "out"
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2"]
     command += ["--nproc_per_node", "1", "--max-restarts", "3", "--rdzv_backend", "c10d"]
-    command += ["--rdzv_endpoint", f"localhost:{free_port()}", "--rdzv_id", "lost"]
+    port = free_port()
+    command += ["--rdzv_endpoint", f"localhost:{port}", "--rdzv_id", "lost"]
     command += ["main_simmim.py", "--cfg", str(cfg), "--output", str(output), "--opts"]
     command += ["TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0", "DATA.NUM_SHAPES", "2400"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -422,7 +430,7 @@ def test_a_lost_machine_leaves_a_run_of_fewer_processes(tmp_path: Path) -> None:
             machines.append(
                 subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
             )
-            time.sleep(1)  # the first holds the rendezvous
+            wait_for(lambda: is_open(port))  # the first holds the rendezvous
     try:
         wait_for(lambda: has_trained(output, lines=20))
         machines[1].kill()

@@ -34,6 +34,8 @@ class Watch:
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
+        # Others are looked at so early that who is dead can be told from who waits.
+        self.looks_after = min(timeout / 2, timeout - _PATIENCE - 2 * _BEAT)
         self.steps = self.beats = 0
         self.explains = False
         self.seen: dict[int, tuple[bytes, float]] = {}  # latest beat of a process, since when
@@ -80,7 +82,7 @@ class Watch:
             try:
                 self._beat()
                 # At the others only where there is a reason: they are many, the store is one.
-                if self.explains or time.monotonic() - self.moment > self.timeout / 2:
+                if self.explains or time.monotonic() - self.moment > self.looks_after:
                     self._look()
                 self.answered = time.monotonic()
             except RuntimeError:  # the store is gone, and comes not back
