@@ -312,12 +312,12 @@ MISTAKES: dict[str, tuple[list[Any], str]] = {
         ["--eval", "--resume", "{best}", "--opts", "MODEL.TYPE", "vit"],
         "best.pth does not fit the model: cls_token is missing",
     ),
-    "truncated": (["--pretrained", "{tmp}/truncated.pth"], "truncated.pth cannot be read"),
+    "truncated": (["--pretrained", "{tmp}/truncated.pth"], "truncated.pth is damaged or none"),
     "truncated, evaluated": (
         ["--eval", "--resume", "{tmp}/truncated.pth"],
-        "truncated.pth cannot be read",
+        "truncated.pth is damaged or none",
     ),
-    "no checkpoint": (["--pretrained", "{tmp}/text.pth"], "text.pth cannot be read"),
+    "no checkpoint": (["--pretrained", "{tmp}/text.pth"], "text.pth is damaged or none"),
     "no file": (["--pretrained", "{tmp}/none.pth"], "none.pth does not exist"),
     "code": (
         ["--pretrained", "{tmp}/evil.pth"],

@@ -40,7 +40,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """
     try:
         paths = list(folder.iterdir())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     places = [(place, path.name, path) for path in paths if (place := place_of(path))]
     return [path for *_, path in sorted(places, reverse=True)]

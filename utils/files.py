@@ -131,17 +131,17 @@ class RunFolder:
             self.lock = None
 
     def require_own(self) -> None:
-        """ValueError where the folder is known to be no longer the one that was taken."""
+        """ValueError where another run has the folder, which was removed and made again."""
         if self.lock is None:
             return
         try:
             identity = _identity(self.path / _LOCK)
         except OSError:  # a file system that does not answer proves nothing
             return
-        if identity != self.identity:
+        if identity not in (None, self.identity):
             raise ValueError(
-                f"output folder {self.path} was removed, moved or replaced while the run was "
-                "writing to it: nothing more is written there"
+                f"output folder {self.path} was removed and made again, by another run: "
+                "nothing more is written there"
             )
 
     def remembered(self) -> dict[str, Any]:

@@ -25,12 +25,14 @@ from utils.sharding import is_sharded
 class Start:
     """The first epoch to train, what the log should say of it, and files that are no use, why.
 
-    `seen` are the names of the checkpoints among which it was chosen, `origin` is --resume's file.
+    `seen` are the names of the checkpoints among which it was chosen, `origin` is --resume's file,
+    `endangered` are those that a run from it would overwrite.
     """
 
     epoch: int
     seen: list[str] = field(default_factory=list)
     origin: str = ""
+    endangered: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     damaged: dict[Path, str] = field(default_factory=dict)
 
@@ -147,8 +149,12 @@ def _load(
         if path.is_dir() != sharded and _twin(path) in candidates:
             continue  # its weights in one file, beside it
         try:
-            return path, _restore(path, parts, classes)
+            state = _restore(path, parts, classes)
+            _require_safe(folder.path, start, path)
+            return path, state
         except DamagedError as error:
+            if cfg.MODEL.RESUME and len(candidates) == 1:
+                raise
             start.damaged[path] = f"{error}; set aside as {aside(path).name}, using the one before"
     if candidates:
         raise ValueError(
@@ -160,7 +166,7 @@ def _load(
 
 
 def _candidates(folder: RunFolder, found: list[Path], cfg: CfgNode, start: Start) -> list[Path]:
-    """Checkpoints to go on from, the best first; ValueError where others would be overwritten."""
+    """Checkpoints to go on from, the best first; `start` notes which ones that would endanger."""
     origin = Path(cfg.MODEL.RESUME) if cfg.MODEL.RESUME else None
     if origin is None:
         if found and not cfg.TRAIN.AUTO_RESUME:
@@ -175,15 +181,18 @@ def _candidates(folder: RunFolder, found: list[Path], cfg: CfgNode, start: Start
         if later:
             start.notes.append(f"this run was started from {origin}; it goes on from its newest")
         return [*later, origin]
-    if not origin.exists():
-        raise ValueError(f"checkpoint {origin} does not exist")
-    if later:
-        raise ValueError(
-            f"{folder.path} holds {later[0].name}, which is not from a run that was started with "
-            f"--resume {origin} and would be overwritten: give another --tag (or leave --resume "
-            "away to go on from it)"
-        )
+    start.endangered = later
     return [origin]
+
+
+def _require_safe(folder: Path, start: Start, origin: Path) -> None:
+    """ValueError where a run from `origin` would overwrite or remove what another has saved."""
+    if start.endangered:
+        raise ValueError(
+            f"{folder} holds {start.endangered[0].name}, which is not from a run that was started "
+            f"with --resume {origin} and would be overwritten: give another --tag (or leave "
+            "--resume away to go on from it)"
+        )
 
 
 def _is_later(path: Path, origin: Path) -> bool:

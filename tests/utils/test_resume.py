@@ -298,7 +298,7 @@ def test_a_run_whose_folder_is_replaced_writes_nothing_into_the_new_one(tmp_path
     finally:
         process.send_signal(signal.SIGKILL)
     assert process.returncode == 2
-    assert "was removed, moved or replaced while the run was writing to it" in said
+    assert "was removed and made again, by another run: nothing more is written there" in said
     assert not list(folder.glob("ckpt*"))
     assert metrics_of(tmp_path) == []
 
