@@ -68,8 +68,17 @@ def _renamed_to(path: Path) -> Iterator[Path]:
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
-        raise ValueError(f"{path} cannot be written: {reason}") from None
+        raise ValueError(f"{path} cannot be written: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """What the system said, also where torch's writer hides it behind an error of its own."""
+    hidden: BaseException | None = error
+    while hidden is not None:
+        if isinstance(hidden, OSError) and hidden.strerror:
+            return hidden.strerror
+        hidden = hidden.__context__
+    return str(error).strip().split("\n")[0]
 
 
 def checksum(path: Path, length: int | None = None) -> Any:
