@@ -10,8 +10,9 @@ demo: $(VENV)/.installed
 	$(BIN)/python main_simmim.py --cfg $(DEMO_CFG)
 	$(BIN)/python -m tools.reconstruct --cfg $(DEMO_CFG) --picture demo.png
 
+# Two at a time: most tests wait for processes of one thread.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # What has a size, at published size: a few GB of memory and 10 GB of disk for some minutes.
 test-full: $(VENV)/.installed-dev
