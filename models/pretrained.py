@@ -66,6 +66,9 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
     state = read_checkpoint(path)
     stored = model_weights(state, path)
     weights = {name.removeprefix("encoder."): value for name, value in stored.items()}
+    if len(weights) < len(stored):
+        twice = next(name for name in stored if f"encoder.{name}" in stored)
+        raise ValueError(f"checkpoint {path} holds both {short(twice)} and encoder.{short(twice)}")
     own = model.state_dict()
     notes: list[str] = []
     _spread_shared_table(weights, own)

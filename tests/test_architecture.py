@@ -44,7 +44,7 @@ ALLOWED = {
     "utils.engine": {"utils.distributed", "utils.metrics", "utils.sharding"},
     "utils.evaluation": {"utils.distributed", "utils.sharding"},
     "utils.device": set(),
-    "utils.safe_load": {"utils.checkpoint_names", "utils.files"},
+    "utils.safe_load": {"utils.checkpoint_names", "utils.checks", "utils.files"},
     "utils.sharded_contents": {"utils.checks", "utils.distributed", "utils.files"},
     "utils.sharded_checkpoint": {
         "utils.checkpoint_names",

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from utils.checkpoint_names import checkpoints_in
+from utils.checks import shown
 from utils.files import DamagedError
 
 Weights = dict[str, Tensor]
@@ -342,7 +343,7 @@ def model_weights(
         raise ValueError(f"checkpoint {source} holds no weights (looked for {keys[-1]})")
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(f"checkpoint {source} holds no weights: {name!r} is no tensor")
+            raise ValueError(f"checkpoint {source} holds no weights: {shown(name)} is no tensor")
     kept = {name: value for name, value in weights.items() if not name.endswith(_RECOMPUTED)}
     for older, newer in _OLDER_NAMES.items():
         kept = {name.replace(older, newer): value for name, value in kept.items()}

@@ -330,6 +330,14 @@ def test_another_architecture_is_an_error() -> None:
         load_pretrained(classifier("vit", "MODEL.VIT.USE_RPB", False), golden_file("vit_pretrain"))
 
 
+def test_a_file_that_holds_a_parameter_twice_is_refused(tmp_path: Path) -> None:
+    weights = classifier("swin").state_dict()
+    name = next(iter(weights))
+    torch.save(weights | {f"encoder.{name}": weights[name]}, path := tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=f"holds both {name} and encoder.{name}"):
+        load_pretrained(classifier("swin"), path)
+
+
 def test_names_of_classes_come_from_the_file_where_it_has_them() -> None:
     assert class_names({"classes": ["cat", "dog"]}, 2, "x") == ["cat", "dog"]
     assert class_names({"classes": []}, 2, "x") == []
