@@ -1,7 +1,6 @@
 """Checkpoints: what a run goes on from, written whole or not at all, checked when it is read."""
 
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -213,13 +212,14 @@ def _moments(state: Any, optimizer: Optimizer, source: Path) -> Moments:
     """
     expected = expected_moments(optimizer)
     with _one_line_errors("the optimizer", source):
-        groups = [group["params"] for group in state["param_groups"]]
-        own = [group["params"] for group in optimizer.param_groups]
-        if [len(group) for group in groups] != [len(group) for group in own]:
-            raise ValueError("its groups of parameters have other sizes")
-        keys = itertools.chain.from_iterable(groups)
+        by_name = all("names" in group for group in state["param_groups"])
+        keys = _parameters(state["param_groups"], by_name)
+        own = _parameters(optimizer.param_groups, by_name)
+        if keys.keys() != own.keys():
+            raise ValueError("its groups of parameters are others")
         found: Moments = {}
-        for key, parameter in zip(keys, itertools.chain.from_iterable(own), strict=True):
+        for name, parameter in own.items():
+            key = keys[name]
             moments = {
                 name: value
                 for name, value in state["state"].pop(key, {}).items()
@@ -237,6 +237,16 @@ def _moments(state: Any, optimizer: Optimizer, source: Path) -> Moments:
                 if not _is_moment(value, shape):
                     raise ValueError(f"{name} is not of shape {tuple(shape)}")
             found[parameter] = moments
+    return found
+
+
+def _parameters(groups: Sequence[Mapping[str, Any]], by_name: bool) -> dict[Any, Any]:
+    """Parameters of an optimizer's groups by their names, else by group and place."""
+    found: dict[Any, Any] = {}
+    for index, group in enumerate(groups):
+        places = [(index, place) for place in range(len(group["params"]))]
+        names = group["names"] if by_name else places
+        found |= dict(zip(names, group["params"], strict=True))
     return found
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 SUFFIX, SHARDED_SUFFIX = ".pth", ".sharded"
+BEST = f"best{SUFFIX}"
 _NAME = re.compile(rf"ckpt_epoch_(\d+)(?:_update_(\d+))?(?:\{SUFFIX}|\{SHARDED_SUFFIX})")
 
 
@@ -31,6 +32,12 @@ def is_inside(path: Path) -> bool:
     """Whether a checkpoint was made inside an epoch."""
     place = place_of(path)
     return place is not None and math.isfinite(place[1])
+
+
+def best_in(folder: Path) -> list[Path]:
+    """The checkpoint of the best validation, whole too, if there is one."""
+    path = folder / BEST
+    return [found for found in (path, path.with_suffix(SHARDED_SUFFIX)) if found.exists()]
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

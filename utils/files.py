@@ -1,6 +1,7 @@
 """Files that outlive a crash, and a folder that belongs to one run at a time."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 from utils.checks import shown
 
 _BLOCK = 2**22  # bytes
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LOCK, _MEMORY = "lock", "run.json"
 # What `write_whole` leaves of a run's files where the process is killed.
 _TEMPORARY = re.compile(r"\.(?:ckpt_epoch_\d+|best|diverged|run).*\.(\d+)\.tmp")
@@ -110,6 +112,7 @@ class RunFolder:
         self.path = path
         self.lock: FileLock | None = None
         self.identity: tuple[int, int] | None = None  # of the lock's file
+        self.unlocked = ""  # why another run is not kept out, if so
 
     def acquire(self) -> None:
         """Take the folder, and remove what a killed run has left half written.
@@ -125,8 +128,14 @@ class RunFolder:
             owner = self.remembered().get("process") or "another process"
             raise ValueError(
                 f"output folder {self.path} is in use by {shown(owner)}: "
-                "stop that run, or give another --tag or --output"
+                "stop that run, or give another --tag or --output (only where that process is gone "
+                f"for sure, on a file system without locks: rm {self.path / _LOCK})"
             ) from None
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+            reason = f"no lock ({error.strerror})"
+            self.unlocked = f"{self.path}: {reason}; start one run there at a time"
         self.lock, self.identity = lock, _identity(self.path / _LOCK)
         self.remember(process=f"process {os.getpid()} on {socket.gethostname()}")
         for path in self.path.glob(".*"):
@@ -181,7 +190,8 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _is_abandoned(path: Path) -> bool:
     """Whether a hidden file is what a save of a run that is dead has left half written."""
     match = _TEMPORARY.fullmatch(path.name)
-    return match is not None and not _lives(int(match[1]))
+    # A number of this process's own is that of an earlier one, as in containers.
+    return match is not None and (int(match[1]) == os.getpid() or not _lives(int(match[1])))
 
 
 def _lives(process: int) -> bool:

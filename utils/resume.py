@@ -12,7 +12,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from utils.checkpoint import State, load_checkpoint, restore
-from utils.checkpoint_names import SHARDED_SUFFIX, SUFFIX, checkpoints_in, place_of
+from utils.checkpoint_names import SHARDED_SUFFIX, SUFFIX, best_in, checkpoints_in, place_of
 from utils.checks import require_same_classes
 from utils.distributed import equal_in_all_processes, rank, together
 from utils.files import DamagedError, RunFolder
@@ -49,8 +49,9 @@ class Start:
             )
         for path in self.damaged:
             path.rename(aside(path))
-        if self.origin:
+        if self.origin or not self.seen:
             folder.remember(started_from=self.origin)
+        self.notes += [folder.unlocked] * bool(folder.unlocked)
 
 
 def aside(path: Path) -> Path:
@@ -143,7 +144,8 @@ def _load(
         raise ValueError(
             f"the processes see different checkpoints in {folder.path}: it must be shared"
         )
-    candidates = _candidates(folder, found, cfg, start)
+    # Where only the best one is left, that is whole as well.
+    candidates = _candidates(folder, found or best_in(folder.path), cfg, start)
     sharded = is_sharded(parts["model"])
     for path in candidates:
         if path.is_dir() != sharded and _twin(path) in candidates:
@@ -175,7 +177,7 @@ def _candidates(folder: RunFolder, found: list[Path], cfg: CfgNode, start: Start
                 "off: give another --tag or --output, or --resume CKPT"
             )
         return found
-    start.origin = str(origin.resolve())
+    start.origin = _name_of(origin, folder.path)
     later = [path for path in found if _is_later(path, origin)]
     if folder.remembered().get("started_from") == start.origin and cfg.TRAIN.AUTO_RESUME:
         if later:
@@ -195,12 +197,19 @@ def _require_safe(folder: Path, start: Start, origin: Path) -> None:
         )
 
 
+def _name_of(origin: Path, folder: Path) -> str:
+    """How a folder remembers a file: one of its own by its name, which stays where it is moved."""
+    origin, folder = origin.resolve(), folder.resolve()
+    return origin.name if origin.parent == folder else str(origin)
+
+
 def _is_later(path: Path, origin: Path) -> bool:
     """Whether a checkpoint of a folder comes after `origin`; all do where that lies elsewhere."""
+    path, origin = path.resolve(), origin.resolve()
     place, begin = place_of(path), place_of(origin)
-    if begin is None or place is None or path.resolve().parent != origin.resolve().parent:
-        return True
-    return place > begin
+    if path == origin:
+        return False
+    return begin is None or place is None or path.parent != origin.parent or place > begin
 
 
 def _twin(path: Path) -> Path:

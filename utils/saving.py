@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from utils.checkpoint import read_back, save_checkpoint, training_state
 from utils.checkpoint_names import (
+    BEST,
     SHARDED_SUFFIX,
     checkpoints_in,
     epoch_path,
@@ -68,9 +69,12 @@ class Saver:
 
     def save_epoch(self, epoch: int, due: bool = True, best: bool = False) -> None:
         """Save at the end of an epoch where that is due, and as the best so far."""
-        paths = [epoch_path(self.output.path, epoch)] * due
-        paths += [self.output.path / "best.pth"] * best
-        if paths:
+        # The best first: a run that is killed between the two trains and judges the epoch again.
+        paths = [self.output.path / BEST] * best + [epoch_path(self.output.path, epoch)] * due
+        if is_sharded(self.parts["model"]):
+            for path in paths:
+                self.save(path)
+        elif paths:
             self.save(*paths)
 
     def save_inside(self) -> None:
@@ -114,6 +118,9 @@ class Saver:
             step()
         pending, self.pending = self.pending, None
         failure = pending.exception() if pending is not None else None
+        if isinstance(failure, OSError | MemoryError):
+            reason = getattr(failure, "strerror", None) or "no memory is left"
+            failure = ValueError(f"{self.output.path}: {reason}")
         if failure is not None and not isinstance(failure, ValueError):
             raise failure
         raise_everywhere(failure)
@@ -132,7 +139,7 @@ class Saver:
         save_checkpoint(path, copy.pop())
         for other in others:
             write_again(other, path)
-        self._finish(path)
+        self._finish((path, *others)[-1])
 
     def _finish(self, path: Path, written: Future[None] | None = None) -> None:
         """Read a file back and remove those that nobody needs any more."""
@@ -152,7 +159,12 @@ def keep(folder: Path, last: int, every: int, warn: Callable[[str], None]) -> No
     stay (0: all), and those of every `every`-th epoch, from the first.
     """
     at_ends = 0
-    for index, path in enumerate(checkpoints_in(folder)):
+    try:
+        found = checkpoints_in(folder)
+    except OSError as error:
+        warn(f"{folder} cannot be listed, old checkpoints stay: {error.strerror}")
+        return
+    for index, path in enumerate(found):
         if is_inside(path):
             superseded = index >= _INSIDE_KEPT
         else:

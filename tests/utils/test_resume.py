@@ -125,6 +125,62 @@ def test_moments_of_another_optimizer_are_an_error_that_says_which(tmp_path: Pat
     assert epoch_path(tmp_path, 0).exists()
 
 
+def test_moments_are_found_by_the_names_of_their_parameters(tmp_path: Path) -> None:
+    """Also where the parameters come in another order and in other groups."""
+
+    def with_names(order: list[list[str]]) -> dict[str, Any]:
+        parts = parts_of()
+        parts["model"] = torch.nn.ModuleDict(
+            {"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4)}
+        )
+        own = dict(parts["model"].named_parameters())
+        groups = [{"params": [own[name] for name in names], "names": names} for names in order]
+        parts["optimizer"] = torch.optim.AdamW(groups, fused=True)
+        return parts
+
+    parts = with_names([["a.weight", "b.weight"], ["a.bias", "b.bias"]])
+    for index, parameter in enumerate(parts["model"].parameters()):
+        parameter.grad = torch.full_like(parameter, index + 1.0)
+    parts["optimizer"].step()
+    save_epoch(epoch_path(tmp_path, 0), 0, parts, get_config())
+    other = with_names([["b.bias"], ["b.weight", "a.bias", "a.weight"]])
+    resume(RunFolder(tmp_path), other, get_config(), UPDATES, CPU)
+    for name, parameter in other["model"].named_parameters():
+        own = parts["model"].get_parameter(name)
+        expected = parts["optimizer"].state[own]["exp_avg"]
+        assert torch.equal(other["optimizer"].state[parameter]["exp_avg"], expected)
+
+
+def test_where_only_the_best_checkpoint_is_left_the_run_goes_on_from_it(tmp_path: Path) -> None:
+    saver = saver_of(tmp_path, parts_of())
+    saver.parts["progress"].complete_epoch()
+    saver.save_epoch(0, due=False, best=True)
+    saver.wait()
+    start = resume(RunFolder(tmp_path), parts_of(), get_config(), UPDATES, CPU)
+    assert start.epoch == 1
+    assert f"resumed from {tmp_path}/best.pth" in start.notes[0]
+
+
+def test_a_run_that_was_moved_is_still_the_one_that_its_command_began(tmp_path: Path) -> None:
+    folder, moved = tmp_path / "one", tmp_path / "two"
+    folder.mkdir()
+    save_epoch(epoch_path(folder, 1), 1, parts_of(), get_config())
+    run = RunFolder(folder)
+    cfg = get_config(None, ["MODEL.RESUME", str(epoch_path(folder, 1))])
+    resume(run, parts_of(), cfg, UPDATES, CPU).settle(run)
+    save_epoch(epoch_path(folder, 2), 2, parts_of(), get_config())
+    run.release()
+    folder.rename(moved)
+    cfg = get_config(None, ["MODEL.RESUME", str(epoch_path(moved, 1))])
+    assert resume(RunFolder(moved), parts_of(), cfg, UPDATES, CPU).epoch == 3
+    # A run that begins anew there was not started from that file.
+    for path in moved.glob("ckpt*"):
+        path.rename(tmp_path / path.name)
+    fresh = RunFolder(moved)
+    resume(fresh, parts_of(), get_config(), UPDATES, CPU).settle(fresh)
+    assert fresh.remembered()["started_from"] == ""
+
+
 def test_what_is_restored_lies_in_tensors_of_its_own(tmp_path: Path) -> None:
     """A fused optimizer writes where it takes its moments to lie."""
     parts = parts_of()
@@ -267,7 +323,8 @@ def test_only_leftovers_of_dead_processes_are_removed_from_a_folder(tmp_path: Pa
         check=True,
     ).stdout.strip()
     left = [f".ckpt_epoch_3.pth.{dead}.tmp", f".best.pth.{dead}.tmp"]
-    others = [f".ckpt_epoch_3.pth.{os.getpid()}.tmp", f".weights_epoch_3.pth.{dead}.tmp", ".x.tmp"]
+    left += [f".ckpt_epoch_4.pth.{os.getpid()}.tmp"]  # of an earlier one, in a container
+    others = [f".ckpt_epoch_3.pth.{os.getppid()}.tmp", f".weights_epoch_3.pth.{dead}.tmp", ".x.tmp"]
     for name in (*left, *others):
         (tmp_path / name).touch()
     RunFolder(tmp_path).acquire()
