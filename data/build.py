@@ -41,6 +41,17 @@ from utils.checks import choose, require_same_classes
 from utils.distributed import rank, world_size
 from utils.preemption import follow_parent
 
+
+def _drawn(cfg: CfgNode, number: int, train: bool) -> Shapes:
+    """The built-in drawings; ValueError where pictures of a folder are meant."""
+    if cfg.DATA.DATA_PATH:
+        raise ValueError(
+            f"DATA.DATASET shapes draws its pictures and reads none of {cfg.DATA.DATA_PATH}: "
+            "--opts DATA.DATASET imagenet reads a folder"
+        )
+    return Shapes(number, cfg.DATA.IMG_SIZE, train, _channels(cfg))
+
+
 # Name -> (configuration, train) -> pictures; their labels are not used
 DATASETS: dict[str, Callable[[CfgNode, bool], PictureSet]] = {
     "imagenet": lambda cfg, train: ImageFolder(
@@ -48,9 +59,7 @@ DATASETS: dict[str, Callable[[CfgNode, bool], PictureSet]] = {
     ),
     "shards": lambda cfg, train: Shards(cfg.DATA.DATA_PATH, _channels(cfg), cfg.DATA.DECODER),
     "cifar10": lambda cfg, train: Cifar10(cfg.DATA.DATA_PATH, train, _channels(cfg)),
-    "shapes": lambda cfg, train: Shapes(
-        cfg.DATA.NUM_SHAPES, cfg.DATA.IMG_SIZE, train, _channels(cfg)
-    ),
+    "shapes": lambda cfg, train: _drawn(cfg, cfg.DATA.NUM_SHAPES, train),
 }
 
 
@@ -109,7 +118,7 @@ def _csv(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> LabelledPi
 
 def _shapes(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Shapes:
     number = cfg.DATA.NUM_SHAPES if train else cfg.DATA.NUM_VAL_SHAPES
-    return Shapes(number, cfg.DATA.IMG_SIZE, train, _channels(cfg))
+    return _drawn(cfg, number, train)
 
 
 # Name -> (configuration, train, classes if they are known) -> pictures that also have `labels`, one

@@ -143,6 +143,7 @@ def test_fine_tuning_shards_too_and_its_file_evaluates_the_same(
     records = metrics_of(tmp_path, name="finetune")
     validated = [record["val_acc1"] for record in records if "val_acc1" in record]
     folder = run_folder(tmp_path, name="finetune")
+    assert (folder / "best.sharded").is_dir()
     whole = tmp_path / "whole.pth"
     assert (
         call(monkeypatch, export, "--consolidate", folder / "ckpt_epoch_1.sharded", "--to", whole)

@@ -76,7 +76,7 @@ def main() -> None:
     if path is None:
         path, _ = newest_checkpoint(run_folder(cfg), warn=print)
     if path is None:
-        raise ValueError(f"no checkpoint in {run_folder(cfg)}: give --resume CKPT")
+        raise ValueError(f"no usable checkpoint in {run_folder(cfg)}: give --resume CKPT")
     model = load_simmim(path, cfg)
     dataset = build_pretrain_dataset(cfg, patch_size=model.encoder.patch_size, train=False)
     picture = draw_reconstructions(model.to(device), dataset, device, arguments.rows)

@@ -17,7 +17,7 @@ from utils.config import to_plain
 from utils.files import DamagedError, write_whole
 from utils.safe_load import Weights, model_weights, read_checkpoint, verify_checkpoint
 from utils.sharded_checkpoint import REST, restore_tensors
-from utils.sharded_contents import read_contents, verify
+from utils.sharded_contents import contents_here, read_contents, verify
 from utils.sharding import is_sharded
 
 State = dict[str, Any]
@@ -60,13 +60,17 @@ def load_checkpoint(path: Path) -> State:
 def read_back(path: Path, whole: bool) -> None:
     """Read what was just written: all of it as a resume does, or only its checksums.
 
-    ValueError where a resume could not.
+    For the process that has written it, beside others that train. ValueError where a resume could
+    not read it.
     """
     try:
-        if whole:
+        if path.is_dir():  # whose pieces were read for their checksums
+            contents_here(path)
+            verify_checkpoint(path / REST)
+        elif whole:
             load_checkpoint(path)
         else:
-            verify_checkpoint(path / REST if path.is_dir() else path)
+            verify_checkpoint(path)
     except ValueError as error:
         raise ValueError(f"what was just written cannot be read back: {error}") from None
 
@@ -79,7 +83,7 @@ def newest_checkpoint(
         try:
             return path, load_checkpoint(path)
         except DamagedError as error:
-            warn(f"{error}; trying the one before")
+            warn(f"{error}; passed over")
     return None, None
 
 

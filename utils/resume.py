@@ -230,6 +230,10 @@ def _restore(path: Path, parts: Mapping[str, Any], classes: Sequence[str]) -> St
 
 def _check_kind(path: Path, model: nn.Module) -> None:
     """ValueError where a sharded run meets an ordinary checkpoint, or the other way round."""
+    if path.is_dir() and path.suffix != SHARDED_SUFFIX:
+        found = checkpoints_in(path)
+        newest = f", for example {found[0]}" if found else ""
+        raise ValueError(f"checkpoint {path} is a folder: name a checkpoint in it{newest}")
     if path.is_dir() and not is_sharded(model):
         raise ValueError(
             f"checkpoint {path} is a sharded one: go on with TRAIN.SHARDING full, or make one file "

@@ -98,10 +98,11 @@ def read_contents(folder: Path) -> Metadata:
 
     DamagedError where it or a piece is missing or broken, ValueError where it cannot be read.
     """
-    return together(f"checkpoint {folder} cannot be read", lambda: _read_contents(folder))
+    return together(f"checkpoint {folder} cannot be read", lambda: contents_here(folder))
 
 
-def _read_contents(folder: Path) -> Metadata:
+def contents_here(folder: Path) -> Metadata:
+    """The same, for one process that asks no other."""
     _length(folder, METADATA)
     content = (folder / METADATA).read_bytes()
     is_as_written = _has_right_checksum(folder, METADATA, content)

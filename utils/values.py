@@ -107,6 +107,8 @@ def check_values(cfg: CfgNode) -> None:
         _require_path(value_of(cfg, key), key)
     for key in FOLDER_NAMES:
         name = value_of(cfg, key)
+        if not Path(name).parts:
+            raise ValueError(f"{key} is empty, expected the name of a folder")
         if os.path.isabs(name) or ".." in Path(name).parts:
             raise ValueError(f"{key} is {shown(name)}, which leads out of the folder OUTPUT")
     if cfg.DATA.MASK_RATIO == 1:
