@@ -118,5 +118,6 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content."""
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file below a folder with its content, but which process looked into it last."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "run.json")
+    return {str(path): path.read_bytes() for path in files}

@@ -214,7 +214,7 @@ def read_in_two(rank: int, folders: list[Path], folder: Path) -> None:
 @pytest.mark.parametrize(
     ("breaks", "expected"),
     [
-        ((None, make_unreadable), "ValueError: checkpoint .* cannot be read: Input/output error"),
+        ((None, make_unreadable), "CommonError: checkpoint .* cannot be read: Input/output error"),
         ((make_unreadable, Path.unlink), "DamagedError: .* is incomplete: its .metadata is"),
     ],
 )
