@@ -183,7 +183,8 @@ def test_every_labelled_set_has_training_and_validation_parts(tmp_path: Path, na
         draw_folders(tmp_path / part)
         rows = [f"{part}/{grey}/sub0/0.png,{grey}" for grey in GREYS]
         (tmp_path / f"{part}.csv").write_text("\n".join(["path,label", *rows]))
-    opts: list[Any] = ["DATA.DATASET", name, "DATA.DATA_PATH", str(tmp_path)]
+    opts: list[Any] = ["DATA.DATASET", name]
+    opts += ["DATA.DATA_PATH", str(tmp_path)] if name != "shapes" else []
     opts += ["DATA.IMG_SIZE", 32, "DATA.NUM_SHAPES", 7, "DATA.NUM_VAL_SHAPES", 5]
     cfg = get_config(None, opts)
     dataset = build_train_dataset(cfg)

@@ -157,7 +157,8 @@ def test_samples_of_any_channels_reach_both_stages(tmp_path: Path, channels: int
 
 @pytest.mark.parametrize("name", ["shapes", "cifar10"])
 def test_data_sets_of_rgb_pictures_have_no_other_channels(tmp_path: Path, name: str) -> None:
-    opts = ["MODEL.SWIN.IN_CHANS", 4, "DATA.DATASET", name, "DATA.DATA_PATH", str(tmp_path)]
+    opts: list[Any] = ["MODEL.SWIN.IN_CHANS", 4, "DATA.DATASET", name]
+    opts += ["DATA.DATA_PATH", str(tmp_path)] if name != "shapes" else []
     opts += ["DATA.MEAN", [0.5] * 4, "DATA.STD", [0.5] * 4]
     with pytest.raises(ValueError, match=rf"IN_CHANS is 4, but the data set {name} has RGB"):
         build_pretrain_dataset(get_config(None, opts), patch_size=4)
