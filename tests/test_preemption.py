@@ -351,8 +351,8 @@ def test_a_folder_belongs_to_one_run_as_long_as_that_lives(
     running += second
     assert join(second, 30) == [2]
     assert re.search(
-        rf"\nerror: output folder \S+ is in use by 'process {running[0].pid} on \S+': stop that run, "
-        r"or give another --tag or --output \(only where [^\n]*\)\n\Z",
+        rf"\nerror: output folder \S+ is in use by 'process {running[0].pid} on \S+': stop that "
+        r"run, or give another --tag or --output \(only where [^\n]*\)\n",
         said(output),
     )
     assert running[0].is_alive()
