@@ -312,12 +312,15 @@ MISTAKES: dict[str, tuple[list[Any], str]] = {
         ["--eval", "--resume", "{best}", "--opts", "MODEL.TYPE", "vit"],
         "best.pth does not fit the model: cls_token is missing",
     ),
-    "truncated": (["--pretrained", "{tmp}/truncated.pth"], "truncated.pth is damaged or none"),
+    "truncated": (
+        ["--pretrained", "{tmp}/truncated.pth"],
+        "truncated.pth is damaged, or no checkpoint",
+    ),
     "truncated, evaluated": (
         ["--eval", "--resume", "{tmp}/truncated.pth"],
-        "truncated.pth is damaged or none",
+        "truncated.pth is damaged, or no checkpoint",
     ),
-    "no checkpoint": (["--pretrained", "{tmp}/text.pth"], "text.pth is damaged or none"),
+    "no checkpoint": (["--pretrained", "{tmp}/text.pth"], "text.pth is damaged, or no checkpoint"),
     "no file": (["--pretrained", "{tmp}/none.pth"], "none.pth does not exist"),
     "code": (
         ["--pretrained", "{tmp}/evil.pth"],

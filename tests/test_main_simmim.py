@@ -177,7 +177,7 @@ MISTAKES: dict[str, tuple[list[Any], str]] = {
     "few images": (["--batch-size", 33], "holds 32 images, fewer than one update needs: 33"),
     "fine-tuning's key": (["--opts", "PRETRAINED", "x.pth"], "are for fine-tuning"),
     "no such checkpoint": (["--resume", "/nowhere.pth"], "/nowhere.pth does not exist"),
-    "no checkpoint": (["--resume", __file__], "test_main_simmim.py is damaged or none"),
+    "no checkpoint": (["--resume", __file__], "test_main_simmim.py is damaged, or no checkpoint"),
     "another model": (["--opts", "MODEL.TYPE", "vit"], "does not fit the model: .*is missing"),
     "other shapes": (
         ["--opts", "MODEL.SWIN.EMBED_DIM", 32],

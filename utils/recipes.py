@@ -59,6 +59,10 @@ class _Reader:
             raise ValueError(f"config file {path} does not exist") from None
         except OSError as error:
             raise ValueError(f"config file {path} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"config file {path} is no text") from None
+        except _LimitError as error:
+            raise ValueError(f"config file {path} is no recipe: {error}") from None
         except Exception as error:  # broken text can raise anything
             raise ValueError(f"config file {path} is not valid YAML: {_reason(error)}") from None
         if not isinstance(values, dict | None):
@@ -70,15 +74,19 @@ class _Reader:
         """A file's text; ValueError where that is no file of a recipe's size."""
         self.num_files += 1
         if self.num_files > _MOST_FILES:
-            raise ValueError(f"with its BASE files it has more than {_MOST_FILES}")
+            raise _LimitError(f"with its BASE files it has more than {_MOST_FILES}")
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ValueError("it is no file")
+                raise _LimitError("it is no file")
             content = file.read(_MOST_BYTES + 1)
         self.num_bytes += len(content)
         if self.num_bytes > _MOST_BYTES:
-            raise ValueError(f"with its BASE files it is larger than {_MOST_BYTES} bytes")
+            raise _LimitError(f"with its BASE files it is larger than {_MOST_BYTES} bytes")
         return content.decode("utf-8")
+
+
+class _LimitError(Exception):
+    """More than any recipe has."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -89,7 +97,7 @@ class _Loader(yaml.SafeLoader):
     def fetch_flow_collection_start(self, token: Any) -> None:
         """Enter brackets."""
         if self.flow_level >= _DEEPEST:
-            raise ValueError(f"it has more than {_DEEPEST} brackets inside each other")
+            raise _LimitError(f"it has more than {_DEEPEST} brackets inside each other")
         super().fetch_flow_collection_start(token)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -97,7 +105,7 @@ class _Loader(yaml.SafeLoader):
         super().flatten_mapping(node)
         self.merged += len(node.value)
         if self.merged > _MOST_MERGED:
-            raise ValueError(f"it merges more than {_MOST_MERGED} keys")
+            raise _LimitError(f"it merges more than {_MOST_MERGED} keys")
 
 
 def _may_be_path(base: Any) -> bool:

@@ -172,7 +172,7 @@ def _one_line_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except DamagedError as error:
-        raise DamagedError(f"checkpoint {path} is damaged or none: {error}") from None
+        raise DamagedError(f"checkpoint {path} is damaged, or no checkpoint: {error}") from None
     except FileNotFoundError:
         raise ValueError(f"checkpoint {path} does not exist") from None
     except OSError as error:
@@ -246,7 +246,8 @@ def _verify_archive(file: IO[bytes], size: int) -> None:
             raise
         raise DamagedError("its directory names a place that no file has") from None
     except Exception as error:  # zipfile has many
-        raise DamagedError(_reason(error)) from None
+        cut = "not a zip file" in str(error)  # which begins as one
+        raise DamagedError("its end is missing" if cut else _reason(error)) from None
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
         raise ValueError("it is a zip archive, but not one that torch.save wrote")
 

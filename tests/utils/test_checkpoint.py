@@ -243,8 +243,8 @@ class Attack:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is damaged or none: it is empty"),
-        (b"no checkpoint", "is damaged or none: it does not begin as"),
+        (b"", "is damaged, or no checkpoint: it is empty"),
+        (b"no checkpoint", "is damaged, or no checkpoint: it does not begin as"),
         (pickle.dumps(Attack()), "cannot be read"),
     ],
 )
