@@ -56,8 +56,8 @@ class Listing:
 
     def __str__(self) -> str:
         text = (
-            f"{len(self.names)} images in {self.num_folders} folder(s) ({self.root} and below) found "
-            f"in {self.seconds:.1f} s (names: {sum(map(len, self.names)) / 1e6:.1f} MB)"
+            f"{len(self.names)} images in {self.num_folders} folder(s) ({self.root} and below) "
+            f"found in {self.seconds:.1f} s (names: {sum(map(len, self.names)) / 1e6:.1f} MB)"
         )
         if self.repeated:
             first = os.fsdecode(min(self.repeated))
