@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from yacs.config import CfgNode
 
 from optimizer import expected_moments
-from utils.checkpoint_names import checkpoints_in
+from utils.checkpoint_names import starts_in
 from utils.checks import require_same_shapes, shown
 from utils.config import to_plain
 from utils.files import DamagedError, write_whole
@@ -79,7 +79,7 @@ def newest_checkpoint(
     folder: Path, warn: Callable[[str], None]
 ) -> tuple[Path, State] | tuple[None, None]:
     """The latest checkpoint of a folder that is not damaged; `warn` is told of those that are."""
-    for path in checkpoints_in(folder):
+    for path in starts_in(folder):
         try:
             return path, load_checkpoint(path)
         except DamagedError as error:

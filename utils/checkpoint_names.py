@@ -34,12 +34,6 @@ def is_inside(path: Path) -> bool:
     return place is not None and math.isfinite(place[1])
 
 
-def best_in(folder: Path) -> list[Path]:
-    """The checkpoint of the best validation, whole too, if there is one."""
-    path = folder / BEST
-    return [found for found in (path, path.with_suffix(SHARDED_SUFFIX)) if found.exists()]
-
-
 def checkpoints_in(folder: Path) -> list[Path]:
     """Checkpoints of a run, newest first by their names; none where there is no folder.
 
@@ -51,3 +45,13 @@ def checkpoints_in(folder: Path) -> list[Path]:
         return []
     places = [(place, path.name, path) for path in paths if (place := place_of(path))]
     return [path for *_, path in sorted(places, reverse=True)]
+
+
+def starts_in(folder: Path) -> list[Path]:
+    """What a run can go on from: its checkpoints, newest first, else that of the best validation.
+
+    OSError where the folder cannot be listed.
+    """
+    best = folder / BEST
+    left = [path for path in (best, best.with_suffix(SHARDED_SUFFIX)) if path.exists()]
+    return checkpoints_in(folder) or left

@@ -12,7 +12,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from utils.checkpoint import State, load_checkpoint, restore
-from utils.checkpoint_names import SHARDED_SUFFIX, SUFFIX, best_in, checkpoints_in, place_of
+from utils.checkpoint_names import SHARDED_SUFFIX, SUFFIX, checkpoints_in, place_of, starts_in
 from utils.checks import require_same_classes
 from utils.distributed import equal_in_all_processes, rank, together
 from utils.files import DamagedError, RunFolder
@@ -42,7 +42,7 @@ class Start:
         Damaged checkpoints get another name, so that nobody takes them for usable ones. ValueError
         where another run has left checkpoints since this one looked.
         """
-        if [path.name for path in checkpoints_in(folder.path)] != self.seen:
+        if [path.name for path in starts_in(folder.path)] != self.seen:
             raise ValueError(
                 f"another run has changed the checkpoints in {folder.path} while this one was "
                 "starting: start it again"
@@ -138,14 +138,13 @@ def _load(
     device: torch.device,
 ) -> tuple[Path, State] | tuple[None, None]:
     """Restore `parts` from the newest usable checkpoint of the run, if any."""
-    found = checkpoints_in(folder.path)
+    found = starts_in(folder.path)
     start.seen = [path.name for path in found]
     if not equal_in_all_processes(zlib.crc32("/".join(start.seen).encode()), device):
         raise ValueError(
             f"the processes see different checkpoints in {folder.path}: it must be shared"
         )
-    # Where only the best one is left, that is whole as well.
-    candidates = _candidates(folder, found or best_in(folder.path), cfg, start)
+    candidates = _candidates(folder, found, cfg, start)
     sharded = is_sharded(parts["model"])
     for path in candidates:
         if path.is_dir() != sharded and _twin(path) in candidates:

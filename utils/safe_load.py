@@ -67,6 +67,8 @@ class _Object:
 class _Section(_Object):
     """Stands for an object of named values: it becomes a dict of them."""
 
+    values: Mapping[str, Any] = {}
+
     def __setstate__(self, state: Any) -> None:
         self.values = state if isinstance(state, dict) else {}
 

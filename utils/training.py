@@ -13,7 +13,7 @@ from logger import RunLog
 from utils import preemption, watch
 from utils.agreement import Agreement
 from utils.broken import BrokenPictures
-from utils.checkpoint_names import checkpoints_in
+from utils.checkpoint_names import starts_in
 from utils.distributed import distribute, rank
 from utils.divergence import Places, write_bundle
 from utils.metrics import DivergenceError
@@ -159,7 +159,7 @@ class Training:
 
     def _goes_on(self) -> str:
         """What a run that is started again goes on from."""
-        cfg, newest = self.run.cfg, next(iter(checkpoints_in(self.run.folder)), None)
+        cfg, newest = self.run.cfg, next(iter(starts_in(self.run.folder)), None)
         if newest is None:
             return "nothing is saved yet: the same command begins again"
         if not cfg.TRAIN.AUTO_RESUME:
