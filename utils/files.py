@@ -36,15 +36,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], object], flush: bool = True) -> None:
     """Write under another name, flush to the disk, then rename: readers see all or nothing.
 
-    ValueError where that is impossible; an earlier file of that name is then untouched.
+    Without `flush` a lost machine may lose it. ValueError where that is impossible; an earlier file
+    of that name is then untouched.
     """
-    with _renamed_to(path) as temporary, open(temporary, "w+b") as file:
+    with _renamed_to(path, flush) as temporary, open(temporary, "w+b") as file:
         write(file)
-        file.flush()
-        os.fsync(file.fileno())
+        if flush:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def write_again(path: Path, source: Path) -> None:
@@ -52,7 +54,7 @@ def write_again(path: Path, source: Path) -> None:
 
     Readers see all or nothing. ValueError where that is impossible.
     """
-    with _renamed_to(path) as temporary:
+    with _renamed_to(path, flush=True) as temporary:
         try:
             os.link(source, temporary)
         except OSError:  # a file system without hard links
@@ -60,13 +62,14 @@ def write_again(path: Path, source: Path) -> None:
 
 
 @contextlib.contextmanager
-def _renamed_to(path: Path) -> Iterator[Path]:
+def _renamed_to(path: Path, flush: bool) -> Iterator[Path]:
     """A name beside `path` that is given to it at the end; ValueError where anything fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        if flush:
+            sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -175,7 +178,7 @@ class RunFolder:
     def remember(self, **values: Any) -> None:
         """Note values beside those that are noted already."""
         text = json.dumps(self.remembered() | values, indent=1) + "\n"
-        write_whole(self.path / _MEMORY, lambda file: file.write(text.encode()))
+        write_whole(self.path / _MEMORY, lambda file: file.write(text.encode()), flush=False)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
