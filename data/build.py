@@ -37,7 +37,7 @@ from data.transforms import (
     pretrain_transform,
     train_transform,
 )
-from utils.checks import choose, require_same_classes
+from utils.checks import choose, require_same_classes, shown
 from utils.distributed import rank, world_size
 from utils.preemption import follow_parent
 
@@ -46,8 +46,8 @@ def _drawn(cfg: CfgNode, number: int, train: bool) -> Shapes:
     """The built-in drawings; ValueError where pictures of a folder are meant."""
     if cfg.DATA.DATA_PATH:
         raise ValueError(
-            f"DATA.DATASET shapes draws its pictures and reads none of {cfg.DATA.DATA_PATH}: "
-            "--opts DATA.DATASET imagenet reads a folder"
+            "DATA.DATASET shapes draws its pictures and reads none of DATA.DATA_PATH, which is "
+            f"{shown(cfg.DATA.DATA_PATH)}: --opts DATA.DATASET imagenet reads a folder"
         )
     return Shapes(number, cfg.DATA.IMG_SIZE, train, _channels(cfg))
 
