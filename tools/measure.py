@@ -80,6 +80,7 @@ class Side:
         self.process.join(10)
         if self.process.is_alive():
             self.process.kill()
+            self.process.join()
 
 
 def _serve(

@@ -180,6 +180,7 @@ def test_what_goes_wrong_in_a_side_is_told() -> None:
 
 def test_a_side_that_is_left_while_it_works_ends_by_itself(tmp_path: Path) -> None:
     side = Side("x", _append, (tmp_path / "order", "x"))
+    side.seconds()  # it has started, however long that takes here
     side.connection.send("run")
     side.close()
     assert side.process.exitcode == 0
