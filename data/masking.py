@@ -16,7 +16,7 @@ class RandomMask:
 
     `image_size` is a side or (height, width); a call gives a bool tensor (height / patch_size,
     width / patch_size), True = hidden.
-    ValueError where the sizes do not divide or the ratio is outside (0, 1].
+    ValueError where the sizes do not divide, or nothing or everything would be hidden.
     """
 
     def __init__(
@@ -30,11 +30,16 @@ class RandomMask:
         for side in (height, width):
             require_divisible(side, mask_patch_size, "DATA.IMG_SIZE", "DATA.MASK_PATCH_SIZE")
         require_divisible(mask_patch_size, patch_size, "DATA.MASK_PATCH_SIZE", "PATCH_SIZE")
-        if not 0 < mask_ratio <= 1:
-            raise ValueError(f"DATA.MASK_RATIO is {mask_ratio}, expected more than 0, at most 1")
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f"DATA.MASK_RATIO is {mask_ratio}, expected between 0 and 1")
         self.cells = height // mask_patch_size, width // mask_patch_size
         self.scale = mask_patch_size // patch_size
         self.num_hidden = math.ceil(math.prod(self.cells) * mask_ratio)
+        if self.num_hidden == math.prod(self.cells):
+            raise ValueError(
+                f"DATA.MASK_RATIO is {mask_ratio}, which hides every one of {self.num_hidden} cell(s) "
+                "and leaves nothing visible; give less, or more and smaller cells"
+            )
 
     def __call__(self) -> Tensor:
         """Draw one mask."""

@@ -111,8 +111,6 @@ def check_values(cfg: CfgNode) -> None:
             raise ValueError(f"{key} is empty, expected the name of a folder")
         if os.path.isabs(name) or ".." in Path(name).parts:
             raise ValueError(f"{key} is {shown(name)}, which leads out of the folder OUTPUT")
-    if cfg.DATA.MASK_RATIO == 1:
-        raise ValueError("DATA.MASK_RATIO is 1.0, which leaves nothing visible; give less")
     if cfg.TRAIN.WARMUP_EPOCHS > cfg.TRAIN.EPOCHS:
         raise ValueError(
             f"TRAIN.WARMUP_EPOCHS is {cfg.TRAIN.WARMUP_EPOCHS}, more than "

@@ -10,7 +10,7 @@ from data.masking import RandomMask
 
 @pytest.mark.parametrize(
     ("size", "cell", "patch", "ratio"),
-    [(192, 32, 4, 0.6), (224, 32, 16, 0.6), (192, 16, 4, 0.1), (64, 8, 4, 1.0), (32, 8, 1, 0.01)],
+    [(192, 32, 4, 0.6), (224, 32, 16, 0.6), (192, 16, 4, 0.1), (64, 8, 4, 0.98), (32, 8, 1, 0.01)],
 )
 def test_exactly_the_ceiling_of_cells_times_ratio_is_hidden(
     size: int, cell: int, patch: int, ratio: float
@@ -43,7 +43,9 @@ def test_every_cell_is_hidden_equally_often() -> None:
         ((200, 32, 4, 0.6), "nearest legal: 192 or 224"),
         ((192, 24, 16, 0.6), "DATA.MASK_PATCH_SIZE is 24.*16 or 32"),
         ((192, 32, 4, 0.0), "MASK_RATIO is 0.0"),
-        ((192, 32, 4, 1.5), "MASK_RATIO is 1.5"),
+        ((192, 32, 4, 1.0), "MASK_RATIO is 1.0"),
+        ((192, 32, 4, 0.98), "hides every one of 36 cell"),
+        ((32, 32, 4, 0.6), "hides every one of 1 cell"),
     ],
 )
 def test_sizes_and_ratios_that_cannot_be_are_errors(

@@ -47,17 +47,17 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 MEASURE = """
-import resource, sys, time
-from tests.full_size.test_many_names import memory, waited
+import sys, time
+from tests.full_size.test_many_names import memory, peak_of, waited
 from data.datasets import ImageFolder
 from data.labelled import class_folders
 find = {"ImageFolder": ImageFolder, "class_folders": class_folders}[sys.argv[1]]
 left = memory()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_of("self")
 start = time.perf_counter() - waited()
 pictures = find(sys.argv[2])
 seconds = time.perf_counter() - start - waited()
-peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+peak = peak_of("self") - before
 print(len(pictures), seconds, peak, memory() - left)
 """
 

@@ -153,7 +153,6 @@ def test_what_yaml_calls_a_boolean_is_one_in_options(text: str) -> None:
     ("opts", "message"),
     [
         (["TRAIN.USE_CHECKPOINT", "1"], "USE_CHECKPOINT is 1, expected true or false"),
-        (["DATA.MASK_RATIO", 1.0], "leaves nothing visible"),
         (["TAG", "../other"], "TAG is '../other', which leads out of the folder OUTPUT"),
         (["MODEL.NAME", "/tmp/x"], "MODEL.NAME is '/tmp/x', which leads out"),
         (["TRAIN.OPTIMIZER.BETAS", "[0.9]"], "expected 2 numbers"),
