@@ -4,6 +4,7 @@ python -m tests.kills [--kills 200] [--seed 0]
 """
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -86,20 +87,31 @@ def work(program: str, arguments: list[str], environment: dict[str, str], log: s
     multiprocessing.set_start_method("fork", force=True)  # for loaders, as in a program of its own
     from utils.program import run_program
 
-    slow_down_disk(float(os.environ.get("SLOW_DISK", 0)))
+    for name, seconds in SLOW.items():
+        if name in os.environ:
+            slow_down(*seconds, float(os.environ[name]))
     sys.argv = [f"{program}.py", *arguments]
     run_program(__import__(program).main, resumes=True)
 
 
-def slow_down_disk(seconds: float) -> None:
-    """Have it take longer from now on until something is on the disk."""
-    flush = os.fsync
+# What can take longer than it does here: its name for `launch`, the function, and where that is.
+SLOW = {
+    "flush": ("os", "fsync"),
+    "listing": ("data.build", "Shapes"),
+    "picture": ("data.datasets", "draw_shape"),
+}
 
-    def slow_flush(fd: Any) -> None:
+
+def slow_down(module: str, name: str, seconds: float) -> None:
+    """Have each call of a function take so many seconds longer from now on."""
+    place = importlib.import_module(module)
+    function = getattr(place, name)
+
+    def slow(*arguments: Any) -> Any:
         time.sleep(seconds)
-        flush(fd)
+        return function(*arguments)
 
-    os.fsync = slow_flush
+    setattr(place, name, slow)
 
 
 def free_port() -> str:
@@ -110,18 +122,18 @@ def free_port() -> str:
 
 
 def launch(
-    scenario: Scenario, cfg: Path, output: Path, *opts: Any, slow_disk: float = 0.0
+    scenario: Scenario, cfg: Path, output: Path, *opts: Any, slow: tuple[str, float] | None = None
 ) -> list[BaseProcess]:
     """Start all processes of a run; what they say is in OUTPUT.log.
 
-    `slow_disk`: so many seconds it takes longer until something is on the disk.
+    `slow`: what of `SLOW` takes so many seconds longer.
     """
     arguments = ["--cfg", str(cfg), "--output", str(output), "--opts", *scenario.opts]
     arguments += map(str, opts)
     port = free_port()
     processes = []
     for rank in range(scenario.processes):
-        environment = {"SLOW_DISK": str(slow_disk)} if slow_disk else {}
+        environment = {slow[0]: str(slow[1])} if slow else {}
         if scenario.processes > 1:
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank)}
             environment |= {"WORLD_SIZE": str(scenario.processes), "LOCAL_RANK": str(rank)}

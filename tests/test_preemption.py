@@ -212,6 +212,27 @@ def test_a_signal_ends_a_run_that_waits_for_data(
     )
 
 
+def test_a_signal_waits_for_data_that_are_slow_but_come(
+    tmp_path: Path, running: list[BaseProcess]
+) -> None:
+    """Longer than a run that is to stop waits for data of which it knows nothing."""
+    output = tmp_path / "out"
+    opts = (*LONG, "DATA.BATCH_SIZE", 1)
+    running += launch(ALONE, write_config(tmp_path), output, *opts, slow=("picture", 12.5))
+    wait_for(lambda: has_trained(output, lines=1))
+    os.kill(running[0].pid or 0, signal.SIGTERM)
+    assert join(running, 40) == [75]
+    assert "by SIGTERM: the same command goes on from" in said(output)
+
+
+def test_finding_the_data_may_take_longer_than_a_process_may_be_lost(
+    tmp_path: Path, running: list[BaseProcess]
+) -> None:
+    opts = ("TRAIN.LOST_AFTER", 5)
+    running += launch(PAIR, write_config(tmp_path), tmp_path / "out", *opts, slow=("listing", 14.0))
+    assert join(running, 60) == [0, 0]
+
+
 def test_a_second_signal_ends_a_run_at_once(tmp_path: Path, running: list[BaseProcess]) -> None:
     output = tmp_path / "out"
     running += launch(ALONE, write_config(tmp_path), output, *LONG, "DATA.NUM_WORKERS", 1)
@@ -233,7 +254,7 @@ def test_all_processes_wait_for_a_file_however_long_it_takes(
     """Twice eight seconds for the file and its name, longer than anybody may be lost."""
     output = tmp_path / "out"
     opts = (*LONG, "TRAIN.LOST_AFTER", 4)
-    running += launch(PAIR, write_config(tmp_path), output, *opts, slow_disk=8.0)
+    running += launch(PAIR, write_config(tmp_path), output, *opts, slow=("flush", 8.0))
     wait_for(lambda: has_trained(output))
     os.kill(running[1].pid or 0, signal.SIGTERM)
     wait_for(lambda: checkpoints_in(run_folder(output)) or not all_alive(running))

@@ -18,7 +18,7 @@ from utils.preemption import end_at_once, requested
 STATUS = 3  # exit status of a process that waits for what will not come
 _BEAT = 1.0  # seconds
 _PATIENCE = 4.0  # without a beat for so long, a process is dead or stopped
-_HURRY = 10.0  # so long a process that a signal asks to stop waits for data
+_HURRY = 10.0  # at least so long a process that a signal asks to stop waits for data
 _ROOT = Path(__file__).parent.parent
 _LOADING = inspect.getfile(DataLoader)
 
@@ -28,7 +28,8 @@ Item = TypeVar("Item")
 class Watch:
     """Beats of all processes, in the launcher's store, and threads that tell and judge them.
 
-    Where no process has got on for `timeout` seconds, this one says which are missing and ends. One
+    Where no process has got on for `timeout` seconds, this one says which are missing and ends.
+    Before the first step (a folder is listed, a checkpoint read) that takes silence besides. One
     process alone computes as long as it likes, but waits no longer than that for data.
     """
 
@@ -42,6 +43,8 @@ class Watch:
         # When this process got on, when another was seen to, when the store last answered.
         self.moment = self.got_on = self.answered = time.monotonic()
         self.loading = -1, self.moment  # step after which it waits for data, since when
+        self.longest_wait = 0.0  # for data that came
+        self.asked: float | None = None  # since when a signal asks it to stop
         self.done = threading.Event()
         tasks = [self._judge]
         if world_size() > 1:
@@ -56,14 +59,20 @@ class Watch:
         self.steps += 1
         self.moment = time.monotonic()
 
-    def missing(self) -> str:
-        """Which processes are lost, as far as their beats tell."""
+    def silent(self) -> str:
+        """Which processes show no sign of life; nothing where all do."""
         now = time.monotonic()
         if now - self.answered > _PATIENCE:
             return "the launcher's store (torchrun's, else rank 0's) does not answer"
         silent = [other for other in self.seen if now - self.seen[other][1] > _PATIENCE]
         if silent:
             return f"{_ranks(silent)} gave no sign of life for {_PATIENCE:.0f} s: dead or stopped"
+        return ""
+
+    def missing(self) -> str:
+        """Which processes are lost, as far as their beats tell."""
+        if silent := self.silent():
+            return silent
         steps = {other: int(beat.split()[1]) for other, (beat, _) in self.seen.items()}
         behind = [other for other in steps if steps[other] < max(steps.values())]
         if behind:
@@ -92,22 +101,35 @@ class Watch:
         while not self.done.wait(_BEAT):
             now = time.monotonic()
             loading = self._waits_for_data(now)
-            if (number := requested()) and loading > _HURRY:
+            if (number := requested()) and self._wastes(loading, now):
                 why = f"ended by {signal.Signals(number).name} while no data came"
                 end_at_once(_said(f"{why} for {loading:.0f} s"), 128 + number)
             waited = now - self.moment
             if world_size() == 1:
                 if loading > self.timeout:
                     leave("no data came from the loader", f"for {loading:.0f} s")
-            elif waited > self.timeout and now - self.got_on > self.timeout / 2:
+            elif waited > self.timeout and now - self.got_on > self.timeout / 2 and self._begun():
                 leave(self.missing(), f"nothing got on for {waited:.0f} s")
+
+    def _begun(self) -> bool:
+        """Whether who gets on slowly is lost: before the first step only who is silent is."""
+        return self.steps > 0 or bool(self.silent())
+
+    def _wastes(self, loading: float, now: float) -> bool:
+        """Whether a process that is to stop waits for data which, as it seems, will not come."""
+        if self.asked is None:
+            self.asked = now
+        return min(loading, now - self.asked) > max(_HURRY, 2 * self.longest_wait)
 
     def _waits_for_data(self, now: float) -> float:
         """For how many seconds the main thread has been waiting for the same data."""
         steps = self.steps if any(file == _LOADING for file, _ in _stack()) else -1
-        if steps < 0 or steps != self.loading[0]:
+        before, since = self.loading
+        if steps != before:
+            if before >= 0:
+                self.longest_wait = max(self.longest_wait, now - since)
             self.loading = steps, now
-        return now - self.loading[1]
+        return now - self.loading[1] if steps >= 0 else 0.0
 
     def _beat(self) -> None:
         self.beats += 1
