@@ -58,9 +58,7 @@ def class_folders(root: str, channels: int = RGB) -> LabelledPictures:
         raise ValueError(f"{root} holds no class folders (DATA.VAL_LABELS names a list of labels)")
     by_class = {name: _below(os.fsencode(name), listing.names) for name in classes}
     if empty := [name for name in classes if not by_class[name]]:
-        linked = [name for name in empty if os.fsencode(name) in listing.repeated]
-        hint = f" (links to folders with other names here: {_first(linked)})" if linked else ""
-        raise ValueError(f"{root}: class folders without pictures: {_first(empty)}{hint}")
+        raise ValueError(f"{root}: class folders without pictures: {_first(empty)}")
     labels = np.repeat(np.arange(len(classes)), [len(group) for group in by_class.values()])
     names = list(itertools.chain.from_iterable(by_class.values()))
     return LabelledPictures(root, names, labels, classes, channels, str(listing))
@@ -153,7 +151,7 @@ def _indices(words: list[str], classes: Sequence[str], source: str, first_line: 
 
 
 def _development_kit_labels(words: list[str], table: Path, classes: Sequence[str]) -> list[str]:
-    """ILSVRC2012_ID -> WNID where that is a class, else its index in sorted order."""
+    """ILSVRC2012_ID -> WNID, or its index in sorted order where the classes have no names."""
     try:
         synsets = loadmat(table, squeeze_me=True)["synsets"]
         wnids = {
@@ -164,9 +162,10 @@ def _development_kit_labels(words: list[str], table: Path, classes: Sequence[str
     except Exception as error:  # a broken file can raise anything
         reason = str(error).split("\n")[0] or type(error).__name__
         raise ValueError(f"{table} is not the development kit's table: {reason}") from None
-    order = {wnid: str(index) for index, wnid in enumerate(sorted(wnids.values()))}
-    known = set(classes)
-    labels = {str(number): wnid if wnid in known else order[wnid] for number, wnid in wnids.items()}
+    order = sorted(wnids.values())
+    if list(classes) == [str(index) for index in range(len(order))]:
+        wnids = {number: str(order.index(wnid)) for number, wnid in wnids.items()}
+    labels = {str(number): wnid for number, wnid in wnids.items()}
     return [labels.get(word, word) for word in words]
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.pictures import ARRAY_SUFFIX, IMAGE_SUFFIXES
+from utils.checks import short
 
 _SUFFIXES = tuple(suffix.encode() for suffix in (*IMAGE_SUFFIXES, ARRAY_SUFFIX))
+_NO_DATA = b"lost+found"  # of the file system, at the top of a disk
 _LEADS_NOWHERE = (errno.ELOOP, errno.ENOTDIR)  # a link to itself, a link to what is below a file
 
 
@@ -74,18 +76,18 @@ def require_path(root: str) -> None:
 def find_pictures(root: str, nested: bool = False) -> Listing:
     """All pictures at any depth below `root`, also in folders that links lead to.
 
-    With `nested`, those in `root` itself are left out.
+    With `nested`, for folders of classes, those in `root` itself are left out.
     A folder that has several names, by links, counts once: under its own name if it lies below
     `root`, else under the first of the shortest chain of links. So a link to a folder above ends.
-    ValueError names a folder that cannot be listed, and where pictures and arrays, whose numbers
-    have other ranges, are mixed.
+    ValueError names a folder that cannot be listed, one that two classes have, and where pictures
+    and arrays, whose numbers have other ranges, are mixed.
     """
     require_path(root)
     if not os.path.isdir(root):
         raise ValueError(f"DATA.DATA_PATH {root} is not a folder, expected one that holds images")
     start = time.perf_counter()
     listing = Listing(root)
-    seen: set[int] = set()
+    seen: dict[int, bytes] = {}
     links = [b""]  # the folder itself, then, in turn, what links lead to from what is known
     while links:
         further: list[bytes] = []
@@ -98,8 +100,10 @@ def find_pictures(root: str, nested: bool = False) -> Listing:
                 # not unique lose nothing.
                 if link and identity in seen:
                     listing.repeated.append(folder)
+                    if nested:
+                        _require_same_class(root, folder, seen[identity])
                     continue
-                seen.add(identity)
+                seen[identity] = folder
                 listing.num_folders += 1
                 names = [] if nested and not folder else listing.names
                 _list(root, folder, names, folders, further)
@@ -110,6 +114,16 @@ def find_pictures(root: str, nested: bool = False) -> Listing:
     listing.names.sort()
     listing.seconds = time.perf_counter() - start
     return listing
+
+
+def _require_same_class(root: str, folder: bytes, other: bytes) -> None:
+    """ValueError where two classes have one folder; links may lead up to the root."""
+    classes = [os.fsdecode(name.partition(b"/")[0]) for name in (folder, other)]
+    if other and classes[0] != classes[1]:
+        raise ValueError(
+            f"{root}: {short(os.fsdecode(folder))} and {short(os.fsdecode(other))} are one folder, "
+            f"by links: its pictures are of class {short(classes[0])} or {short(classes[1])}"
+        )
 
 
 def _identity(root: str, folder: bytes) -> int:
@@ -136,6 +150,8 @@ def _list(
             for entry in entries:
                 name = entry.name
                 is_link = entry.is_symlink()
+                if name == _NO_DATA:
+                    continue
                 if _leads_to_folder(entry) if is_link else entry.is_dir():
                     (links if is_link else folders).append(prefix + name)
                 elif name.lower().endswith(_SUFFIXES):

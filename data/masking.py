@@ -37,8 +37,8 @@ class RandomMask:
         self.num_hidden = math.ceil(math.prod(self.cells) * mask_ratio)
         if self.num_hidden == math.prod(self.cells):
             raise ValueError(
-                f"DATA.MASK_RATIO is {mask_ratio}, which hides every one of {self.num_hidden} cell(s) "
-                "and leaves nothing visible; give less, or more and smaller cells"
+                f"DATA.MASK_RATIO is {mask_ratio}, which hides every one of {self.num_hidden} "
+                "cell(s) and leaves nothing visible; give less, or more and smaller cells"
             )
 
     def __call__(self) -> Tensor:

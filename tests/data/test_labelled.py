@@ -1,5 +1,6 @@
 """Labelled pictures: class folders, CSV lists, ground-truth lists, and what is wrong with them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,9 @@ def flat(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def listed(flat: Path, text: str) -> list[tuple[int, int]]:
+def listed(flat: Path, text: str, classes: Sequence[str] = tuple(GREYS)) -> list[tuple[int, int]]:
     (flat / "truth.txt").write_text(text)
-    return greys(listed_pictures(str(flat / "val"), str(flat / "truth.txt"), list(GREYS)))
+    return greys(listed_pictures(str(flat / "val"), str(flat / "truth.txt"), classes))
 
 
 def test_a_list_gives_labels_by_name_or_in_sorted_order(flat: Path) -> None:
@@ -123,15 +124,18 @@ def test_the_development_kits_own_order_is_undone(flat: Path) -> None:
     kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")]
     rows = [(1, "n03", 0), (2, "n01", 0), (3, "n02", 0), (4, "n00", 3)]
     savemat(flat / "meta.mat", {"synsets": np.array(rows, dtype=kind)})
-    assert listed(flat, "1\n2\n3\n") == [(10, 2), (100, 0), (200, 1)]
+    numbers, text = ["0", "1", "2"], "1\n2\n3\n"
+    assert listed(flat, text, numbers) == [(10, 2), (100, 0), (200, 1)]
     with pytest.raises(ValueError, match="line 3: label '4' is none of the 3 classes"):
-        listed(flat, "1\n2\n4\n")
-    (flat / "truth.txt").write_text("1\n2\n3\n")
-    pictures = listed_pictures(str(flat / "val"), str(flat / "truth.txt"), ["n03", "n01", "n02"])
-    assert pictures.labels.tolist() == [0, 1, 2]  # classes in another order are found by name
+        listed(flat, "1\n2\n4\n", numbers)
+    # Classes in another order are found by name.
+    assert listed(flat, text, ["n03", "n01", "n02"]) == [(10, 0), (100, 1), (200, 2)]
+    for others in (["n01", "n02"], ["ant", "cat", "tench"], ["0", "1"]):
+        with pytest.raises(ValueError, match=r"label 'n0\d' is none of the \d classes"):
+            listed(flat, text, others)
     (flat / "meta.mat").write_text("no table")
     with pytest.raises(ValueError, match=r"meta\.mat is not the development kit's table"):
-        listed(flat, "1\n2\n3\n")
+        listed(flat, text)
 
 
 @pytest.mark.parametrize(

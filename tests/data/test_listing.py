@@ -124,10 +124,26 @@ def test_class_folders_may_be_links_but_not_to_each_other(tmp_path: Path) -> Non
     pictures = class_folders(str(root))
     assert (pictures.classes, pictures.labels.tolist()) == (["ant", "bee"], [0, 1, 1])
     (root / "aaa").symlink_to("ant")
-    with pytest.raises(
-        ValueError, match=r"without pictures: aaa \(links to folders with other names here: aaa\)"
-    ):
+    with pytest.raises(ValueError, match="aaa and ant are one folder, by links"):
         class_folders(str(root))
+
+
+@pytest.mark.parametrize("names", [("a_puppy", "b_dog"), ("b_puppy", "a_dog")])
+def test_a_folder_that_two_classes_have_is_of_neither(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    make_files(tmp_path, "store/dog/1.jpg", "store/dog/puppy/2.jpg", "train/cat/3.jpg")
+    for name, target in zip(names, ("dog/puppy", "dog"), strict=True):
+        (tmp_path / "train" / name).symlink_to(tmp_path / "store" / target)
+    with pytest.raises(ValueError, match=r"are one folder, by links: its pictures are of class"):
+        class_folders(str(tmp_path / "train"))
+    assert len(found(tmp_path / "train")) == 3  # where labels are not read
+
+
+def test_what_a_file_system_keeps_at_the_top_of_a_disk_is_no_class(tmp_path: Path) -> None:
+    make_files(tmp_path, "ant/1.jpg", "lost+found/2.jpg")
+    assert class_folders(str(tmp_path)).classes == ["ant"]
+    assert found(tmp_path) == ["ant/1.jpg"]
 
 
 def test_links_that_lead_nowhere_are_no_folders(tmp_path: Path) -> None:
