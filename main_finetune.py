@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
     preemption.listen()  # signals come and launchers go meanwhile, too
     read_early(lambda: read_program("main_finetune.py", __doc__))
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -35,11 +36,12 @@ from data.transforms import BatchAugmentation, Normalizer
 from logger import progress_bar
 from models import build_classifier, build_criterion, load_classifier, load_pretrained
 from tools.augmentation import draw_augmentation
+from utils.checkpoint_names import starts_in
 from utils.device import choose_precision, dtype_name
 from utils.distributed import rank, world_size
 from utils.evaluation import Best, Evaluation, evaluate, measure_throughput
 from utils.program import run_program
-from utils.resume import resume
+from utils.resume import changed, resume
 from utils.run import Run, build_parts, is_due, open_log, place_model, start_run
 from utils.training import ComputeLoss, Training
 from utils.watch import stepping
@@ -73,9 +75,12 @@ def finetune(run: Run) -> None:
     val_dataset = build_eval_dataset(cfg, dataset.classes)
     val_loader = build_eval_loader(cfg, val_dataset, run.device)
     model = build_classifier(cfg, len(dataset.classes))
-    # Later ones win: fresh weights, --pretrained, a checkpoint of this run or of --resume.
-    if cfg.PRETRAINED:
+    # A run that goes on needs the file no more, which may have gone meanwhile.
+    begins = not (cfg.MODEL.RESUME or starts_in(run.folder))
+    if cfg.PRETRAINED and begins:
         notes.append(f"{cfg.PRETRAINED}: {load_pretrained(model, cfg.PRETRAINED)}")
+    elif cfg.PRETRAINED:
+        notes.append(f"{cfg.PRETRAINED} is not read: the run goes on from a checkpoint of its own")
     if cfg.TRAIN.EMA_DECAY and cfg.TRAIN.SHARDING != "none":
         raise ValueError("TRAIN.EMA_DECAY and TRAIN.SHARDING exclude each other")
     model = place_model(run, model)
@@ -86,6 +91,8 @@ def finetune(run: Run) -> None:
     if average is not None:
         parts["model_ema"] = average.module
     start = resume(run.output, parts, cfg, updates_per_epoch, run.device, dataset.classes)
+    if not (begins or cfg.MODEL.RESUME or start.seen):
+        raise changed(run.output)
     start.notes = notes + start.notes
     augment = build_batch_augmentation(cfg, len(dataset.classes), run.device)
 
@@ -189,22 +196,30 @@ def write_report(checkpoint: Path, run: Run, report: dict[str, Any]) -> str:
 
     ValueError where neither is possible.
     """
-    text = json.dumps(report, indent=1) + "\n"
-    name = f"{checkpoint.stem}__{run.cfg.TAG.replace('/', '_')}.json"
+    name = f"{checkpoint.stem}__{run.cfg.TAG.replace('/', '_')}"
     folder = checkpoint.absolute().parent
-    path = folder / f"eval__{name}"
     try:
-        path.write_text(text, encoding="utf-8")
-        return str(path)
+        return _write_beside_others(folder / f"eval__{name}.json", report)
     except OSError as error:
         reason = f"{folder} cannot be written: {error.strerror}"
-    path = run.folder / f"eval__{folder.name}__{name}"  # there may be others of that name
+    path = run.folder / f"eval__{folder.name}__{name}.json"  # there may be others of that name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        return f"{_write_beside_others(path, report)} ({reason})"
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror} (--output DIR)") from None
-    return f"{path} ({reason})"
+
+
+def _write_beside_others(path: Path, report: dict[str, Any]) -> str:
+    """Write a report; one of that name that says something else gets a number. What was done."""
+    text, moved = json.dumps(report, indent=1) + "\n", ""
+    if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+        names = (path.with_name(f"{path.stem}__{number}.json") for number in itertools.count(1))
+        earlier = next(name for name in names if not name.exists())
+        path.rename(earlier)
+        moved = f" (the one before is {earlier.name})"
+    path.write_text(text, encoding="utf-8")
+    return f"{path}{moved}"
 
 
 def print_throughput(run: Run) -> None:

@@ -257,6 +257,34 @@ def test_evaluation_builds_no_training_part(
     assert not folder_of(tmp_path).exists()
 
 
+def test_a_report_of_other_data_does_not_replace_the_one_before(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg, folder = write_finetune_config(finished), folder_of(finished)
+    arguments = ["--eval", "--resume", folder / "best.pth", "--tag", "again", "--opts"]
+    for number in (37, 37, 20):
+        assert finetune_here(monkeypatch, cfg, *arguments, "DATA.NUM_VAL_SHAPES", number) == 0
+    assert "eval__best__again.json (the one before is eval__best__again__1.json)" in (
+        capsys.readouterr().out
+    )
+    reports = [folder / f"eval__best__again{number}.json" for number in ("", "__1")]
+    assert [json.loads(path.read_text())["images"] for path in reports] == [20, 37]
+    assert not (folder / "eval__best__again__2.json").exists()
+
+
+def test_a_run_that_goes_on_does_not_need_the_file_from_which_it_began(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--output", finished, "--pretrained", finished / "gone.pth"]
+    cfg = write_finetune_config(finished)
+    assert finetune_here(monkeypatch, cfg, *arguments) == 0
+    said = capsys.readouterr().out
+    assert "gone.pth is not read: the run goes on from a checkpoint of its own" in said
+    assert "nothing is left to train" in said
+    assert finetune_here(monkeypatch, cfg, *arguments, "--tag", "new") == 2
+    assert "gone.pth does not exist" in capsys.readouterr().err
+
+
 def test_throughput_needs_neither_data_nor_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,13 +322,14 @@ def write_wrong_files(folder: Path, finished: Path) -> None:
 
 
 FOLDERS = ["--opts", "DATA.DATASET", "imagenet", "DATA.DATA_PATH"]
+NEW = ["--tag", "new"]  # a run that goes on reads no --pretrained
 MISTAKES: dict[str, tuple[list[Any], str]] = {
     "another architecture": (
-        ["--pretrained", "{pre}", "--opts", "MODEL.TYPE", "vit"],
+        [*NEW, "--pretrained", "{pre}", "--opts", "MODEL.TYPE", "vit"],
         "ckpt_epoch_1.pth does not fit the model: cls_token is missing",
     ),
     "another size": (
-        ["--pretrained", "{pre}", "--opts", "MODEL.SWIN.EMBED_DIM", 32],
+        [*NEW, "--pretrained", "{pre}", "--opts", "MODEL.SWIN.EMBED_DIM", 32],
         r"patch_embed\.proj\.weight has shape \(16, .*\), the model \(32,",
     ),
     "resumed from another stage": (["--resume", "{pre}"], "holds no best .*--pretrained"),
@@ -313,17 +342,20 @@ MISTAKES: dict[str, tuple[list[Any], str]] = {
         "best.pth does not fit the model: cls_token is missing",
     ),
     "truncated": (
-        ["--pretrained", "{tmp}/truncated.pth"],
+        [*NEW, "--pretrained", "{tmp}/truncated.pth"],
         "truncated.pth is damaged, or no checkpoint",
     ),
     "truncated, evaluated": (
         ["--eval", "--resume", "{tmp}/truncated.pth"],
         "truncated.pth is damaged, or no checkpoint",
     ),
-    "no checkpoint": (["--pretrained", "{tmp}/text.pth"], "text.pth is damaged, or no checkpoint"),
-    "no file": (["--pretrained", "{tmp}/none.pth"], "none.pth does not exist"),
+    "no checkpoint": (
+        [*NEW, "--pretrained", "{tmp}/text.pth"],
+        "text.pth is damaged, or no checkpoint",
+    ),
+    "no file": ([*NEW, "--pretrained", "{tmp}/none.pth"], "none.pth does not exist"),
     "code": (
-        ["--pretrained", "{tmp}/evil.pth"],
+        [*NEW, "--pretrained", "{tmp}/evil.pth"],
         r"evil\.pth cannot be read: it holds \w+\.system, which is not plain data",
     ),
     "code, evaluated": (
