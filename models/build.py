@@ -1,10 +1,12 @@
 """From the configuration to models; the only file here that reads it."""
 
+import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.layers import to_2tuple
 from torch import nn
 from yacs.config import CfgNode
@@ -51,6 +53,8 @@ def build_encoder(cfg: CfgNode, *, num_classes: int = 0, use_mask_token: bool = 
             f"MODEL.TYPE is {name}, whose keys are in no section MODEL.{name.upper()}: "
             "add it to utils/defaults.py, with IN_CHANS"
         )
+    if torch.get_default_device().type != "meta":
+        _require_memory(cfg)
     return encoder(
         **{key.lower(): value for key, value in cfg.MODEL[name.upper()].items()},
         image_size=cfg.DATA.IMG_SIZE,
@@ -60,6 +64,23 @@ def build_encoder(cfg: CfgNode, *, num_classes: int = 0, use_mask_token: bool = 
         use_mask_token=use_mask_token,
         use_checkpoint=cfg.TRAIN.USE_CHECKPOINT,
     )
+
+
+def _require_memory(cfg: CfgNode) -> None:
+    """ValueError where the weights of the encoder's blocks alone exceed this machine's memory.
+
+    A block of width w has about 12 w^2 of them; a Swin's width doubles from stage to stage.
+    """
+    keys = cfg.MODEL.get(cfg.MODEL.TYPE.upper(), {})
+    depths = keys.get("DEPTHS", [keys.get("DEPTH", 0)])
+    width = keys.get("EMBED_DIM", 0)
+    weights = sum(12 * depth * (width * 2**stage) ** 2 for stage, depth in enumerate(depths))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * weights > memory:
+        raise ValueError(
+            f"MODEL.{cfg.MODEL.TYPE.upper()}: EMBED_DIM {width} and depth {shown(depths)} make "
+            f"about {weights:.3g} weights, more than the {memory / 2**30:.0f} GiB of this machine"
+        )
 
 
 def build_pretrain_model(cfg: CfgNode) -> SimMIM:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 _DEGREE = 3
 _COORDINATE_RANGE = 8  # of Swin V2's coordinates before the logarithm
+_LARGEST_WINDOW = 10**5  # of pre-training, as in limits of the configuration
 
 Grid = tuple[int, int]
 
@@ -86,11 +87,13 @@ def relative_coordinates(window: Grid, pretrained_window: Grid) -> Tensor:
 def window_of_coordinates(coordinates: Tensor) -> Grid:
     """The `pretrained_window` of stored `relative_coordinates`; ValueError where they are none."""
     shape = tuple(coordinates.shape)
-    if len(shape) != 4 or not shape[1] * shape[2] % 2 or shape[3] != 2:
+    if len(shape) != 4 or not shape[1] * shape[2] % 2 or shape[::3] != (1, 2):
         raise ValueError(f"relative coordinates of shape {shape}, expected (1, 2h - 1, 2w - 1, 2)")
     window = []
     for size, corner in zip(shape[1:3], coordinates[0, -1, -1].double().tolist(), strict=True):
         # The largest offset, as a share of the largest in the window of pre-training.
         share = (_COORDINATE_RANGE**corner - 1) / _COORDINATE_RANGE if 0 < corner < 8 else 1.0
+        if share * _LARGEST_WINDOW < size // 2:
+            raise ValueError(f"relative coordinates end at {corner:g}, as those of no window do")
         window.append(round((size // 2) / share) + 1)
     return window[0], window[1]

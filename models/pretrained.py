@@ -18,7 +18,7 @@ from models.position_bias import (
 from models.provenance import image_aspect, swinv2_window
 from models.windows import Grid
 from utils.checks import require_same_shapes, short, shown
-from utils.safe_load import Weights, model_weights, read_checkpoint
+from utils.safe_load import Weights, model_weights, read_checkpoint, require_same_numbers
 
 _TABLE = "relative_position_bias_table"
 _SHARED_TABLE = f"rel_pos_bias.{_TABLE}"
@@ -85,6 +85,7 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
         {name: tuple(value.shape) for name, value in own.items() if name not in initialized},
         f"checkpoint {path}",
     )
+    require_same_numbers(weights, own, path)
     model.load_state_dict(weights | coordinates, strict=False)
     loaded = [name for name in weights if name not in resized]
     return LoadReport(
@@ -116,7 +117,10 @@ def class_names(state: Mapping[str, Any], num_classes: int, source: str | Path) 
 
     ValueError where they are no names, or not as many as classes.
     """
-    names = state.get("classes") or []
+    names = state.get("classes")
+    if names is None or (type(names) is int and names == num_classes):  # of other programs
+        return []
+    names = list(names) if isinstance(names, tuple) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"checkpoint {source}: classes is {shown(names)}, expected names")
     if len(names) not in (0, num_classes):
@@ -138,7 +142,11 @@ def _resize_tables(
     """Resize position biases to the model's windows; their names."""
     own = model.state_dict()
     # What has the name of a table and is none is left to the comparison of shapes.
-    tables = [name for name in weights if name.endswith(_TABLE) and weights[name].ndim == 2]
+    tables = [
+        name
+        for name, value in weights.items()
+        if name.endswith(_TABLE) and value.ndim == 2 and value.numel()
+    ]
     resized = []
     for name in (name for name in tables if name in own):
         target: Any = model.get_submodule(name.rpartition(".")[0]).window

@@ -30,6 +30,25 @@ def test_a_console_that_fails_does_not_end_a_run(tmp_path: Path, console: str) -
     assert "EPOCH 1 training takes" in (run_folder(tmp_path) / "log_rank0.txt").read_text()
 
 
+def test_a_pipe_that_is_full_and_does_not_wait_does_not_end_a_run(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    cfg = str(write_config(tmp_path))
+    command = [sys.executable, "main_simmim.py", "--cfg", cfg, "--output", str(tmp_path)]
+    with open(os.devnull) as nothing, open(tmp_path / "errors", "w+") as errors:
+        try:
+            while True:
+                os.write(writer, b"x" * 4096)
+        except BlockingIOError:
+            pass
+        process = subprocess.Popen(command, cwd=ROOT, stdin=nothing, stdout=writer, stderr=errors)
+        assert process.wait(120) == 0
+        assert errors.read() == ""
+    os.close(reader)
+    os.close(writer)
+    assert len(metrics_of(tmp_path)) == 16
+
+
 def test_a_folder_that_goes_away_ends_the_run_in_one_line_when_a_checkpoint_is_due(
     tmp_path: Path,
 ) -> None:

@@ -15,7 +15,13 @@ from utils.checkpoint_names import starts_in
 from utils.checks import require_same_shapes, shown
 from utils.config import to_plain
 from utils.files import DamagedError, write_whole
-from utils.safe_load import Weights, model_weights, read_checkpoint, verify_checkpoint
+from utils.safe_load import (
+    Weights,
+    model_weights,
+    read_checkpoint,
+    require_same_numbers,
+    verify_checkpoint,
+)
 from utils.sharded_checkpoint import REST, restore_tensors
 from utils.sharded_contents import contents_here, read_contents, verify
 from utils.sharding import is_sharded
@@ -102,7 +108,7 @@ def _is_text_list(value: Any) -> bool:
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "a section": lambda value: isinstance(value, dict),
     "a count": _is_count,
-    "an epoch": lambda value: _is_count(value) or value == -1,
+    "an epoch": lambda value: type(value) is int and -1 <= value < _LARGEST_NUMBER,
     "a whole number": lambda value: type(value) is int and abs(value) < _LARGEST_NUMBER,
     "a number": _is_number,
     "names": _is_text_list,
@@ -198,12 +204,7 @@ def _require_fitting(weights: Weights, model: nn.Module, source: Path) -> None:
         {name: tuple(value.shape) for name, value in own.items() if name not in derived},
         f"checkpoint {source}",
     )
-    for name, value in weights.items():
-        if value.is_floating_point() != own[name].is_floating_point():
-            raise ValueError(
-                f"checkpoint {source} does not fit the model: {name} is of {value.dtype}, "
-                f"the model's of {own[name].dtype}"
-            )
+    require_same_numbers(weights, own, source)
 
 
 Moments = dict[Tensor, dict[str, Tensor]]

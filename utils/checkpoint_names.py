@@ -1,5 +1,6 @@
 """Names of a run's checkpoints: what they tell, and how they are found again."""
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 SUFFIX, SHARDED_SUFFIX = ".pth", ".sharded"
 BEST = f"best{SUFFIX}"
 _NAME = re.compile(rf"ckpt_epoch_(\d+)(?:_update_(\d+))?(?:\{SUFFIX}|\{SHARDED_SUFFIX})")
+
+
+_SET_ASIDE = re.compile(r"(?:ckpt_epoch_|best\.).*\.bad\d*")
 
 
 def epoch_path(folder: Path, epoch: int) -> Path:
@@ -55,3 +59,14 @@ def starts_in(folder: Path) -> list[Path]:
     best = folder / BEST
     left = [path for path in (best, best.with_suffix(SHARDED_SUFFIX)) if path.exists()]
     return checkpoints_in(folder) or left
+
+
+def aside(path: Path) -> Path:
+    """Another name for a damaged checkpoint, which no file has."""
+    names = (f"{path.name}.bad{number or ''}" for number in itertools.count())
+    return next(path.with_name(name) for name in names if not path.with_name(name).exists())
+
+
+def set_aside_in(folder: Path) -> list[Path]:
+    """Damaged checkpoints of a folder, under the names that `aside` gave them."""
+    return sorted(path for path in folder.glob("*") if _SET_ASIDE.fullmatch(path.name))

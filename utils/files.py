@@ -58,7 +58,10 @@ def write_again(path: Path, source: Path) -> None:
         try:
             os.link(source, temporary)
         except OSError:  # a file system without hard links
-            shutil.copyfile(source, temporary)
+            with open(source, "rb") as original, open(temporary, "wb") as copy:
+                shutil.copyfileobj(original, copy, _BLOCK)
+                copy.flush()
+                os.fsync(copy.fileno())
 
 
 @contextlib.contextmanager
@@ -124,7 +127,8 @@ class RunFolder:
         """
         if self.lock is not None:
             return
-        lock = FileLock(self.path / _LOCK, timeout=0)
+        # A mere file would keep the folder of a process that was killed, from other machines.
+        lock = FileLock(self.path / _LOCK, timeout=0, fallback_to_soft=False)
         try:
             lock.acquire()
         except Timeout:
@@ -132,13 +136,14 @@ class RunFolder:
             raise ValueError(
                 f"output folder {self.path} is in use by {shown(owner)}: "
                 "stop that run, or give another --tag or --output (only where that process is gone "
-                f"for sure, on a file system without locks: rm {self.path / _LOCK})"
+                f"for sure, with a machine that still has the lock: rm {self.path / _LOCK})"
             ) from None
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:
                 raise
-            reason = f"no lock ({error.strerror})"
-            self.unlocked = f"{self.path}: {reason}; start one run there at a time"
+            self.unlocked = (
+                f"{self.path}: no lock ({error.strerror}); start one run at a time there"
+            )
         self.lock, self.identity = lock, _identity(self.path / _LOCK)
         self.remember(process=f"process {os.getpid()} on {socket.gethostname()}")
         for path in self.path.glob(".*"):
@@ -177,8 +182,11 @@ class RunFolder:
 
     def remember(self, **values: Any) -> None:
         """Note values beside those that are noted already."""
-        text = json.dumps(self.remembered() | values, indent=1) + "\n"
-        write_whole(self.path / _MEMORY, lambda file: file.write(text.encode()), flush=False)
+        noted = self.remembered() | values
+        text = json.dumps(noted, indent=1) + "\n"
+        # Which process has the folder is not worth waiting for a slow disk.
+        flush = bool(noted.get("started_from"))
+        write_whole(self.path / _MEMORY, lambda file: file.write(text.encode()), flush)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -1,6 +1,5 @@
 """Where a run starts: from which checkpoint, if any, and whether that fits."""
 
-import itertools
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,15 @@ from torch import nn
 from yacs.config import CfgNode
 
 from utils.checkpoint import State, load_checkpoint, restore
-from utils.checkpoint_names import SHARDED_SUFFIX, SUFFIX, checkpoints_in, place_of, starts_in
+from utils.checkpoint_names import (
+    SHARDED_SUFFIX,
+    SUFFIX,
+    aside,
+    checkpoints_in,
+    place_of,
+    set_aside_in,
+    starts_in,
+)
 from utils.checks import require_same_classes
 from utils.distributed import equal_in_all_processes, rank, together
 from utils.files import DamagedError, RunFolder
@@ -43,10 +50,7 @@ class Start:
         where another run has left checkpoints since this one looked.
         """
         if [path.name for path in starts_in(folder.path)] != self.seen:
-            raise ValueError(
-                f"another run has changed the checkpoints in {folder.path} while this one was "
-                "starting: start it again"
-            )
+            raise changed(folder)
         for path in self.damaged:
             path.rename(aside(path))
         if self.origin or not self.seen:
@@ -54,10 +58,12 @@ class Start:
         self.notes += [folder.unlocked] * bool(folder.unlocked)
 
 
-def aside(path: Path) -> Path:
-    """Another name for a damaged checkpoint, which no file has."""
-    names = (f"{path.name}.bad{number or ''}" for number in itertools.count())
-    return next(path.with_name(name) for name in names if not path.with_name(name).exists())
+def changed(folder: RunFolder) -> ValueError:
+    """What to raise where the checkpoints of a folder are no longer those that were there."""
+    return ValueError(
+        f"another run has changed the checkpoints in {folder.path} while this one was starting: "
+        "start it again"
+    )
 
 
 def resume(
@@ -162,6 +168,12 @@ def _load(
             f"none of the {len(candidates)} checkpoint(s) in {folder.path} can be used "
             f"({next(iter(start.damaged.values())).partition(';')[0]}); nothing was changed: "
             "to begin anew on purpose move them away, or give another --tag or --output"
+        )
+    if damaged := set_aside_in(folder.path):
+        raise ValueError(
+            f"{folder.path} holds no checkpoint but {damaged[0].name}, which was set aside as "
+            "damaged (where it is not, take .bad off its name): to begin anew on purpose move it "
+            "away, or give another --tag or --output"
         )
     return None, None
 

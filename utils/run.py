@@ -1,7 +1,6 @@
 """What both entry points do first: configuration, device, processes, seeds, output folder."""
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from lr_scheduler import build_scheduler
 from optimizer import build_optimizer, scale_lr
 from utils import watch
 from utils.arguments import Command
-from utils.checks import require_blocks, shown
+from utils.checks import require_blocks
 from utils.compilation import compile_parts
 from utils.config import stage_of, to_plain
 from utils.device import choose_device, choose_precision, dtype_name
@@ -68,7 +67,6 @@ class Run:
 def start_run(command: Command) -> Run:
     """Device, process group and seeds; nothing is written yet."""
     cfg = command.cfg
-    _require_memory(cfg)
     device = choose_device(cfg.DEVICE)
     amp_dtype = choose_precision(cfg.TRAIN.PRECISION, device)
     start_process_group(device, cfg.TRAIN.LOST_AFTER)
@@ -78,23 +76,6 @@ def start_run(command: Command) -> Run:
         torch.backends.cudnn.benchmark = True
     seed_all(MODEL_STREAM, cfg.SEED)
     return Run(cfg, device, amp_dtype, RunFolder(run_folder(cfg)), command.summary)
-
-
-def _require_memory(cfg: CfgNode) -> None:
-    """ValueError where the weights of the encoder's blocks alone exceed this machine's memory.
-
-    A block of width w has about 12 w^2 of them; a Swin's width doubles from stage to stage.
-    """
-    keys = cfg.MODEL.get(cfg.MODEL.TYPE.upper(), {})
-    depths = keys.get("DEPTHS", [keys.get("DEPTH", 0)])
-    width = keys.get("EMBED_DIM", 0)
-    weights = sum(12 * depth * (width * 2**stage) ** 2 for stage, depth in enumerate(depths))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if 4 * weights > memory:
-        raise ValueError(
-            f"MODEL.{cfg.MODEL.TYPE.upper()}: EMBED_DIM {width} and depth {shown(depths)} make "
-            f"about {weights:.3g} weights, more than the {memory / 2**30:.0f} GiB of this machine"
-        )
 
 
 def run_folder(cfg: CfgNode) -> Path:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from utils.checkpoint_names import checkpoints_in
-from utils.checks import shown
+from utils.checks import short, shown
 from utils.files import DamagedError
 
 Weights = dict[str, Tensor]
@@ -340,8 +340,8 @@ def model_weights(
     They are below the first of `keys` that is there (averaged weights win), else they are the file
     itself; names of older files become today's. ValueError where there are none.
     """
-    found = [state[key] for key in keys if isinstance(state, Mapping) and key in state]
-    weights = found[0] if found else state
+    found = [state.get(key) for key in keys] if isinstance(state, Mapping) else []
+    weights = next((section for section in found if section is not None), state)
     if not isinstance(weights, Mapping) or not weights:
         raise ValueError(f"checkpoint {source} holds no weights (looked for {keys[-1]})")
     for name, value in weights.items():
@@ -351,3 +351,13 @@ def model_weights(
     for older, newer in _OLDER_NAMES.items():
         kept = {name.replace(older, newer): value for name, value in kept.items()}
     return kept
+
+
+def require_same_numbers(weights: Weights, own: Mapping[str, Tensor], source: str | Path) -> None:
+    """ValueError where whole or complex numbers would become a model's real ones, or real whole."""
+    for name, value in weights.items():
+        if value.is_floating_point() != own[name].is_floating_point():
+            raise ValueError(
+                f"checkpoint {source} does not fit the model: {short(name)} is of {value.dtype}, "
+                f"the model's of {own[name].dtype}"
+            )

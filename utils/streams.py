@@ -15,9 +15,10 @@ class _Lossy(io.FileIO):
         """Write bytes; how many are dealt with."""
         size = memoryview(data).nbytes  # type: ignore[arg-type]
         try:
-            return super().write(data)  # type: ignore[arg-type]
+            written: int | None = super().write(data)  # type: ignore[arg-type]
         except OSError:
             return size
+        return size if written is None else written  # None: a pipe that is full and does not wait
 
 
 def open_missing() -> None:

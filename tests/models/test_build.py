@@ -63,6 +63,17 @@ def test_files_that_store_no_configuration_need_that_of_their_recipe(tmp_path: P
         load_classifier(tmp_path / "x.safetensors", cfg)
 
 
+def test_a_file_whose_configuration_asks_for_more_memory_than_there_is_builds_nothing(
+    tmp_path: Path,
+) -> None:
+    cfg = get_config(None, [*SMALL["swin"], "MODEL.SWIN.EMBED_DIM", 96_000])
+    torch.save({"model": {"x": torch.ones(1)}, "config": to_plain(cfg)}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"more than the \d+ GiB of this machine"):
+        load_simmim(tmp_path / "x.pth")
+    with torch.device("meta"):  # as tools.plan does, whose models need no memory
+        build_pretrain_model(cfg)
+
+
 @pytest.mark.parametrize("kind", ["swin", "vit"])
 def test_published_files_are_loaded_with_their_recipe(kind: str) -> None:
     expected = read_golden("checkpoints/expected.json")[kind]

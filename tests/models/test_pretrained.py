@@ -15,7 +15,7 @@ from models.position_bias import (
     window_of_coordinates,
     window_of_table,
 )
-from models.pretrained import class_names, head_size
+from models.pretrained import _resize_tables, class_names, head_size
 from models.provenance import image_aspect, swinv2_window
 from tests.golden_cases import GOLDEN, case_input, fill_by_rule, options, read_golden
 from utils.checkpoint import restore_model
@@ -243,6 +243,27 @@ def test_broken_coordinates_are_one_clear_error(tmp_path: Path) -> None:
     torch.save(state | {name: torch.zeros(3, 3)}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"x\.pth.*coordinates of shape \(3, 3\), expected"):
         load_pretrained(swinv2(56, 14), tmp_path / "x.pth")
+    for broken in (torch.zeros(0, 3, 3, 2), torch.zeros(3, 3, 3, 2)):
+        with pytest.raises(ValueError, match="relative coordinates of shape"):
+            window_of_coordinates(broken)
+    with pytest.raises(ValueError, match="relative coordinates end at 1e-30"):
+        window_of_coordinates(torch.full((1, 3, 3, 2), 1e-30))
+
+
+def test_a_table_that_claims_many_positions_and_holds_none_takes_no_time() -> None:
+    model = classifier("swin")
+    name = next(name for name in model.state_dict() if name.endswith("position_bias_table"))
+    weights = dict(model.state_dict()) | {name: torch.ones(2**40 - 1, 0)}
+    assert _resize_tables(weights, model, None, "x") == []
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_numbers_of_another_kind_are_no_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = classifier("vit")
+    weights = {name: value.to(dtype) for name, value in model.state_dict().items()}
+    torch.save({"model": weights, "model_ema": None}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=rf"is of {dtype}, the model's of torch\.float32"):
+        load_pretrained(model, tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize(("size", "new_size"), [([32, 64], [64, 96]), ([64, 32], [32, 64])])
@@ -342,11 +363,13 @@ def test_names_of_classes_come_from_the_file_where_it_has_them() -> None:
     assert class_names({"classes": ["cat", "dog"]}, 2, "x") == ["cat", "dog"]
     assert class_names({"classes": []}, 2, "x") == []
     assert class_names({}, 2, "x") == []
+    assert class_names({"classes": 2}, 2, "x") == []  # as other programs have it
+    assert class_names({"classes": ("cat", "dog")}, 2, "x") == ["cat", "dog"]
     with pytest.raises(ValueError, match="x names 2 classes, its head 3"):
         class_names({"classes": ["cat", "dog"]}, 3, "x")
 
 
-@pytest.mark.parametrize("names", [3, "cat", {"cat": 1}, [1, 2], [["cat"], "dog"]])
+@pytest.mark.parametrize("names", [3, "cat", {"cat": 1}, [1, 2], [["cat"], "dog"], torch.ones(2)])
 def test_what_is_no_list_of_names_is_refused(names: Any) -> None:
     with pytest.raises(ValueError, match=r"x: classes is .*, expected names"):
         class_names({"classes": names}, 2, "x")

@@ -1,5 +1,7 @@
 """What a run goes on from: nothing whole is set aside, and no run begins again by itself."""
 
+import errno
+import fcntl
 import itertools
 import multiprocessing
 import os
@@ -20,7 +22,7 @@ from tests.utils.test_checkpoint import CPU, UPDATES, parts_of, save_epoch, trai
 from utils.checkpoint import load_checkpoint
 from utils.checkpoint_names import epoch_path
 from utils.config import get_config
-from utils.files import RunFolder
+from utils.files import RunFolder, write_again
 from utils.resume import resume
 from utils.saving import Saver, keep
 
@@ -306,6 +308,45 @@ def test_damaged_checkpoints_never_take_each_others_names(tmp_path: Path) -> Non
     resume(folder, parts_of(), get_config(), UPDATES, CPU).settle(folder)
     assert [(tmp_path / name).read_text() for name in names] == names
     assert (tmp_path / "ckpt_epoch_1.pth.bad1").read_text() == "damaged"
+
+
+def test_a_folder_of_damaged_checkpoints_alone_does_not_begin_again(tmp_path: Path) -> None:
+    save_epoch(epoch_path(tmp_path, 0), 0, parts_of(), get_config())
+    bad = epoch_path(tmp_path, 0).rename(tmp_path / "ckpt_epoch_0.pth.bad")
+    with pytest.raises(ValueError, match=r"holds no checkpoint but ckpt_epoch_0\.pth\.bad"):
+        resume(RunFolder(tmp_path), parts_of(), get_config(), UPDATES, CPU)
+    bad.rename(epoch_path(tmp_path, 0))
+    assert resume(RunFolder(tmp_path), parts_of(), get_config(), UPDATES, CPU).epoch == 1
+
+
+def test_where_there_are_no_locks_a_run_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*arguments: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    for _ in range(2):  # nothing that a killed run leaves keeps the folder
+        folder = RunFolder(tmp_path)
+        folder.acquire()
+        assert folder.unlocked.endswith(
+            ": no lock (Function not implemented); start one run at a time there"
+        )
+
+
+def test_a_copy_in_place_of_a_second_name_is_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "fsync", lambda fd: flushed.append(os.fstat(fd).st_size))
+    (tmp_path / "a").write_bytes(b"x" * 12345)
+    write_again(tmp_path / "b", tmp_path / "a")
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+    assert flushed[0] == 12345
 
 
 def test_a_folder_is_locked_before_anybody_looks_into_it(tmp_path: Path) -> None:
