@@ -70,19 +70,13 @@ def main() -> None:
 
 def finetune(run: Run) -> None:
     """Data, model, what it starts from, optimizer, resume, epochs."""
-    cfg, notes = run.cfg, []
+    cfg = run.cfg
     dataset = build_train_dataset(cfg)
     val_dataset = build_eval_dataset(cfg, dataset.classes)
     val_loader = build_eval_loader(cfg, val_dataset, run.device)
     model = build_classifier(cfg, len(dataset.classes))
-    # A run that goes on needs the file no more, which may have gone meanwhile.
     begins = not (cfg.MODEL.RESUME or starts_in(run.folder))
-    if cfg.PRETRAINED and begins:
-        notes.append(f"{cfg.PRETRAINED}: {load_pretrained(model, cfg.PRETRAINED)}")
-    elif cfg.PRETRAINED:
-        notes.append(f"{cfg.PRETRAINED} is not read: the run goes on from a checkpoint of its own")
-    if cfg.TRAIN.EMA_DECAY and cfg.TRAIN.SHARDING != "none":
-        raise ValueError("TRAIN.EMA_DECAY and TRAIN.SHARDING exclude each other")
+    notes = start_weights(model, cfg.PRETRAINED, begins)
     model = place_model(run, model)
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
@@ -118,6 +112,16 @@ def finetune(run: Run) -> None:
         is_best = due and validate(training, epoch, val_loader, len(dataset.classes))
         training.complete_epoch(is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS), is_best)
     training.close()
+
+
+def start_weights(model: nn.Module, path: str, begins: bool) -> list[str]:
+    """Copy the file of --pretrained, if any, into a model; what the log should say of it.
+
+    A run that goes on needs it no more, and it may have gone meanwhile.
+    """
+    if path and not begins:
+        return [f"{path} is not read: the run goes on from a checkpoint of its own"]
+    return [f"{path}: {load_pretrained(model, path)}"] if path else []
 
 
 def finetune_loss(cfg: CfgNode, normalize: Normalizer, augment: BatchAugmentation) -> ComputeLoss:

@@ -116,6 +116,8 @@ def check_values(cfg: CfgNode) -> None:
             f"TRAIN.WARMUP_EPOCHS is {cfg.TRAIN.WARMUP_EPOCHS}, more than "
             f"TRAIN.EPOCHS = {cfg.TRAIN.EPOCHS}"
         )
+    if cfg.TRAIN.EMA_DECAY and cfg.TRAIN.SHARDING != "none":
+        raise ValueError("TRAIN.EMA_DECAY and TRAIN.SHARDING exclude each other")
     _require_few_augmentations(cfg.AUG.AUTO_AUGMENT)
 
 

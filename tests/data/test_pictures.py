@@ -168,7 +168,7 @@ def test_data_sets_of_rgb_pictures_have_no_other_channels(tmp_path: Path, name: 
 
 def test_shapes_may_be_grey() -> None:
     opts = ["MODEL.SWIN.IN_CHANS", 1, "DATA.DATASET", "shapes", "DATA.IMG_SIZE", [32, 64]]
-    opts += ["DATA.MEAN", [0.5], "DATA.STD", [0.25]]
+    opts += ["DATA.MEAN", [0.5], "DATA.STD", [0.25], "DATA.MASK_PATCH_SIZE", 16]
     image, mask = build_pretrain_dataset(get_config(None, opts), patch_size=4)[0, 0]
     assert (image.shape, mask.shape) == ((1, 32, 64), (8, 16))
 
