@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 from yacs.config import CfgNode
 
-from utils.checks import choose
+from utils.messages import choose
 
 Schedule = Callable[[int, float], float]  # (update t, peak) -> learning rate
 

@@ -5,11 +5,11 @@ torchrun --nproc_per_node N main_finetune.py --cfg FILE --data-path DIR --eval -
 python main_finetune.py --cfg FILE --throughput
 """
 
-from utils import preemption
-from utils.arguments import read_early, read_program
+from utils.config.arguments import read_early, read_program
+from utils.processes import signals
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
-    preemption.listen()  # signals come and launchers go meanwhile, too
+    signals.listen()  # signals come and launchers go meanwhile, too
     read_early(lambda: read_program("main_finetune.py", __doc__))
 
 import itertools
@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from timm.layers import to_2tuple
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
-from yacs.config import CfgNode
 
 from data import (
     build_batch_augmentation,
@@ -32,19 +31,19 @@ from data import (
     build_train_dataset,
     build_train_loader,
 )
-from data.transforms import BatchAugmentation, Normalizer
+from data.drawing import draw_augmentation
 from logger import progress_bar
 from models import build_classifier, build_criterion, load_classifier, load_pretrained
-from tools.augmentation import draw_augmentation
-from utils.checkpoint_names import starts_in
+from utils.checkpoints.names import starts_in
+from utils.checkpoints.resume import changed, resume
 from utils.device import choose_precision, dtype_name
-from utils.distributed import rank, world_size
-from utils.evaluation import Best, Evaluation, evaluate, measure_throughput
-from utils.program import run_program
-from utils.resume import changed, resume
-from utils.run import Run, build_parts, is_due, open_log, place_model, start_run
-from utils.training import ComputeLoss, Training
-from utils.watch import stepping
+from utils.processes.exit_status import run_program
+from utils.processes.group import rank, world_size
+from utils.processes.heartbeat import stepping
+from utils.training.epochs import Training
+from utils.training.evaluation import Best, Evaluation, evaluate, measure_throughput
+from utils.training.losses import finetune_loss
+from utils.training.run import Run, build_parts, is_due, open_log, place_model, start_run
 
 THROUGHPUT_SECONDS = 10.0
 UNREADABLE = "%d picture(s) could not be read and count as wrong (python -m tools.scan names them)"
@@ -61,7 +60,7 @@ def main() -> None:
     if not (run.cfg.THROUGHPUT_MODE or run.cfg.EVAL_MODE):
         finetune(run)
         return
-    preemption.ignore()  # nothing is lost
+    signals.ignore()  # nothing is lost
     if run.cfg.THROUGHPUT_MODE:
         print_throughput(run)
     else:
@@ -89,6 +88,7 @@ def finetune(run: Run) -> None:
         raise changed(run.output)
     start.notes = notes + start.notes
     augment = build_batch_augmentation(cfg, len(dataset.classes), run.device)
+    criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
 
     def change_averages() -> None:
         if average is not None:
@@ -102,7 +102,7 @@ def finetune(run: Run) -> None:
     if rank() == 0 and start.epoch == 0:
         log.picture("augmentation", draw_augmentation(dataset, augment, run.device))
     training = Training(
-        *(run, log, parts, loader, finetune_loss(cfg, dataset.normalize, augment)),
+        *(run, log, parts, loader, finetune_loss(criterion, dataset.normalize, augment)),
         change_averages=change_averages,
         classes=dataset.classes,
     )
@@ -122,18 +122,6 @@ def start_weights(model: nn.Module, path: str, begins: bool) -> list[str]:
     if path and not begins:
         return [f"{path} is not read: the run goes on from a checkpoint of its own"]
     return [f"{path}: {load_pretrained(model, path)}"] if path else []
-
-
-def finetune_loss(cfg: CfgNode, normalize: Normalizer, augment: BatchAugmentation) -> ComputeLoss:
-    """Cross entropy of a batch, which is augmented and mixed."""
-    criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
-
-    def compute_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
-        image, target = augment(normalize(batch[0]), batch[1])
-        loss: Tensor = criterion(model(image).float(), target)
-        return loss
-
-    return compute_loss
 
 
 def validate(training: Training, epoch: int, loader: DataLoader[Any], num_classes: int) -> bool:

@@ -3,25 +3,24 @@
 torchrun --nproc_per_node N main_simmim.py --cfg FILE --data-path DIR [--output DIR --tag T]
 """
 
-from utils import preemption
-from utils.arguments import read_early, read_program
+from utils.config.arguments import read_early, read_program
+from utils.processes import signals
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
-    preemption.listen()  # signals come and launchers go meanwhile, too
+    signals.listen()  # signals come and launchers go meanwhile, too
     read_early(lambda: read_program("main_simmim.py", __doc__))
 
-from torch import Tensor, nn
 
 from data import build_pretrain_dataset, build_train_loader
-from data.transforms import Normalizer
+from data.drawing import draw_reconstructions
 from models import build_pretrain_model
-from tools.reconstruct import draw_reconstructions
-from utils.distributed import rank
-from utils.program import run_program
-from utils.resume import resume
-from utils.run import build_parts, is_due, open_log, place_model, start_run
-from utils.sharding import is_sharded
-from utils.training import ComputeLoss, Training
+from utils.checkpoints.resume import resume
+from utils.processes.exit_status import run_program
+from utils.processes.group import rank
+from utils.processes.sharding import is_sharded
+from utils.training.epochs import Training
+from utils.training.losses import pretrain_loss
+from utils.training.run import build_parts, is_due, open_log, place_model, start_run
 
 
 def main() -> None:
@@ -44,17 +43,6 @@ def main() -> None:
         if drawing and is_due(epoch, cfg.PICTURE_FREQ, cfg.TRAIN.EPOCHS):
             log.picture("reconstruction", draw_reconstructions(model, dataset, run.device))
     training.close()
-
-
-def pretrain_loss(normalize: Normalizer) -> ComputeLoss:
-    """The masked loss of a batch."""
-
-    def compute_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
-        image, mask = batch
-        loss: Tensor = model(normalize(image), mask)
-        return loss
-
-    return compute_loss
 
 
 if __name__ == "__main__":

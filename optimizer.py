@@ -6,8 +6,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from utils.checks import choose
-from utils.sharding import is_sharded
+from utils.messages import choose
 
 # Excluded where OPTIMIZER.NO_WEIGHT_DECAY is `intended`, beside what the encoders name themselves.
 _INTENDED = ("mask_token", "relative_position_bias_table")
@@ -32,7 +31,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, lr: float) -> torch.optim.Op
         model, lr, cfg.TRAIN.WEIGHT_DECAY, cfg.TRAIN.LAYER_DECAY, keys.NO_WEIGHT_DECAY
     )
     if keys.NAME == "sgd":
-        fused = not is_sharded(model)  # torch's fused SGD knows no sharded tensors
+        fused = cfg.TRAIN.SHARDING == "none"  # torch's fused SGD knows no sharded tensors
         sgd = torch.optim.SGD(groups, lr=lr, momentum=keys.MOMENTUM, nesterov=True, fused=fused)
         for parameter in model.parameters():  # else a skipped first step leaves them unset
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

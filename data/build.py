@@ -37,9 +37,9 @@ from data.transforms import (
     pretrain_transform,
     train_transform,
 )
-from utils.checks import choose, require_same_classes, shown
-from utils.distributed import rank, world_size
-from utils.preemption import follow_parent
+from utils.messages import choose, require_same_classes, shown
+from utils.processes.group import rank, world_size
+from utils.processes.signals import follow_parent
 
 
 def _drawn(cfg: CfgNode, number: int, train: bool) -> Shapes:

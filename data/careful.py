@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Subset
 
 from data.pictures import RGB, Picture, VanishedError
-from utils.distributed import SUBSTITUTE_STREAM, seeded
+from utils.processes.group import SUBSTITUTE_STREAM, seeded
 
 _BLANK_SIDE = 32
 _TRIES = 16  # substitutes may be broken, too

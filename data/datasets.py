@@ -19,7 +19,7 @@ from data.pictures import (
 )
 from data.shapes import CLASSES, draw_shape
 from data.transforms import Size
-from utils.distributed import barrier, rank
+from utils.processes.group import barrier, rank
 
 
 class PictureSet(Protocol):

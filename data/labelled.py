@@ -13,7 +13,7 @@ from scipy.io import loadmat
 
 from data.listing import Names, find_pictures, require_path
 from data.pictures import RGB, Picture, read_picture
-from utils.checks import short, shown
+from utils.messages import short, shown
 
 
 class LabelledPictures:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data.pictures import ARRAY_SUFFIX, IMAGE_SUFFIXES
-from utils.checks import short
+from utils.messages import short
 
 _SUFFIXES = tuple(suffix.encode() for suffix in (*IMAGE_SUFFIXES, ARRAY_SUFFIX))
 _NO_DATA = b"lost+found"  # of the file system, at the top of a disk

@@ -8,7 +8,7 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor
 
-from utils.checks import require_divisible
+from utils.messages import require_divisible
 
 
 class RandomMask:

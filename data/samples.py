@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, Sampler
 
 from data.careful import CarefulPictures
 from data.transforms import Normalizer
-from utils.distributed import SAMPLE_STREAM, rank, seeded, world_size
+from utils.processes.group import SAMPLE_STREAM, rank, seeded, world_size
 
 Key = tuple[int, int]  # (epoch, index of the sample)
 
@@ -112,11 +112,15 @@ class EpochSampler(Sampler[Key]):
         """The next pass is over this epoch without its first `done` samples."""
         self.epoch, self.done = epoch, done
 
+    def order_of(self, epoch: int) -> Tensor:
+        """Indices of an epoch's samples, of all processes."""
+        return epoch_order(self.length, self.seed, epoch)
+
     def __len__(self) -> int:
         return (self.length - self.done) // self.processes
 
     def __iter__(self) -> Iterator[Key]:
-        order = epoch_order(self.length, self.seed, self.epoch)[self.done :]
+        order = self.order_of(self.epoch)[self.done :]
         share = order[self.rank :: self.processes][: len(self)]
         return ((self.epoch, index) for index in share.tolist())
 

@@ -20,7 +20,7 @@ from data.pictures import (
     decoder_of,
     read_patiently,
 )
-from utils.checks import short, shown
+from utils.messages import short, shown
 
 INDEX_SUFFIX = ".index"
 CLASSES_FILE = "classes.txt"

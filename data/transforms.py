@@ -16,7 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from torchvision.transforms.v2.functional import resize_image
 
 from data.pictures import RGB, Picture
-from utils.checks import short, shown
+from utils.messages import short, shown
 
 Size = int | tuple[int, int]  # a side, or height and width
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

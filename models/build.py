@@ -18,10 +18,10 @@ from models.simmim import Encoder, SimMIM
 from models.swin_transformer import SwinTransformer
 from models.swin_transformer_v2 import SwinTransformerV2
 from models.vision_transformer import VisionTransformer
-from utils.checkpoint import restore_model
-from utils.checks import choose, shown
+from utils.checkpoints.reading import model_weights, read_checkpoint
+from utils.checkpoints.state import restore_model
 from utils.config import config_of
-from utils.safe_load import model_weights, read_checkpoint
+from utils.messages import choose, shown
 
 
 def _vit(**arguments: Any) -> VisionTransformer:
@@ -51,7 +51,7 @@ def build_encoder(cfg: CfgNode, *, num_classes: int = 0, use_mask_token: bool = 
     if name.upper() not in cfg.MODEL:
         raise ValueError(
             f"MODEL.TYPE is {name}, whose keys are in no section MODEL.{name.upper()}: "
-            "add it to utils/defaults.py, with IN_CHANS"
+            "add it to utils/config/defaults.py, with IN_CHANS"
         )
     if torch.get_default_device().type != "meta":
         _require_memory(cfg)

@@ -9,16 +9,16 @@ from typing import Any
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from models.origin import image_aspect, swinv2_window
 from models.position_bias import (
     relative_coordinates,
     resize_position_bias,
     window_of_coordinates,
     window_of_table,
 )
-from models.provenance import image_aspect, swinv2_window
 from models.windows import Grid
-from utils.checks import require_same_shapes, short, shown
-from utils.safe_load import Weights, model_weights, read_checkpoint, require_same_numbers
+from utils.checkpoints.reading import Weights, model_weights, read_checkpoint, require_same_numbers
+from utils.messages import require_same_shapes, short, shown
 
 _TABLE = "relative_position_bias_table"
 _SHARED_TABLE = f"rel_pos_bias.{_TABLE}"

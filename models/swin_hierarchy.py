@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.layers import PatchEmbed, drop_path_rates, hide_tokens, run_block
 from models.windows import Grid, Windows, halved, join_neighbours, shrunk_window
-from utils.checks import require_divisible, shown
+from utils.messages import require_divisible, shown
 
 # (stage, block in the stage, width, heads, window, drop-path rate) -> block
 MakeBlock = Callable[[int, int, int, int, Grid, float], nn.Module]

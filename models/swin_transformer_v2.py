@@ -12,7 +12,7 @@ from models.layers import Mlp, attend, drop_path, init_linear, project_qkv
 from models.position_bias import relative_coordinates
 from models.swin_hierarchy import SwinHierarchy
 from models.windows import Grid, Windows, gather_position_bias, relative_position_index
-from utils.checks import shown
+from utils.messages import shown
 
 _MAX_LOGIT_SCALE = math.log(100)
 _HIDDEN = 512  # of the network that makes position biases

@@ -18,7 +18,7 @@ from models.layers import (
     run_block,
 )
 from models.windows import Grid, gather_position_bias, relative_position_index
-from utils.checks import require_divisible
+from utils.messages import require_divisible
 
 _EPS = 1e-6
 

@@ -30,11 +30,11 @@ from data.shards import Shards, entries_of
 from data.transforms import pretrain_transform
 from tests.small_runs import ROOT
 from tests.utils.test_checkpoint import parts_of
-from utils.checkpoint import save_checkpoint, training_state
+from utils.checkpoints.reading import model_weights, read_checkpoint
+from utils.checkpoints.resume import resume
+from utils.checkpoints.state import save_checkpoint, training_state
 from utils.config import get_config
 from utils.files import RunFolder
-from utils.resume import resume
-from utils.safe_load import model_weights, read_checkpoint
 
 SECONDS = 10  # for one file
 MEMORY = 4 * 2**30  # bytes of address space beyond what this process has at first

@@ -73,7 +73,7 @@ SCENARIOS = (
 def forked() -> Any:
     """Processes that have imported everything and done nothing: a run then starts in no time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PROGRAMS.values(), "utils.program"])
+    context.set_forkserver_preload([*PROGRAMS.values(), "utils.processes.exit_status"])
     return context
 
 
@@ -85,7 +85,7 @@ def work(program: str, arguments: list[str], environment: dict[str, str], log: s
     os.dup2(output, 2)
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # for loaders, as in a program of its own
-    from utils.program import run_program
+    from utils.processes.exit_status import run_program
 
     for name, seconds in SLOW.items():
         if name in os.environ:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import main_simmim
-from utils.program import run_program
+from utils.processes.exit_status import run_program
 
 ROOT = Path(__file__).parent.parent
 TINY = """

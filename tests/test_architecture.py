@@ -7,140 +7,96 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("data", "models", "utils", "tools")
-TOP_LEVEL = {"logger", "lr_scheduler", "optimizer", "main_simmim", "main_finetune"}
-# Module or package -> what of the project it may import; `utils.checks` words messages for all,
-# `utils.safe_load` reads files for all.
-ALLOWED = {
-    "models": {"models", "utils.checks", "utils.safe_load"},
-    "models.build": {
-        "models",
-        "utils.checkpoint",
-        "utils.checks",
-        "utils.config",
-        "utils.safe_load",
-    },
-    "data": {"data", "utils.checks", "utils.distributed", "utils.preemption"},
-    "optimizer": {"utils.checks", "utils.sharding"},
-    "lr_scheduler": {"utils.checks"},
-    "logger": {"utils.streams"},
-    "utils.checks": set(),
-    "utils.config": {"utils.checks", "utils.defaults", "utils.recipes", "utils.values"},
-    "utils.defaults": set(),
-    "utils.limits": set(),
-    "utils.recipes": {"utils.checks"},
-    "utils.values": {"utils.checks", "utils.defaults", "utils.limits"},
-    "utils.flags": {"utils.defaults", "utils.values"},
-    "utils.arguments": {"utils.checks", "utils.config", "utils.flags", "utils.values"},
-    "utils.sharding": set(),
-    "utils.compilation": {"utils.checks"},
-    "utils.memory": set(),
-    "utils.versions": set(),
-    "utils.files": {"utils.checks"},
-    "utils.checkpoint_names": set(),
-    "utils.rendezvous": set(),
-    "utils.distributed": {"utils.files", "utils.rendezvous", "utils.sharding"},
-    "utils.metrics": {"utils.distributed"},
-    "utils.engine": {"utils.distributed", "utils.metrics", "utils.sharding"},
-    "utils.evaluation": {"utils.distributed", "utils.sharding"},
-    "utils.device": set(),
-    "utils.safe_load": {"utils.checkpoint_names", "utils.checks", "utils.files"},
-    "utils.sharded_contents": {"utils.checks", "utils.distributed", "utils.files"},
-    "utils.sharded_checkpoint": {
-        "utils.checkpoint_names",
-        "optimizer",
-        "utils.checks",
-        "utils.distributed",
-        "utils.files",
-        "utils.sharded_contents",
-    },
-    "utils.preemption": set(),
-    "utils.progress": set(),
-    "utils.streams": set(),
-    "utils.watch": {"utils.distributed", "utils.preemption"},
-    "utils.agreement": {"utils.distributed"},
-    "utils.broken": {"utils.distributed"},
-    "utils.checkpoint": {
-        "optimizer",
-        "utils.checkpoint_names",
-        "utils.checks",
-        "utils.config",
-        "utils.files",
-        "utils.safe_load",
-        "utils.sharded_checkpoint",
-        "utils.sharded_contents",
-        "utils.sharding",
-    },
-    "utils.saving": {
-        "utils.checkpoint",
-        "utils.checkpoint_names",
-        "utils.distributed",
-        "utils.files",
-        "utils.sharded_checkpoint",
-        "utils.sharding",
-        "utils.watch",
-    },
-    "utils.resume": {
-        "utils.checkpoint",
-        "utils.checkpoint_names",
-        "utils.checks",
-        "utils.distributed",
-        "utils.files",
-        "utils.progress",
-        "utils.sharded_checkpoint",
-        "utils.sharding",
-    },
+FOLDERS = ("data", "models", "utils", "tools")
+TOP_LEVEL = ("logger", "lr_scheduler", "optimizer", "main_simmim", "main_finetune")
+# Leaves of utils, which import each other and nothing else of the project.
+LEAVES = {f"utils.{path.stem}" for path in (ROOT / "utils").glob("*.py")} - {"utils.__init__"}
+# Folder or file -> which others it may import; the longest name counts.
+MAY_IMPORT = {
+    "utils": LEAVES,
+    "utils.config": LEAVES,
+    "utils.processes": LEAVES,
+    "optimizer": LEAVES,
+    "lr_scheduler": LEAVES,
+    "logger": LEAVES,
+    "utils.checkpoints": LEAVES | {"utils.config", "utils.processes", "optimizer"},
+    "utils.training": LEAVES
+    | {"utils.checkpoints", "utils.config", "utils.processes"}
+    | {"logger", "lr_scheduler", "optimizer"},
+    "data": LEAVES | {"utils.processes"},
+    "models": LEAVES | {"utils.checkpoints.reading"},
+    "models.build": LEAVES | {"utils.checkpoints", "utils.config"},
+    "main_simmim": {"data", "models", "utils", "logger"},
+    "main_finetune": {"data", "models", "utils", "logger"},
+    "tools": {"data", "models", "utils", "logger", "optimizer"},
 }
-# Entry points, tools, the configuration's own modules and the builders.
-READS_CONFIG = {
-    "models.build", "data.build", "optimizer", "lr_scheduler", "main_simmim",
-    "main_finetune", "utils.config", "utils.values", "utils.arguments", "utils.run",
-    "utils.checkpoint", "utils.resume", "utils.saving", "utils.training", "utils.divergence",
-}  # fmt: skip
+# Entry points, tools, the configuration's own files, the builders, and what joins a run's parts.
+READS_CONFIG = (
+    *("main_simmim", "main_finetune", "tools.", "utils.config", "models.build", "data.build"),
+    *("optimizer", "lr_scheduler", "utils.checkpoints", "utils.training"),
+)
 
 
 def sources() -> dict[str, Path]:
-    files = [
-        *ROOT.glob("*.py"),
-        *(f for package in PACKAGES for f in (ROOT / package).glob("*.py")),
-    ]
+    files = [*ROOT.glob("*.py"), *(f for folder in FOLDERS for f in (ROOT / folder).rglob("*.py"))]
     names = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in files}
     return {name.removesuffix(".__init__"): file for name, file in names.items()}
 
 
 def project_imports(file: Path) -> set[str]:
+    """Modules of the project that a file names, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return {name for name in found if name.split(".")[0] in {*PACKAGES, *TOP_LEVEL}}
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inside & set(sources()) or {node.module}
+    return {name for name in found if name.split(".")[0] in {*FOLDERS, *TOP_LEVEL}}
+
+
+def is_in(name: str, folder: str) -> bool:
+    return name == folder or name.startswith(f"{folder}.")
 
 
 @pytest.mark.parametrize("name", sorted(sources()))
 def test_imports_run_one_way(name: str) -> None:
-    allowed = ALLOWED.get(name, ALLOWED.get(name.split(".")[0]))
-    if allowed is None:  # entry points, tools, and what joins the parts of a run
-        assert name.split(".")[0] in {"main_simmim", "main_finetune", "tools"} or name in {
-            "utils",
-            "utils.run",
-            "utils.training",
-            "utils.divergence",
-            "utils.program",
-        }
-        return
+    rule = max((folder for folder in MAY_IMPORT if is_in(name, folder)), key=len)
+    own = rule if rule in FOLDERS or rule.count(".") == 1 else name
+    own = "models" if rule == "models.build" else own
     for imported in project_imports(sources()[name]):
-        assert any(imported == rule or imported.startswith(f"{rule}.") for rule in allowed), (
-            imported
-        )
+        allowed = {own, *MAY_IMPORT[rule]} - ({"utils"} if own == "utils" else set())
+        assert any(is_in(imported, folder) for folder in allowed), imported
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    graph = {name: project_imports(file) for name, file in sources().items()}
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for imported in graph.get(name, ()):
+                # A package offers what its files hold; they may name it.
+                if not path or not is_in(name, imported):
+                    visit(imported, (*path, name))
+            done.add(name)
+
+    done: set[str] = set()
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent for path in sources().values()))
+def test_a_folder_says_what_it_is_for(folder: Path) -> None:
+    if folder != ROOT:
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
 
 
 @pytest.mark.parametrize("name", sorted(sources()))
 def test_only_builders_and_entry_points_know_the_configuration(name: str) -> None:
     text = sources()[name].read_text()
     if re.search(r"^\s*(from|import) yacs", text, re.MULTILINE) or "cfg." in text:
-        assert name in READS_CONFIG or name.startswith("tools.")
+        assert name.startswith(READS_CONFIG)
 
 
 @pytest.mark.parametrize("name", sorted(sources()))

@@ -25,7 +25,7 @@ from tests.small_runs import (
 from tests.utils.test_engine import run_epoch
 from tools import replay
 from utils.config import get_config, to_plain
-from utils.divergence import shares
+from utils.training.divergence import shares
 
 BAD = 5  # the picture that holds no numbers
 

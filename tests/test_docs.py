@@ -21,7 +21,7 @@ from models.build import DECODERS, ENCODERS, LOSSES, TARGETS
 from tests.docs_code import Example, examples, write_examples
 from tests.models.small_encoders import SMALL
 from tests.small_runs import ROOT, metrics_of, run_folder, run_here
-from utils.defaults import DEFAULTS
+from utils.config.defaults import DEFAULTS
 
 DEMO = ROOT / "configs/demo/simmim_pretrain__swin_tiny__shapes64.yaml"
 TABLES: tuple[dict[str, Any], ...] = (

@@ -20,8 +20,8 @@ import yaml
 from data.pictures import decode_picture
 from data.shards import Shards
 from tests.fuzz import KINDS, archive_with, fuzz
+from utils.checkpoints.reading import read_checkpoint
 from utils.config import get_config
-from utils.safe_load import read_checkpoint
 
 NUMBER = 2000
 SEED = 2

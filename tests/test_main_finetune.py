@@ -27,8 +27,8 @@ from tests.small_runs import (
     write_config,
     write_finetune_config,
 )
+from utils.checkpoints.reading import read_checkpoint
 from utils.config import get_config
-from utils.safe_load import read_checkpoint
 
 ACCURACY = re.compile(r"\* Acc@1 (\d+\.\d{3}) Acc@5 (\d+\.\d{3})")
 

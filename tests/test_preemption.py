@@ -35,7 +35,7 @@ from tests.small_runs import (
     write_config,
     write_finetune_config,
 )
-from utils.checkpoint_names import checkpoints_in
+from utils.checkpoints.names import checkpoints_in
 
 ALONE = Scenario("pretrain", 1, 1, "float32", 0)
 PAIR = Scenario("pretrain", 2, 1, "float32", 0)

@@ -7,7 +7,13 @@ Worked out from counted operations and bytes and from what the flags assume; not
 
 import argparse
 
-from utils.arguments import make_parser, positive_integer, positive_number, read_config, read_early
+from utils.config.arguments import (
+    make_parser,
+    positive_integer,
+    positive_number,
+    read_config,
+    read_early,
+)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -59,7 +65,7 @@ from dataclasses import dataclass
 from yacs.config import CfgNode
 
 from tools.plan import count_operations, count_parameters
-from utils.program import run_program
+from utils.processes.exit_status import run_program
 
 _FLOAT32 = 4
 _HEADINGS = (

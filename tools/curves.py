@@ -7,7 +7,7 @@ Runs of the same label share a colour. Needs matplotlib (pip install matplotlib)
 
 import argparse
 
-from utils.arguments import make_parser, read_early
+from utils.config.arguments import make_parser, read_early
 
 FIGURES = {
     "val_acc1": "top-1 accuracy, %",
@@ -42,8 +42,8 @@ import json
 from pathlib import Path
 
 from tools.chart import new_chart, save_chart
-from utils.checks import shown
-from utils.program import run_program
+from utils.messages import shown
+from utils.processes.exit_status import run_program
 
 
 def main() -> None:

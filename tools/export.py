@@ -8,7 +8,7 @@ The file lies beside the checkpoint as weights_epoch_N.pth, a name that no run g
 import argparse
 from pathlib import Path
 
-from utils.arguments import make_parser, read_early
+from utils.config.arguments import make_parser, read_early
 
 
 def read_arguments() -> argparse.Namespace:
@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 
-from utils.checkpoint import save_checkpoint
-from utils.program import run_program
-from utils.safe_load import read_checkpoint
-from utils.sharded_checkpoint import REST, load_tensors
-from utils.sharded_contents import read_contents, tensors_below, verify
+from utils.checkpoints.reading import read_checkpoint
+from utils.checkpoints.sharded import REST, load_tensors
+from utils.checkpoints.sharded_contents import read_contents, tensors_below, verify
+from utils.checkpoints.state import save_checkpoint
+from utils.processes.exit_status import run_program
 
 _PREFIX = "model."
 _KEPT = ("epoch", "update", "seed", "config", "classes")

@@ -7,7 +7,13 @@ Nothing is computed: the model runs once with tensors that have a shape and no n
 
 import argparse
 
-from utils.arguments import make_parser, positive_integer, positive_number, read_config, read_early
+from utils.config.arguments import (
+    make_parser,
+    positive_integer,
+    positive_number,
+    read_config,
+    read_early,
+)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -37,11 +43,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
 from models import build_classifier, build_pretrain_model
-from utils.checks import require_blocks
 from utils.config import is_finetuning
 from utils.device import dtype_name
-from utils.program import run_program
-from utils.sharding import mixed_precision
+from utils.messages import require_blocks
+from utils.processes.exit_status import run_program
+from utils.processes.sharding import mixed_precision
 
 GIB = 2**30
 _FLOAT32 = 4

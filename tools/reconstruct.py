@@ -7,7 +7,7 @@ Without --resume it takes the newest checkpoint of the run that the configuratio
 
 import argparse
 
-from utils.arguments import make_parser, positive_integer, read_config, read_early
+from utils.config.arguments import make_parser, positive_integer, read_config, read_early
 
 
 def read_arguments() -> argparse.Namespace:
@@ -31,40 +31,13 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 
 from pathlib import Path
 
-import torch
-from PIL import Image
-
 from data import build_pretrain_dataset
-from data.samples import PretrainDataset
-from data.transforms import to_uint8
+from data.drawing import COLUMNS, draw_reconstructions, save_picture
 from models import load_simmim
-from models.simmim import SimMIM, resize_mask
-from tools.picture import picture_grid, save_picture, spread
-from utils.checkpoint import newest_checkpoint
+from utils.checkpoints.state import newest_checkpoint
 from utils.device import choose_device
-from utils.program import run_program
-from utils.run import run_folder
-
-COLUMNS = ("original", "masked", "reconstruction")
-_HIDDEN_GREY = 128
-
-
-def draw_reconstructions(
-    model: SimMIM, dataset: PretrainDataset, device: torch.device, num_rows: int = 8
-) -> Image.Image:
-    """A row for each of `num_rows` samples spread over the data set, of fewer where it is small."""
-    was_training = model.training
-    model.eval()
-    samples = [dataset[0, index] for index in spread(num_rows, len(dataset))]
-    image, mask = (torch.stack(parts) for parts in zip(*samples, strict=True))
-    image, mask = image.to(device), mask.to(device)
-    normalized = dataset.normalize(image)
-    reconstruction = dataset.normalize.undo(model.reconstruct(normalized, mask))
-    model.train(was_training)
-    image = to_uint8(image)
-    hidden = resize_mask(mask, image.shape[-2:])
-    masked = torch.where(hidden, torch.full_like(image, _HIDDEN_GREY), image)
-    return picture_grid(dict(zip(COLUMNS, (image, masked, reconstruction), strict=True)))
+from utils.processes.exit_status import run_program
+from utils.training.run import run_folder
 
 
 def main() -> None:

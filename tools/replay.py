@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.arguments import make_parser, read_early
+from utils.config.arguments import make_parser, read_early
 
 
 def read_arguments() -> argparse.Namespace:
@@ -30,18 +30,16 @@ from torch.utils.data import default_collate
 from yacs.config import CfgNode
 
 from data import build_batch_augmentation, build_pretrain_dataset, build_train_dataset
-from main_finetune import finetune_loss
-from main_simmim import pretrain_loss
-from models import build_classifier, build_pretrain_model
-from utils.checkpoint import restore_model
-from utils.checks import one_of
+from models import build_classifier, build_criterion, build_pretrain_model
+from utils.checkpoints.reading import model_weights, read_checkpoint
+from utils.checkpoints.state import restore_model
 from utils.config import config_of
 from utils.device import PRECISIONS, choose_device, choose_precision
-from utils.distributed import UPDATE_STREAM, seed_all
-from utils.program import run_program
-from utils.safe_load import model_weights, read_checkpoint
-from utils.sharding import clip_gradients, mixed_precision
-from utils.training import ComputeLoss
+from utils.messages import one_of
+from utils.processes.exit_status import run_program
+from utils.processes.group import UPDATE_STREAM, seed_all
+from utils.processes.sharding import clip_gradients, mixed_precision
+from utils.training.losses import ComputeLoss, finetune_loss, pretrain_loss
 
 _NAMED = 3
 
@@ -146,7 +144,8 @@ def build(
     labelled = build_train_dataset(cfg)
     augment = build_batch_augmentation(cfg, len(labelled.classes), device)
     classifier = build_classifier(cfg, len(labelled.classes))
-    return labelled, classifier, finetune_loss(cfg, labelled.normalize, augment)
+    criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
+    return labelled, classifier, finetune_loss(criterion, labelled.normalize, augment)
 
 
 def broken_inputs(image: Tensor, samples: list[int], files: dict[int, str]) -> list[str]:

@@ -9,8 +9,8 @@ matplotlib). The last line is JSON.
 
 import argparse
 
-from utils.arguments import make_parser, positive_integer, read_config, read_early
-from utils.flags import UPDATE_FLAGS
+from utils.config.arguments import make_parser, positive_integer, read_config, read_early
+from utils.config.flags import UPDATE_FLAGS
 
 
 def read_arguments() -> argparse.Namespace:
@@ -40,13 +40,12 @@ from typing import Any
 from yacs.config import CfgNode
 
 from logger import progress_bar
-from tools.benchmark import settings
+from tools.benchmark.measure import Side, in_turn, machine
+from tools.benchmark.workloads import settings, training_work
 from tools.chart import new_chart, save_chart
-from tools.measure import Side, in_turn, machine
 from tools.plan import count_operations
-from tools.workloads import training_work
 from utils.device import choose_device
-from utils.program import run_program
+from utils.processes.exit_status import run_program
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import argparse
 import os
 from pathlib import Path
 
-from utils.arguments import make_parser, positive_integer, read_early
+from utils.config.arguments import make_parser, positive_integer, read_early
 
 
 def read_arguments() -> argparse.Namespace:
@@ -40,8 +40,8 @@ from typing import Any
 from data.datasets import ImageFolder
 from data.shards import Shards
 from logger import progress_bar
-from utils.preemption import follow_parent
-from utils.program import run_program
+from utils.processes.exit_status import run_program
+from utils.processes.signals import follow_parent
 
 _CHUNK = 64  # pictures
 

@@ -9,7 +9,7 @@ NAME.jpg and, with classes, NAME.cls (the index of the class); classes.txt names
 
 import argparse
 
-from utils.arguments import make_parser, positive_integer, read_early
+from utils.config.arguments import make_parser, positive_integer, read_early
 
 
 def read_arguments() -> argparse.Namespace:
@@ -41,7 +41,7 @@ from data.listing import find_pictures
 from data.pictures import NO_LABEL, read_file
 from data.shards import CLASSES_FILE, INDEX_SUFFIX, LABEL_SUFFIX, entries_of, write_index
 from logger import progress_bar
-from utils.program import run_program
+from utils.processes.exit_status import run_program
 
 _MIB = 2**20
 Sample = tuple[str, int]  # path and label

@@ -6,7 +6,7 @@ import shutil
 import torch
 from torch import nn
 
-from utils.checks import require_blocks
+from utils.messages import require_blocks
 
 
 def compile_parts(model: nn.Module, what: str, device: torch.device) -> None:

@@ -17,14 +17,14 @@ from models import build_classifier, build_pretrain_model, load_pretrained
 from optimizer import build_optimizer
 from tests.full_size.programs import FINETUNE, PRETRAIN, ROOT, run
 from tests.small_runs import equal
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.checkpoints.reading import read_checkpoint
+from utils.checkpoints.resume import resume
+from utils.checkpoints.saving import Saver
+from utils.checkpoints.state import load_checkpoint, save_checkpoint
 from utils.config import get_config, to_plain
 from utils.device import choose_device
 from utils.files import RunFolder
-from utils.resume import resume
-from utils.run import Run, build_parts
-from utils.safe_load import read_checkpoint
-from utils.saving import Saver
+from utils.training.run import Run, build_parts
 
 pytestmark = pytest.mark.full_size
 

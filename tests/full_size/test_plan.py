@@ -20,7 +20,7 @@ from models import build_pretrain_model
 from tools.plan import count_needs, memory_of
 from utils.config import get_config
 from utils.files import RunFolder
-from utils.run import Run, build_parts
+from utils.training.run import Run, build_parts
 
 def status(name):
     words = Path("/proc/self/status").read_text().split()

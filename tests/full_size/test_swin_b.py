@@ -20,8 +20,8 @@ from PIL import Image
 
 from tests.full_size.programs import FINETUNE, PRETRAIN, pretrain, run, run_until, start
 from tests.small_runs import ROOT, equal, run_folder
+from utils.checkpoints.reading import read_checkpoint
 from utils.files import DamagedError
-from utils.safe_load import read_checkpoint
 
 pytestmark = pytest.mark.full_size
 
@@ -108,8 +108,8 @@ from models import build_pretrain_model
 from utils.config import get_config
 from utils.device import choose_device
 from utils.files import RunFolder
-from utils.resume import resume
-from utils.run import Run, build_parts
+from utils.checkpoints.resume import resume
+from utils.training.run import Run, build_parts
 
 def status(name):
     words = Path("/proc/self/status").read_text().split()

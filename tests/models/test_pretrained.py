@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from models import build_classifier, build_pretrain_model, load_pretrained
+from models.origin import image_aspect, swinv2_window
 from models.position_bias import (
     relative_coordinates,
     resize_position_bias,
@@ -16,11 +17,10 @@ from models.position_bias import (
     window_of_table,
 )
 from models.pretrained import _resize_tables, class_names, head_size
-from models.provenance import image_aspect, swinv2_window
 from tests.golden_cases import GOLDEN, case_input, fill_by_rule, options, read_golden
-from utils.checkpoint import restore_model
+from utils.checkpoints.reading import model_weights, read_checkpoint
+from utils.checkpoints.state import restore_model
 from utils.config import get_config
-from utils.safe_load import model_weights, read_checkpoint
 
 EXPECTED = read_golden("checkpoints/expected.json")
 TABLES = np.load(GOLDEN / "relative_position_bias_interpolation.npz")

@@ -11,8 +11,9 @@ import torch
 
 from tests.models.small_encoders import SMALL
 from tests.small_runs import call, run_processes, write_config, write_finetune_config
-from tools import benchmark, kernels, rivals
-from tools.measure import Side, Work, in_turn, ratio
+from tools.benchmark import __main__ as benchmark
+from tools.benchmark import kernels, rivals
+from tools.benchmark.measure import Side, Work, in_turn, ratio
 from utils.config import get_config
 from utils.memory import HUGE_PAGES
 

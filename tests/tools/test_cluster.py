@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from tests.small_runs import call
-from tools import benchmark, cluster, plan, reconstruct, scaling, scan, shard
+from tools import cluster, plan, reconstruct, scaling, scan, shard
+from tools.benchmark import __main__ as benchmark
 
 ASSUMED = cluster.Assumed(
     flops=1e12, network=1e9, images_per_core=100, bytes_per_image=1e5, num_images=1000

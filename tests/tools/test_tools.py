@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from data.drawing import picture_grid, spread
 from models import build_pretrain_model
 from tests.golden_cases import GOLDEN, options, read_golden
 from tests.small_runs import call, pictures_in, run_folder, run_here, write_config
 from tools import augmentation, curves, reconstruct
-from tools.picture import picture_grid, spread
 from utils.config import get_config
 
 

@@ -11,9 +11,15 @@ import pytest
 import yaml
 
 from tests.small_runs import ROOT, write_config, write_finetune_config
-from utils.arguments import Command, cores_of_a_process, make_parser, read_command, read_program
 from utils.config import get_config, to_plain
-from utils.flags import PROGRAMS
+from utils.config.arguments import (
+    Command,
+    cores_of_a_process,
+    make_parser,
+    read_command,
+    read_program,
+)
+from utils.config.flags import PROGRAMS
 
 TOOLS = sorted(
     f"tools.{path.stem}"

@@ -13,26 +13,26 @@ from torch import nn
 
 from lr_scheduler import build_scheduler
 from tests.small_runs import ROOT
-from utils.checkpoint import (
+from utils.checkpoints.names import epoch_path
+from utils.checkpoints.position import Progress
+from utils.checkpoints.resume import resume
+from utils.checkpoints.saving import Saver
+from utils.checkpoints.state import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
     training_state,
 )
-from utils.checkpoint_names import epoch_path
 from utils.config import get_config
-from utils.distributed import equal_in_all_processes
 from utils.files import RunFolder
-from utils.progress import Progress
-from utils.resume import resume
-from utils.saving import Saver
+from utils.processes.group import equal_in_all_processes
 
 CPU = torch.device("cpu")
 UPDATES = 10  # in an epoch
 IMAGES = 4  # in an update
 SAVE_ON_A_FULL_DISK = """
 import pathlib, resource, signal, sys, torch
-from utils.checkpoint import save_checkpoint
+from utils.checkpoints.state import save_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:

@@ -3,7 +3,7 @@
 import pytest
 
 from models.pretrained import LoadReport
-from utils.checks import require_same_classes, require_same_shapes, short, shown
+from utils.messages import require_same_classes, require_same_shapes, short, shown
 
 LONG = "layer." * 10**6
 

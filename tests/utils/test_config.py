@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from utils.arguments import make_parser, read_config
 from utils.config import get_config, stage_of, to_plain
-from utils.defaults import DEFAULTS
-from utils.flags import PROGRAMS
+from utils.config.arguments import make_parser, read_config
+from utils.config.defaults import DEFAULTS
+from utils.config.flags import PROGRAMS
 
 RECIPES = sorted(path for path in Path("configs").rglob("*.yaml") if "_base_" not in path.parts)
 

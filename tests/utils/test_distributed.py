@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from tests.kills import forked, free_port, join
-from utils.distributed import CommonError, raise_everywhere, start_process_group, stop_process_group
+from utils.processes.group import (
+    CommonError,
+    raise_everywhere,
+    start_process_group,
+    stop_process_group,
+)
 
 
 def meet(rank: int, port: str, errors: list[str | None], folder: Path) -> None:

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lr_scheduler import build_scheduler
 from utils.config import get_config
-from utils.engine import train_one_epoch
-from utils.metrics import DivergenceError, TrainingMetrics
+from utils.training.engine import train_one_epoch
+from utils.training.metrics import DivergenceError, TrainingMetrics
 
 
 def squared_error(model: nn.Module, batch: list[Tensor]) -> Tensor:

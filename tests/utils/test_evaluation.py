@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from models import build_criterion
 from utils.config import get_config
-from utils.evaluation import Best, Evaluation, evaluate, measure_throughput
+from utils.training.evaluation import Best, Evaluation, evaluate, measure_throughput
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([[3.0, 2, 1, 0, -1, -2], [0, 1, 2, 3, 4, 5], [0, 9, 0, 0, 0, 0]])

@@ -12,9 +12,9 @@ from lr_scheduler import build_scheduler
 from models import build_classifier, build_criterion, build_pretrain_model
 from optimizer import build_optimizer, scale_lr
 from utils.config import get_config, keys_below
-from utils.defaults import DEFAULTS, FLOAT_LISTS, OPTIONAL, SIZES
-from utils.limits import FOLDER_NAMES, PATHS, RANGES
-from utils.values import value_of
+from utils.config.defaults import DEFAULTS, FLOAT_LISTS, OPTIONAL, SIZES
+from utils.config.limits import FOLDER_NAMES, PATHS, RANGES
+from utils.config.values import value_of
 
 NAMES = (*PATHS, *FOLDER_NAMES)
 KINDS = ("swin", "swinv2", "vit")

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from tests.small_runs import ROOT
-from utils.metrics import peak_memory_mb
+from utils.training.metrics import peak_memory_mb
 
 PROGRAM = """
 import torch
-from utils.metrics import peak_memory_mb
+from utils.training.metrics import peak_memory_mb
 print(peak_memory_mb(torch.device("cpu")))
 """
 

@@ -19,12 +19,12 @@ import torch
 
 from tests.small_runs import ROOT, metrics_of, run_folder, run_here, snapshot, write_config
 from tests.utils.test_checkpoint import CPU, UPDATES, parts_of, save_epoch, train_a_little
-from utils.checkpoint import load_checkpoint
-from utils.checkpoint_names import epoch_path
+from utils.checkpoints.names import epoch_path
+from utils.checkpoints.resume import resume
+from utils.checkpoints.saving import Saver, keep
+from utils.checkpoints.state import load_checkpoint
 from utils.config import get_config
 from utils.files import RunFolder, write_again
-from utils.resume import resume
-from utils.saving import Saver, keep
 
 NOBODY = 65534
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.program import run_program
+from utils.processes.exit_status import run_program
 
 
 def test_ctrl_c_ends_with_status_130_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

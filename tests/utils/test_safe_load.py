@@ -16,8 +16,8 @@ from yacs.config import CfgNode
 
 from tests.golden_cases import GOLDEN
 from tests.small_runs import equal
+from utils.checkpoints.reading import model_weights, read_checkpoint
 from utils.files import DamagedError
-from utils.safe_load import model_weights, read_checkpoint
 
 
 class Evil:

@@ -20,10 +20,10 @@ from tests.small_runs import (
     write_config,
 )
 from tests.utils.test_checkpoint import parts_of, train_a_little
-from utils.checkpoint_names import checkpoints_in, epoch_path, inside_path
+from utils.checkpoints.names import checkpoints_in, epoch_path, inside_path
+from utils.checkpoints.saving import Saver, keep
 from utils.config import get_config
 from utils.files import RunFolder
-from utils.saving import Saver, keep
 
 
 def flipped(path: Path) -> None:

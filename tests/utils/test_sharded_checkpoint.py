@@ -22,16 +22,16 @@ from torch import distributed, nn
 from torch.distributed.checkpoint.metadata import Metadata
 
 from tests.kills import forked, join
-from utils.checkpoint import save_checkpoint
-from utils.files import DamagedError
-from utils.sharded_checkpoint import (
+from utils.checkpoints.sharded import (
     complete_saves,
     load_tensors,
     restore_tensors,
     save_tensors,
     training_tensors,
 )
-from utils.sharded_contents import read_contents, verify, write_checksum
+from utils.checkpoints.sharded_contents import read_contents, verify, write_checksum
+from utils.checkpoints.state import save_checkpoint
+from utils.files import DamagedError
 
 NAME = "ckpt_epoch_0.sharded"
 STEPS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "open"}  # of a save, on the disk

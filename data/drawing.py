@@ -1,0 +1,107 @@
+"""Pictures for people: what the network is shown, and what it makes of it."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+
+from data.pictures import RGB
+from data.samples import LabelledDataset, PretrainDataset
+from data.transforms import BatchAugmentation, to_uint8
+
+COLUMNS = ("original", "masked", "reconstruction")
+MIXED_ROWS = 8  # an even number, which Mixup pairs
+_HIDDEN_GREY = 128
+_GAP = 6
+_HEADER = 26
+
+
+def picture_grid(columns: dict[str, Tensor], side: int = 144) -> Image.Image:
+    """Columns of images (B, C, H, W) side by side under their names, about `side` px each.
+
+    uint8, or floats from 0 to 1; of more than three channels the first three are seen.
+    """
+    num_rows, _, *size = next(iter(columns.values())).shape
+    height, width = (length * max(1, round(side / max(size))) for length in size)
+    font = ImageFont.load_default(17)
+    widest = math.ceil(max(map(font.getlength, columns)))
+    column_width = max(width, widest + 2 * _GAP)  # captions of narrow images need room, too
+    total = len(columns) * (column_width + _GAP) + _GAP
+    grid = Image.new("RGB", (total, num_rows * (height + _GAP) + _GAP + _HEADER), "white")
+    draw = ImageDraw.Draw(grid)
+    for column, (name, images) in enumerate(columns.items()):
+        middle = _GAP + column * (column_width + _GAP) + column_width // 2
+        draw.text((middle, _HEADER / 2 + 2), name, "black", font, "mm")
+        left = middle - width // 2
+        for row, image in enumerate(_as_rgb(images.cpu()).permute(0, 2, 3, 1).numpy()):
+            enlarged = Image.fromarray(np.ascontiguousarray(image)).resize(
+                (width, height), Image.Resampling.NEAREST
+            )
+            grid.paste(enlarged, (left, _HEADER + _GAP + row * (height + _GAP)))
+    return grid
+
+
+def _as_rgb(images: Tensor) -> Tensor:
+    """(B, C, H, W) -> uint8 (B, 3, H, W)."""
+    images = to_uint8(images)
+    return images[:, :3] if images.shape[1] >= RGB else images[:, :1].expand(-1, 3, -1, -1)
+
+
+def spread(number: int, length: int) -> list[int]:
+    """Indices of `number` samples spread over a data set of `length`, of all where it has fewer.
+
+    One step aside per sample, so that the classes of an ordered data set take turns; none twice.
+    """
+    number = min(number, length)
+    step = length // number + 1
+    while math.gcd(step, length) > 1:
+        step += 1
+    return [index * step % length for index in range(number)]
+
+
+def save_picture(picture: Image.Image, path: str) -> None:
+    """Write a picture; ValueError where that is impossible."""
+    try:
+        picture.save(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"picture {path} cannot be written: {error}") from None
+
+
+def draw_reconstructions(
+    model: nn.Module, dataset: PretrainDataset, device: torch.device, num_rows: int = 8
+) -> Image.Image:
+    """A row for each of `num_rows` samples spread over the data set, of fewer where it is small."""
+    was_training = model.training
+    model.eval()
+    samples = [dataset[0, index] for index in spread(num_rows, len(dataset))]
+    image, mask = (torch.stack(parts) for parts in zip(*samples, strict=True))
+    image, mask = image.to(device), mask.to(device)
+    normalized = dataset.normalize(image)
+    reconstruct: Any = model.reconstruct
+    reconstruction = dataset.normalize.undo(reconstruct(normalized, mask))
+    model.train(was_training)
+    image = to_uint8(image)
+    hidden = F.interpolate(mask.unsqueeze(1).float(), image.shape[-2:]) > 0
+    masked = torch.where(hidden, torch.full_like(image, _HIDDEN_GREY), image)
+    return picture_grid(dict(zip(COLUMNS, (image, masked, reconstruction), strict=True)))
+
+
+def draw_augmentation(
+    dataset: LabelledDataset, augment: BatchAugmentation, device: torch.device
+) -> Image.Image:
+    """Samples spread over the data set, after their own augmentation and after the batch's.
+
+    Where it has fewer than there are rows they come again as the next epochs see them.
+    """
+    indices = spread(MIXED_ROWS, len(dataset))
+    rows = [divmod(row, len(indices)) for row in range(MIXED_ROWS)]
+    samples = [dataset[epoch, indices[place]] for epoch, place in rows]
+    image = torch.stack([image for image, _ in samples])
+    label = torch.tensor([label for _, label in samples])
+    normalize = dataset.normalize
+    seen = normalize.undo(augment(normalize(image.to(device)), label.to(device))[0])
+    return picture_grid({"augmented": image, "mixed and erased": seen})

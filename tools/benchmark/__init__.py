@@ -1,0 +1,1 @@
+"""Measure updates, loading and training, against other programs, A B A B."""

@@ -1,0 +1,222 @@
+"""Measure training on this machine, also against what people use today, in turn (A B A B).
+
+python -m tools.benchmark step --cfg FILE [--vs transformers]
+    whole updates on noise: images/s, operations/s and their share of what this machine reaches in
+    matrix products, peak memory, where the time goes (either stage)
+python -m tools.benchmark data --cfg FILE [--vs pillow] [--data-path DIR]
+    decoding, augmentation and masks through the loader: images/s of one worker, that is per core
+python -m tools.benchmark train --cfg FILE [--data-path DIR]
+    updates with real data: share of time that waits for data, and speed against noise
+
+Without DIR there are generated JPEG files of 500 x 375 pixels. The last line is JSON: all figures,
+with hardware, versions and settings. Under torchrun step and train measure all processes
+together, without a second side.
+"""
+
+import argparse
+
+from utils.config.arguments import make_parser, positive_integer, read_config, read_early
+from utils.config.flags import UPDATE_FLAGS
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    flags = ("--cfg", "--opts", "--data-path", *UPDATE_FLAGS)
+    parser = make_parser("-m tools.benchmark", __doc__, flags, "{step,data,train} ")
+    parser.add_argument("what", choices=("step", "data", "train"))
+    parser.add_argument("--vs", choices=("transformers", "pillow"), help="for step; for data")
+    parser.add_argument(
+        "--rounds", type=positive_integer, default=5, metavar="N", help="of one A and one B [5]"
+    )
+    parser.add_argument(
+        "--updates", type=positive_integer, metavar="N", help="of one round; of step and train"
+    )
+    parser.add_argument(
+        "--pictures", type=positive_integer, default=256, metavar="N", help="of data [256]"
+    )
+    arguments = parser.parse_args()
+    rival = {"step": "transformers", "data": "pillow"}.get(arguments.what)
+    if arguments.vs not in (None, rival):
+        raise ValueError(f"{arguments.what} is measured against {rival}, not {arguments.vs}")
+    return arguments
+
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(lambda: read_config(read_arguments()))
+
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from models import build_pretrain_model
+from tools.benchmark.kernels import matmul_peak
+from tools.benchmark.measure import Side, in_turn, launched_processes, launched_rank, machine, ratio
+from tools.benchmark.rivals import pillow_work, require_transformers, transformers_work
+from tools.benchmark.workloads import collect_pictures, loading_work, settings, training_work
+from tools.plan import count_operations
+from utils.config import is_finetuning
+from utils.device import choose_device, choose_precision, dtype_name
+from utils.processes.exit_status import run_program
+
+OURS = "this project"
+Figures = dict[str, Any]
+
+
+def main() -> None:
+    """Run one measurement; prints its table and a line of JSON."""
+    arguments = read_arguments()
+    if launched_processes() > 1 and (arguments.vs or arguments.what == "data"):
+        raise ValueError("under torchrun only step and train are measured, without --vs")
+    measure = {"step": measure_step, "data": measure_data, "train": measure_training}
+    cfg = read_config(arguments)
+    figures = measure[arguments.what](cfg, arguments)
+    tell(json.dumps(settings(cfg) | machine(choose_device(cfg.DEVICE)) | figures))
+
+
+def tell(text: str) -> None:
+    """Print a line in the first process."""
+    if launched_rank() == 0:
+        print(text, flush=True)
+
+
+def measure_sides(sides: Sequence[Side], rounds: int) -> tuple[dict[str, list[float]], Any]:
+    """Seconds and other figures of every side; the processes have ended afterwards."""
+    try:
+        return in_turn(sides, rounds), {side.name: side.figures() for side in sides}
+    finally:
+        for side in sides:
+            side.close()
+
+
+def measure_step(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
+    """Whole updates on one batch of noise."""
+    device = choose_device(cfg.DEVICE)
+    dtype = choose_precision(cfg.TRAIN.PRECISION, device)
+    updates = arguments.updates or (10 if device.type == "cuda" else 1)
+    if arguments.vs:
+        require_transformers(cfg)
+    operations = 3 * count_operations(cfg)  # of an image: backward takes twice as many as forward
+    peak = matmul_peak(device, dtype)
+    sides = [Side(OURS, training_work, (cfg, updates, False, True))]
+    if arguments.vs:
+        sides.append(Side(arguments.vs, transformers_work, (cfg, updates), as_here=False))
+    times, extra = measure_sides(sides, arguments.rounds)
+    peak = max(peak, matmul_peak(device, dtype))
+    images = updates * images_per_update(cfg)
+    rows = {}
+    for name, seconds in times.items():
+        speed = images / statistics.median(seconds)
+        rows[name] = {
+            "images_per_second": speed,
+            "seconds_per_update": statistics.median(seconds) / updates,
+            "tflops": speed * operations / 1e12,
+            "utilization": speed * operations / peak / launched_processes(),
+            "memory_mb": extra[name]["memory_mb"],
+        }
+    shares = extra[OURS]["breakdown"]
+    print_table(rows)
+    print_ratio(times)
+    tell(f"\nmatrix products reach {peak / 1e12:.2f} TFLOP/s here in {dtype_name(dtype)}")
+    tell(f"where the time of {OURS} goes:")
+    for kind, share in shares.items():
+        if share >= 0.001:
+            tell(f"  {kind:<28}{share:>7.1%}")
+    return summary(times) | {"rows": rows, "peak_tflops": peak / 1e12, "breakdown": shares}
+
+
+def measure_data(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
+    """Reading, cropping and masking pictures in one worker of the loader."""
+    if is_finetuning(cfg):
+        raise ValueError(f"data is measured for pre-training, not for {cfg.MODEL.NAME}")
+    patch_size = build_pretrain_model(cfg).encoder.patch_size
+    with tempfile.TemporaryDirectory() as folder:
+        number = collect_pictures(cfg.DATA.DATA_PATH, Path(folder), arguments.pictures)
+        batch = min(cfg.DATA.BATCH_SIZE, number)
+        arguments.data_path, arguments.batch_size = folder, batch
+        arguments.opts += ["DATA.DATASET", "imagenet", "DATA.NUM_WORKERS", 1]
+        cfg = read_config(arguments)
+        sides = [Side(OURS, loading_work, (cfg, patch_size))]
+        if arguments.vs:
+            sides.append(Side(arguments.vs, pillow_work, (cfg, patch_size), as_here=False))
+        times, _ = measure_sides(sides, arguments.rounds)
+    number = number // batch * batch
+    speeds = {name: number / statistics.median(seconds) for name, seconds in times.items()}
+    print_table({name: {"images_per_second": speed} for name, speed in speeds.items()})
+    print_ratio(times)
+    return summary(times) | {"images_per_second_and_core": speeds, "pictures": number}
+
+
+def measure_training(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
+    """Updates with real data and, in turn, with noise."""
+    updates = arguments.updates or 10
+    with tempfile.TemporaryDirectory() as folder:
+        if cfg.DATA.DATASET == "imagenet" and not cfg.DATA.DATA_PATH and not is_finetuning(cfg):
+            collect_pictures("", Path(folder), updates * images_per_update(cfg))
+            arguments.data_path = folder
+            cfg = read_config(arguments)
+        sides = [Side("training", training_work, (cfg, updates, True))]
+        if launched_processes() == 1:  # a second group would meet the first one's addresses
+            sides.append(Side("on noise", training_work, (cfg, updates, False)))
+        times, extra = measure_sides(sides, arguments.rounds)
+    images = updates * images_per_update(cfg)
+    rows = {
+        name: {
+            "images_per_second": images / statistics.median(seconds),
+            "data_wait": extra[name]["data_wait"],
+            "memory_mb": extra[name]["memory_mb"],
+        }
+        for name, seconds in times.items()
+    }
+    print_table(rows)
+    print_ratio(times)
+    return summary(times) | {"rows": rows, "workers": cfg.DATA.NUM_WORKERS}
+
+
+def images_per_update(cfg: CfgNode) -> int:
+    """Of all processes."""
+    steps = max(cfg.TRAIN.ACCUMULATION_STEPS, 1)
+    return int(cfg.DATA.BATCH_SIZE) * steps * launched_processes()
+
+
+# Figure -> its heading and form
+COLUMNS = {
+    "images_per_second": ("images/s", "{:,.2f}"),
+    "seconds_per_update": ("s/update", "{:.4f}"),
+    "tflops": ("TFLOP/s", "{:.3f}"),
+    "utilization": ("of the peak", "{:.1%}"),
+    "data_wait": ("waits for data", "{:.1%}"),
+    "memory_mb": ("peak memory", "{:,.0f} MiB"),
+}
+
+
+def print_table(rows: dict[str, Figures]) -> None:
+    """A line for each side."""
+    names = list(next(iter(rows.values())))
+    tell(" " * 14 + "".join(f"{COLUMNS[name][0]:>16}" for name in names))
+    for side, figures in rows.items():
+        tell(f"{side:<14}" + "".join(f"{COLUMNS[n][1].format(figures[n]):>16}" for n in names))
+
+
+def print_ratio(times: dict[str, list[float]]) -> None:
+    """How many times as fast the first side is as the second, if there is one."""
+    if len(times) == 2:
+        first, second = times
+        middle, smallest, largest = ratio(times).values()
+        tell(
+            f"{first} is {middle:.2f} times as fast as {second} "
+            f"({smallest:.2f} to {largest:.2f} in {len(times[first])} rounds)"
+        )
+
+
+def summary(times: dict[str, list[float]]) -> Figures:
+    """Every round's seconds, and the ratio."""
+    return {"seconds": times} | ({"ratio": ratio(times)} if len(times) == 2 else {})
+
+
+if __name__ == "__main__":
+    run_program(main)

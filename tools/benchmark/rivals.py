@@ -1,0 +1,129 @@
+"""What people use today, with the same sizes: transformers' models, a plain pipeline on PIL."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from yacs.config import CfgNode
+
+from data.masking import RandomMask
+from data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from models import build_pretrain_model
+from tools.benchmark.kernels import synchronize
+from tools.benchmark.measure import Work
+from tools.benchmark.workloads import passes_over, synthetic_batch
+from utils.config import is_finetuning
+from utils.device import choose_device, choose_precision
+from utils.training.metrics import peak_memory_mb
+
+
+def require_transformers(cfg: CfgNode) -> None:
+    """ValueError where transformers is missing or has no such model."""
+    if cfg.MODEL.TYPE not in ("swin", "vit") or is_finetuning(cfg):
+        raise ValueError(
+            f"--vs transformers is for pre-training of MODEL.TYPE swin and vit, not for "
+            f"{cfg.MODEL.TYPE} ({cfg.MODEL.NAME})"
+        )
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError("--vs transformers needs it: pip install transformers")
+
+
+def build_transformers_model(cfg: CfgNode, stride: int) -> nn.Module:
+    """Theirs of the same sizes; their ViT has no layer scale and no relative positions."""
+    import transformers
+
+    sizes = {"image_size": cfg.DATA.IMG_SIZE, "encoder_stride": stride}
+    if cfg.MODEL.TYPE == "swin":
+        keys = cfg.MODEL.SWIN
+        swin = transformers.SwinConfig(
+            patch_size=keys.PATCH_SIZE,
+            embed_dim=keys.EMBED_DIM,
+            depths=keys.DEPTHS,
+            num_heads=keys.NUM_HEADS,
+            window_size=keys.WINDOW_SIZE,
+            drop_path_rate=cfg.MODEL.DROP_PATH_RATE,
+            **sizes,
+        )
+        model: nn.Module = transformers.SwinForMaskedImageModeling(swin)
+        return model
+    keys = cfg.MODEL.VIT
+    vit = transformers.ViTConfig(
+        patch_size=keys.PATCH_SIZE,
+        hidden_size=keys.EMBED_DIM,
+        num_hidden_layers=keys.DEPTH,
+        num_attention_heads=keys.NUM_HEADS,
+        intermediate_size=int(keys.EMBED_DIM * keys.MLP_RATIO),
+        **sizes,
+    )
+    return transformers.ViTForMaskedImageModeling(vit)
+
+
+def transformers_work(cfg: CfgNode, num_updates: int) -> Work:
+    """Updates as in a plain loop: autocast, backward, clipping, fused AdamW."""
+    device = choose_device(cfg.DEVICE)
+    amp_dtype = choose_precision(cfg.TRAIN.PRECISION, device)
+    encoder = build_pretrain_model(cfg).encoder
+    model = build_transformers_model(cfg, encoder.stride).to(device).train()
+    image, mask = (part.to(device) for part in synthetic_batch(cfg, encoder))
+    inputs = {"pixel_values": image / 255, "bool_masked_pos": mask.flatten(1)}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
+    mixed = amp_dtype != torch.float32
+    steps = max(cfg.TRAIN.ACCUMULATION_STEPS, 1)
+
+    def updates() -> None:
+        """All updates, until the device has done them."""
+        for _ in range(num_updates):
+            for _ in range(steps):
+                with torch.autocast(device.type, dtype=amp_dtype, enabled=mixed):
+                    loss = model(**inputs).loss / steps
+                loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        synchronize(device)
+
+    return Work(updates, lambda: {"memory_mb": peak_memory_mb(device)})
+
+
+class PlainPictures(Dataset[tuple[Tensor, Tensor]]):
+    """Pictures as most people load them: PIL, torchvision's transforms on PIL images."""
+
+    def __init__(self, folder: str, size: int, mask: RandomMask) -> None:
+        self.paths = sorted(Path(folder).iterdir())
+        self.mask = mask
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(size, scale=(0.67, 1.0)),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Normalized float32 image and mask."""
+        image: Any = Image.open(self.paths[index]).convert("RGB")
+        return self.transform(image), self.mask()
+
+
+def pillow_work(cfg: CfgNode, patch_size: int) -> Work:
+    """One pass over the same pictures with torch's own loader."""
+    keys = cfg.DATA
+    mask = RandomMask(keys.IMG_SIZE, keys.MASK_PATCH_SIZE, patch_size, keys.MASK_RATIO)
+    loader = DataLoader(
+        PlainPictures(keys.DATA_PATH, keys.IMG_SIZE, mask),
+        batch_size=keys.BATCH_SIZE,
+        shuffle=True,
+        num_workers=keys.NUM_WORKERS,
+        drop_last=True,
+        persistent_workers=keys.NUM_WORKERS > 0,
+    )
+    return passes_over(loader)

@@ -1,0 +1,179 @@
+"""What the benchmark repeats of this project: updates of either stage, and loading pictures."""
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.layers import to_2tuple
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from yacs.config import CfgNode
+
+from data import (
+    build_batch_augmentation,
+    build_pretrain_dataset,
+    build_train_dataset,
+    build_train_loader,
+)
+from data.listing import find_pictures
+from data.masking import RandomMask
+from data.transforms import Normalizer
+from models import build_classifier, build_criterion, build_pretrain_model
+from tools.benchmark.kernels import breakdown, synchronize
+from tools.benchmark.measure import Work
+from utils.config import is_finetuning
+from utils.device import choose_device, choose_precision, dtype_name
+from utils.files import RunFolder
+from utils.processes.group import distribute, start_process_group
+from utils.training.losses import finetune_loss, pretrain_loss
+from utils.training.metrics import peak_memory_mb
+from utils.training.run import Run, build_metrics, build_parts, place_model, train_updates
+
+ComputeLoss = Callable[[nn.Module, Any], Tensor]
+
+
+def build_stage(cfg: CfgNode, device: torch.device) -> tuple[nn.Module, ComputeLoss]:
+    """The model of a recipe's stage and its loss of a batch as the loader gives it."""
+    if not is_finetuning(cfg):
+        model = build_pretrain_model(cfg)
+        normalize = Normalizer(cfg.DATA.MEAN, cfg.DATA.STD, model.encoder.in_chans)
+        return model, pretrain_loss(normalize)
+    classifier: Any = build_classifier(cfg, cfg.MODEL.NUM_CLASSES)
+    normalize = Normalizer(cfg.DATA.MEAN, cfg.DATA.STD, classifier.in_chans)
+    augment = build_batch_augmentation(cfg, cfg.MODEL.NUM_CLASSES, device)
+    criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
+    return classifier, finetune_loss(criterion, normalize, augment)
+
+
+def synthetic_batch(cfg: CfgNode, encoder: Any) -> list[Tensor]:
+    """Pictures of noise, uint8 (B, C, H, W), with masks or labels."""
+    keys, batch = cfg.DATA, cfg.DATA.BATCH_SIZE
+    shape = (batch, encoder.in_chans, *to_2tuple(keys.IMG_SIZE))
+    image = torch.randint(0, 256, shape, dtype=torch.uint8)
+    if is_finetuning(cfg):
+        return [image, torch.randint(0, cfg.MODEL.NUM_CLASSES, (batch,))]
+    mask = RandomMask(keys.IMG_SIZE, keys.MASK_PATCH_SIZE, encoder.patch_size, keys.MASK_RATIO)
+    return [image, torch.stack([mask() for _ in range(batch)])]
+
+
+class Batches:
+    """As many batches as `num_updates` need, of a loader or the same one again and again."""
+
+    def __init__(self, source: DataLoader[Any] | list[Tensor], batch_size: int, number: int):
+        self.source, self.batch_size, self.number = source, batch_size, number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[Any]:
+        if isinstance(self.source, DataLoader):
+            again_and_again = itertools.chain.from_iterable(itertools.repeat(self.source))
+            return itertools.islice(again_and_again, self.number)
+        return itertools.repeat(self.source, self.number)
+
+
+def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: bool = False) -> Work:
+    """Updates by the training loop itself, on pictures of the configuration or on noise.
+
+    Under torchrun it is one process of all; they work together. `profiles`: it tells where the
+    time goes.
+    """
+    device = choose_device(cfg.DEVICE)
+    start_process_group(device)
+    run = Run(cfg, device, choose_precision(cfg.TRAIN.PRECISION, device), RunFolder(Path()))
+    model, compute_loss = build_stage(cfg, device)
+    encoder: Any = getattr(model, "encoder", model)
+    source: Any = (
+        training_loader(cfg, encoder.patch_size, device)
+        if real_data
+        else [part.to(device) for part in synthetic_batch(cfg, encoder)]
+    )
+    batches: Any = Batches(source, cfg.DATA.BATCH_SIZE, num_updates * run.accumulation_steps)
+    parts = build_parts(run, place_model(run, model), num_updates)
+    distributed_model = distribute(model, device)
+    records: list[dict[str, Any]] = []
+
+    def updates() -> None:
+        """All updates, until the device has done them."""
+        train_updates(
+            *(run, parts, distributed_model, batches, compute_loss, build_metrics(run, parts)),
+            report_every=num_updates,
+            report=records.append,
+            progress=lambda items: items,
+        )
+        synchronize(device)
+
+    def figures() -> dict[str, Any]:
+        """Memory, share of time waiting, and on demand kinds of operations."""
+        peak = peak_memory_mb(device)  # before the profiler, which needs memory of its own
+        waits = [record["data_wait"] for record in records if record["index"] == num_updates - 1]
+        return {
+            "memory_mb": peak,
+            "data_wait": float(np.median(waits)),
+            "breakdown": breakdown(updates, device) if profiles else {},
+        }
+
+    return Work(updates, figures)
+
+
+def training_loader(cfg: CfgNode, patch_size: int, device: torch.device) -> DataLoader[Any]:
+    """The loader of a recipe's stage."""
+    if is_finetuning(cfg):
+        return build_train_loader(cfg, build_train_dataset(cfg), device)
+    dataset = build_pretrain_dataset(cfg, patch_size=patch_size)
+    return build_train_loader(cfg, dataset, device)
+
+
+def loading_work(cfg: CfgNode, patch_size: int) -> Work:
+    """One pass over the pictures of a configuration through the loader."""
+    return passes_over(training_loader(cfg, patch_size, torch.device("cpu")))
+
+
+def passes_over(loader: DataLoader[Any]) -> Work:
+    """All batches of a loader, one after the other."""
+
+    def load() -> None:
+        for _ in loader:
+            pass
+
+    return Work(load)
+
+
+def collect_pictures(source: str, folder: Path, number: int) -> int:
+    """Copy `number` pictures from everywhere in `source` to `folder`, or draw them; their number.
+
+    Drawn ones are 500 x 375 JPEGs: smooth with some noise, about as many bytes as photographs.
+    """
+    if source:
+        names = find_pictures(source).names
+        chosen = names[:: max(len(names) // number, 1)][:number]
+        for index, name in enumerate(chosen):
+            path = Path(source, name.decode())
+            shutil.copyfile(path, folder / f"{index:05}{path.suffix}")
+        return len(chosen)
+    random = np.random.default_rng(0)
+    for index in range(number):
+        coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), dtype=np.int16)
+        noisy = np.clip(smooth + random.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{index:05}.jpg", quality=90)
+    return number
+
+
+def settings(cfg: CfgNode) -> dict[str, Any]:
+    """What of a configuration decides the speed."""
+    device = choose_device(cfg.DEVICE)
+    return {
+        "recipe": cfg.TAG,
+        "image_size": cfg.DATA.IMG_SIZE,
+        "batch_size": cfg.DATA.BATCH_SIZE,
+        "accumulation_steps": max(cfg.TRAIN.ACCUMULATION_STEPS, 1),
+        "precision": dtype_name(choose_precision(cfg.TRAIN.PRECISION, device)),
+        "compile": cfg.TRAIN.COMPILE,
+        "recompute": cfg.TRAIN.USE_CHECKPOINT,
+    }

@@ -1,0 +1,363 @@
+"""Read a checkpoint from anybody: tensors and plain values come out, no code runs.
+
+torch reads (`weights_only=True`); before it every record of the archive is checked, after it what
+came out. What a hostile file can still cost is said in docs/robustness.md.
+"""
+
+import contextlib
+import errno
+import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from utils.checkpoints.names import checkpoints_in
+from utils.files import DamagedError
+from utils.messages import short, shown
+
+Weights = dict[str, Tensor]
+
+_BLOCK = 2**22  # bytes
+_MOST_ITEMS = 10**7  # values in a file, one that is named twice counts twice
+_MOST_LEVELS = 100  # of sections in sections
+_MOST_SHARED = 8  # times that a file's size may come out as tensors, which can share storage
+
+# Buffers that models compute themselves; files may hold them.
+_RECOMPUTED = ("relative_position_index", "attn_mask")
+_OLDER_NAMES = {".rpe_mlp.": ".cpb_mlp."}  # of Swin V2
+
+
+class _Dict:
+    """Stands for a class of dicts: what is pickled becomes a dict."""
+
+    def __new__(cls, *arguments: Any) -> Any:
+        return OrderedDict()
+
+
+class _Path:
+    """Stands for a path: what is pickled becomes text."""
+
+    def __new__(cls, *parts: Any) -> Any:
+        return str(PurePosixPath(*map(str, parts)))
+
+
+class _Text:
+    """Stands for a class of text."""
+
+    def __new__(cls, text: Any = "", *arguments: Any) -> Any:
+        return str(text)
+
+
+class _Object:
+    """Stands for an object that is not needed: it becomes None."""
+
+    def __init__(self, *arguments: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class _Section(_Object):
+    """Stands for an object of named values: it becomes a dict of them."""
+
+    values: Mapping[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.values = state if isinstance(state, dict) else {}
+
+
+class _NumpyType(_Object):
+    """Stands for NumPy's dtype: the code of a number's type, for example f8."""
+
+    def __init__(self, code: Any = "", *arguments: Any) -> None:
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = state[1]
+
+
+def _numpy_scalar(dtype: _NumpyType, content: Any = b"") -> Any:
+    """Stands for NumPy's scalars: a plain number."""
+    if not re.fullmatch(r"[biufc]\d{1,2}", dtype.code) or not isinstance(content, bytes):
+        return None
+    return np.frombuffer(content, np.dtype(dtype.code).newbyteorder(dtype.order)).tolist()[0]
+
+
+# torch says so of files whose reading then fails with a reason.
+warnings.filterwarnings("ignore", "Detected pickle protocol")
+
+# What files of other programs name beside tensors and plain values. None of it is imported.
+_STAND_INS: Any = [
+    (_Dict, "yacs.config.CfgNode"),
+    (_Dict, "collections.defaultdict"),
+    (_Dict, "lightning_fabric.utilities.data.AttributeDict"),
+    (_Dict, "lightning.fabric.utilities.data.AttributeDict"),
+    (_Dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
+    (_Section, "argparse.Namespace"),
+    (_Section, "types.SimpleNamespace"),
+    (_Path, "pathlib.PosixPath"),
+    (_Path, "pathlib.PurePosixPath"),
+    (_Path, "pathlib.WindowsPath"),
+    (_Path, "pathlib._local.PosixPath"),
+    (_Path, "pathlib._local.WindowsPath"),
+    (_Text, "torch.torch_version.TorchVersion"),
+    (_Object, "builtins.list"),
+    (_Object, "builtins.dict"),
+    (_Object, "builtins.int"),
+    (_Object, "builtins.float"),
+    (_Object, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
+    (_Object, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
+    (_NumpyType, "numpy.dtype"),
+    (_Object, "numpy.ndarray"),
+    (_Object, "numpy.core.multiarray._reconstruct"),
+    (_Object, "numpy._core.multiarray._reconstruct"),
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+]
+
+# How files begin that people take for checkpoints.
+_OTHER_FILES = {
+    b"version https://git-lfs": "a Git LFS pointer (fetch the file itself with git lfs pull)",
+    b"<": "a web page (the download went wrong)",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"GIF8": "a picture",
+    b"\x1f\x8b": "a gzip archive (unpack it first)",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "an array of NumPy",
+}
+# What torch's reader of archives finds where Python's finds nothing.
+_BROKEN_ARCHIVE = re.compile(
+    "zip archive: (?:invalid header|unsupported|too many files|not a ZIP archive)"
+    "|unexpected EOF, expected"  # a file of the format before torch 1.6
+)
+_FOLDER = 0x10  # an attribute of a zip archive's entry
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+_PLAIN = str | bytes | bytearray | bool | int | float | complex | torch.dtype | torch.device
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """What a file of torch.save, old or new, or a .safetensors file holds, on the CPU.
+
+    Tensors and plain values; a pickled configuration becomes a dict, an object that is not needed
+    None. DamagedError where the file is proven damaged; ValueError where it is missing, cannot be
+    read, is no checkpoint, or holds anything else.
+    """
+    path = Path(path)
+    with _one_line_errors(path):
+        _require_file(path)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        size = _verify(path)
+        with torch.serialization.safe_globals(_STAND_INS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        return _Plain(_MOST_SHARED * size).of(content)
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Compare the checksums in a file of torch.save; errors as those of `read_checkpoint`."""
+    with _one_line_errors(path):
+        _require_file(path)
+        _verify(path)
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: Path) -> Iterator[None]:
+    """Every failure inside as a ValueError of one line: a file's content can raise anything."""
+    try:
+        yield
+    except DamagedError as error:
+        raise DamagedError(f"checkpoint {path} is damaged, or no checkpoint: {error}") from None
+    except FileNotFoundError:
+        raise ValueError(f"checkpoint {path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise ValueError(f"checkpoint {path} cannot be read: no memory is left for it") from None
+    except Exception as error:
+        kind = DamagedError if _BROKEN_ARCHIVE.search(str(error)) else ValueError
+        raise kind(f"checkpoint {path} cannot be read: {_reason(error)}") from None
+
+
+def _require_file(path: Path) -> None:
+    """ValueError unless it is a file."""
+    if path.is_dir() and (path / ".metadata").exists():
+        raise ValueError(
+            "it is a sharded one: make one file of its weights first "
+            f"(python -m tools.export --consolidate {path})"
+        )
+    if path.is_dir():
+        newest = f", for example {found[0]}" if (found := checkpoints_in(path)) else ""
+        raise ValueError(f"it is a folder: name a checkpoint in it{newest}")
+    path.stat()  # an error of the file system says what is wrong
+    if not path.is_file():
+        raise ValueError("it is no file")
+
+
+def _verify(path: Path) -> int:
+    """The size of a file that torch.load may read; the error says what else it is.
+
+    DamagedError where a record is not what its checksum says; a file of the format before torch
+    1.6 has none.
+    """
+    with open(path, "rb") as file:
+        head = file.read(64)
+        size = file.seek(0, 2)
+        file.seek(-min(size, 2**17), 2)
+        file.read()  # where the archive's directory lies: zipfile takes a failing disk for damage
+        if head.startswith(_ZIP):
+            _verify_archive(file, size)
+        elif not head:
+            raise DamagedError("it is empty")
+        elif not head.startswith(_PICKLE):
+            start = head.lstrip()
+            for begin, kind in _OTHER_FILES.items():
+                if start.startswith(begin):
+                    raise ValueError(f"it is {kind}")
+            raise DamagedError("it does not begin as a file of torch.save does")
+    return size
+
+
+def _verify_archive(file: IO[bytes], size: int) -> None:
+    """DamagedError unless all records are stored as they are, within the file, and undamaged."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > size:
+                raise DamagedError("its records claim to be larger than the file")
+            for entry in entries:
+                # Of what is marked as a folder torch reads nothing, and takes what memory holds.
+                marked = entry.is_dir() or entry.external_attr & _FOLDER
+                if marked or entry.compress_type != zipfile.ZIP_STORED:
+                    raise DamagedError(f"its record {entry.filename[:80]} is not stored as it is")
+                # Opening compares the two headers; where nothing was summed the sum is 0.
+                with archive.open(entry) as record:
+                    while entry.CRC and record.read(_BLOCK):
+                        pass
+    except (DamagedError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the file's beginning
+            raise
+        raise DamagedError("its directory names a place that no file has") from None
+    except Exception as error:  # zipfile has many
+        cut = "not a zip file" in str(error)  # which begins as one
+        raise DamagedError("its end is missing" if cut else _reason(error)) from None
+    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
+        raise ValueError("it is a zip archive, but not one that torch.save wrote")
+
+
+def _reason(error: BaseException) -> str:
+    """One line for whatever torch or zipfile says."""
+    text = " ".join(str(error).split())
+    if name := re.search(r"GLOBAL (\S+) w(?:as|hose)", text):
+        return f"it holds {name[1][:80]}, which is not plain data"
+    if "Unsupported operand 149" in text:
+        return (
+            "it was pickled with protocol 4 or 5; torch.save writes 2 unless it is told otherwise"
+        )
+    # What torch's reader says lies between advice to read the file without its protection.
+    text = text.partition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0] or text
+    return text[:200] or type(error).__name__
+
+
+class _Plain:
+    """Makes plain values of what torch.load returned, within limits.
+
+    `most_bytes` is the limit of all tensors, one that is named twice counts twice.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self.left, self.bytes_left = _MOST_ITEMS, most_bytes
+        self.known: dict[int, tuple[Any, int, int]] = {}  # what it became, its values and bytes
+
+    def of(self, value: Any, level: int = 0) -> Any:
+        """The plain value; ValueError where it is too much, too deep, or an unusual tensor."""
+        if isinstance(value, _Section):
+            value = value.values
+        self._count(1, 0)
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if not isinstance(value, dict | list | tuple | set):
+            return value if isinstance(value, _PLAIN) else None
+        if id(value) in self.known:
+            plain, values, size = self.known[id(value)]
+            self._count(values, size)
+            return plain
+        if level > _MOST_LEVELS:
+            raise ValueError(f"its sections are nested more than {_MOST_LEVELS} deep")
+        before = self.left, self.bytes_left
+        plain = self._section(value, level + 1)
+        self.known[id(value)] = plain, before[0] - self.left, before[1] - self.bytes_left
+        return plain
+
+    def _section(self, value: Any, level: int) -> Any:
+        if isinstance(value, dict):
+            for key in value:
+                _require_name(key)
+            return {key: self.of(item, level) for key, item in value.items()}
+        if isinstance(value, set):
+            for item in value:
+                _require_name(item)
+            return set(value)
+        items = [self.of(item, level) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
+
+    def _tensor(self, value: Tensor) -> Tensor:
+        ordinary = value.layout is torch.strided and value.device.type == "cpu"
+        if not ordinary or value.is_quantized or value.is_nested:
+            raise ValueError("it holds a tensor that is sparse, quantized, or without numbers")
+        if value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError("it holds a tensor that repeats its numbers")
+        self._count(0, value.nbytes)
+        return value.detach()
+
+    def _count(self, values: int, size: int) -> None:
+        self.left -= values
+        self.bytes_left -= size
+        if self.left < 0 or self.bytes_left < 0:
+            raise ValueError("it names the same data again and again")
+
+
+def _require_name(key: Any) -> None:
+    """ValueError unless it is text or a number."""
+    if not isinstance(key, str | int | float | None):
+        raise ValueError(f"it has a {type(key).__name__} as a name")
+
+
+def model_weights(
+    state: Any, source: str | Path, keys: Sequence[str] = ("model_ema", "model")
+) -> Weights:
+    """The parameters in what `read_checkpoint` returned, recomputed buffers left out.
+
+    They are below the first of `keys` that is there (averaged weights win), else they are the file
+    itself; names of older files become today's. ValueError where there are none.
+    """
+    found = [state.get(key) for key in keys] if isinstance(state, Mapping) else []
+    weights = next((section for section in found if section is not None), state)
+    if not isinstance(weights, Mapping) or not weights:
+        raise ValueError(f"checkpoint {source} holds no weights (looked for {keys[-1]})")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"checkpoint {source} holds no weights: {shown(name)} is no tensor")
+    kept = {name: value for name, value in weights.items() if not name.endswith(_RECOMPUTED)}
+    for older, newer in _OLDER_NAMES.items():
+        kept = {name.replace(older, newer): value for name, value in kept.items()}
+    return kept
+
+
+def require_same_numbers(weights: Weights, own: Mapping[str, Tensor], source: str | Path) -> None:
+    """ValueError where whole or complex numbers would become a model's real ones, or real whole."""
+    for name, value in weights.items():
+        if value.is_floating_point() != own[name].is_floating_point():
+            raise ValueError(
+                f"checkpoint {source} does not fit the model: {short(name)} is of {value.dtype}, "
+                f"the model's of {own[name].dtype}"
+            )

@@ -1,0 +1,276 @@
+"""Where a run starts: from which checkpoint, if any, and whether that fits."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from utils.checkpoints.names import (
+    SHARDED_SUFFIX,
+    SUFFIX,
+    aside,
+    checkpoints_in,
+    place_of,
+    set_aside_in,
+    starts_in,
+)
+from utils.checkpoints.position import Progress
+from utils.checkpoints.sharded import complete_saves
+from utils.checkpoints.state import State, load_checkpoint, restore
+from utils.files import DamagedError, RunFolder
+from utils.messages import require_same_classes
+from utils.processes.group import equal_in_all_processes, rank, together
+from utils.processes.sharding import is_sharded
+
+
+@dataclass
+class Start:
+    """The first epoch to train, what the log should say of it, and files that are no use, why.
+
+    `seen` are the names of the checkpoints among which it was chosen, `origin` is --resume's file,
+    `endangered` are those that a run from it would overwrite.
+    """
+
+    epoch: int
+    seen: list[str] = field(default_factory=list)
+    origin: str = ""
+    endangered: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    damaged: dict[Path, str] = field(default_factory=dict)
+
+    def settle(self, folder: RunFolder) -> None:
+        """Have the folder show where the run starts; call it with the folder's lock.
+
+        Damaged checkpoints get another name, so that nobody takes them for usable ones. ValueError
+        where another run has left checkpoints since this one looked.
+        """
+        if [path.name for path in starts_in(folder.path)] != self.seen:
+            raise changed(folder)
+        for path in self.damaged:
+            path.rename(aside(path))
+        if self.origin or not self.seen:
+            folder.remember(started_from=self.origin)
+        self.notes += [folder.unlocked] * bool(folder.unlocked)
+
+
+def changed(folder: RunFolder) -> ValueError:
+    """What to raise where the checkpoints of a folder are no longer those that were there."""
+    return ValueError(
+        f"another run has changed the checkpoints in {folder.path} while this one was starting: "
+        "start it again"
+    )
+
+
+def resume(
+    folder: RunFolder,
+    parts: Mapping[str, Any],
+    cfg: CfgNode,
+    updates_per_epoch: int,
+    device: torch.device,
+    classes: Sequence[str] = (),
+) -> Start:
+    """Load the checkpoint from which the run goes on, if any; call it in all processes.
+
+    That is the newest one in the folder. With MODEL.RESUME it is that file, or the newest one of
+    the run that was started from it, when the same command is given again. A damaged one is passed
+    over. ValueError where a checkpoint cannot be read or does not fit, where none of several can be
+    used, where later ones would be overwritten, and where the processes do not see the same files.
+    """
+    # Before anybody looks.
+    together(f"output folder {folder.path} cannot be used", lambda: _take(folder))
+    images_per_update = parts["progress"].images_per_update
+    start = Start(cfg.TRAIN.START_EPOCH)
+    path, state = _load(folder, parts, cfg, classes, start, device)
+    progress, scheduler = parts["progress"], parts["lr_scheduler"]
+    if path is None or state is None:
+        scheduler.load_state_dict({"num_steps": start.epoch * updates_per_epoch})
+        return start
+    start.epoch = progress.epoch
+    if progress.images > (updates_per_epoch + 1) * images_per_update:
+        start.notes.append(
+            f"the checkpoint was saved {progress.images} images into its epoch, more than there "
+            "are here (other data?): that epoch counts as complete"
+        )
+        progress.complete_epoch()
+        start.epoch = progress.epoch
+    begun = f", {progress.images} of its images" if progress.images else ""
+    start.notes.append(
+        f"resumed from {path}: epoch {progress.epoch}, update {state['update']}{begun}"
+    )
+    if state.get("seed") != cfg.SEED:
+        start.notes.append(f"SEED is {cfg.SEED}, the checkpoint's {state.get('seed')}: another run")
+    _keep_schedule(start, parts, images_per_update, updates_per_epoch)
+    if start.epoch >= cfg.TRAIN.EPOCHS:
+        start.notes.append(f"nothing is left to train: TRAIN.EPOCHS is {cfg.TRAIN.EPOCHS}")
+    return start
+
+
+def _take(folder: RunFolder) -> None:
+    """Lock the folder, if there is one, and complete what a killed run has all but saved."""
+    if rank() == 0 and folder.path.is_dir():
+        folder.acquire()
+        complete_saves(folder.path)
+
+
+def _keep_schedule(
+    start: Start, parts: Mapping[str, Any], images_per_update: int, updates_per_epoch: int
+) -> None:
+    """Have the schedule go on at the same part of the run where an update is now another."""
+    progress, scheduler = parts["progress"], parts["lr_scheduler"]
+    inside = progress.images // images_per_update
+    moved = progress.epoch * updates_per_epoch + inside - scheduler.place
+    if progress.images_per_update == images_per_update and abs(moved) <= 1:
+        return
+    scheduler.move(moved)
+    start.notes.append(
+        f"an update is now {images_per_update} images and an epoch {updates_per_epoch} updates "
+        f"(an update was {progress.images_per_update} images): data and schedule go on at the same "
+        "part of the run, the count of updates goes on as well"
+    )
+    progress.images_per_update = images_per_update
+
+
+def _load(
+    folder: RunFolder,
+    parts: Mapping[str, Any],
+    cfg: CfgNode,
+    classes: Sequence[str],
+    start: Start,
+    device: torch.device,
+) -> tuple[Path, State] | tuple[None, None]:
+    """Restore `parts` from the newest usable checkpoint of the run, if any."""
+    found = starts_in(folder.path)
+    start.seen = [path.name for path in found]
+    if not equal_in_all_processes(zlib.crc32("/".join(start.seen).encode()), device):
+        raise ValueError(
+            f"the processes see different checkpoints in {folder.path}: it must be shared"
+        )
+    candidates = _candidates(folder, found, cfg, start)
+    sharded = is_sharded(parts["model"])
+    for path in candidates:
+        if path.is_dir() != sharded and _twin(path) in candidates:
+            continue  # its weights in one file, beside it
+        try:
+            state = _restore(path, parts, classes)
+            _require_safe(folder.path, start, path)
+            return path, state
+        except DamagedError as error:
+            if cfg.MODEL.RESUME and len(candidates) == 1:
+                raise
+            start.damaged[path] = f"{error}; set aside as {aside(path).name}, using the one before"
+    if candidates:
+        raise ValueError(
+            f"none of the {len(candidates)} checkpoint(s) in {folder.path} can be used "
+            f"({next(iter(start.damaged.values())).partition(';')[0]}); nothing was changed: "
+            "to begin anew on purpose move them away, or give another --tag or --output"
+        )
+    if damaged := set_aside_in(folder.path):
+        raise ValueError(
+            f"{folder.path} holds no checkpoint but {damaged[0].name}, which was set aside as "
+            "damaged (where it is not, take .bad off its name): to begin anew on purpose move it "
+            "away, or give another --tag or --output"
+        )
+    return None, None
+
+
+def _candidates(folder: RunFolder, found: list[Path], cfg: CfgNode, start: Start) -> list[Path]:
+    """Checkpoints to go on from, the best first; `start` notes which ones that would endanger."""
+    origin = Path(cfg.MODEL.RESUME) if cfg.MODEL.RESUME else None
+    if origin is None:
+        if found and not cfg.TRAIN.AUTO_RESUME:
+            raise ValueError(
+                f"{folder.path} holds {found[0].name} of an earlier run and TRAIN.AUTO_RESUME is "
+                "off: give another --tag or --output, or --resume CKPT"
+            )
+        return found
+    start.origin = _name_of(origin, folder.path)
+    later = [path for path in found if _is_later(path, origin)]
+    if folder.remembered().get("started_from") == start.origin and cfg.TRAIN.AUTO_RESUME:
+        if later:
+            start.notes.append(f"this run was started from {origin}; it goes on from its newest")
+        return [*later, origin]
+    start.endangered = later
+    return [origin]
+
+
+def _require_safe(folder: Path, start: Start, origin: Path) -> None:
+    """ValueError where a run from `origin` would overwrite or remove what another has saved."""
+    if start.endangered:
+        raise ValueError(
+            f"{folder} holds {start.endangered[0].name}, which is not from a run that was started "
+            f"with --resume {origin} and would be overwritten: give another --tag (or leave "
+            "--resume away to go on from it)"
+        )
+
+
+def _name_of(origin: Path, folder: Path) -> str:
+    """How a folder remembers a file: one of its own by its name, which stays where it is moved."""
+    origin, folder = origin.resolve(), folder.resolve()
+    return origin.name if origin.parent == folder else str(origin)
+
+
+def _is_later(path: Path, origin: Path) -> bool:
+    """Whether a checkpoint of a folder comes after `origin`; all do where that lies elsewhere."""
+    path, origin = path.resolve(), origin.resolve()
+    place, begin = place_of(path), place_of(origin)
+    if path == origin:
+        return False
+    return begin is None or place is None or path.parent != origin.parent or place > begin
+
+
+def _twin(path: Path) -> Path:
+    """The other form of a checkpoint: one file of a sharded one, or the other way round."""
+    return path.with_suffix(SUFFIX if path.suffix == SHARDED_SUFFIX else SHARDED_SUFFIX)
+
+
+def _restore(path: Path, parts: Mapping[str, Any], classes: Sequence[str]) -> State:
+    _check_kind(path, parts["model"])
+    state = together(f"checkpoint {path} cannot be read", lambda: load_checkpoint(path))
+    # Files from before runs were saved inside epochs.
+    images = parts["progress"].images_per_update
+    state.setdefault("progress", Progress(state["epoch"] + 1, images).state_dict())
+    _check_stage(state, parts, classes, path)
+    restore(state, parts, path)
+    return state
+
+
+def _check_kind(path: Path, model: nn.Module) -> None:
+    """ValueError where a sharded run meets an ordinary checkpoint, or the other way round."""
+    if path.is_dir() and path.suffix != SHARDED_SUFFIX:
+        found = checkpoints_in(path)
+        newest = f", for example {found[0]}" if found else ""
+        raise ValueError(f"checkpoint {path} is a folder: name a checkpoint in it{newest}")
+    if path.is_dir() and not is_sharded(model):
+        raise ValueError(
+            f"checkpoint {path} is a sharded one: go on with TRAIN.SHARDING full, or make one file "
+            f"of its weights (python -m tools.export --consolidate {path})"
+        )
+    if is_sharded(model) and not path.is_dir():
+        raise ValueError(
+            f"checkpoint {path} is not a sharded one, and TRAIN.SHARDING is full: go on with none, "
+            "or give another --tag or --output"
+        )
+
+
+def _check_stage(
+    state: State, parts: Mapping[str, Any], classes: Sequence[str], source: Path
+) -> None:
+    """ValueError unless the checkpoint holds all parts of this stage, for these classes."""
+    if "best" in state and "best" not in parts:
+        raise ValueError(
+            f"checkpoint {source} is one of fine-tuning: main_finetune.py goes on from it "
+            "(--resume), or evaluates it (--eval --resume)"
+        )
+    tensors = ("model", "optimizer") if source.is_dir() else ()
+    missing = [name for name in parts if name not in state and name not in tensors]
+    if missing:
+        raise ValueError(
+            f"checkpoint {source} does not go on here: it holds no {', '.join(missing)} "
+            "(fine-tuning starts from a pre-trained model with --pretrained)"
+        )
+    require_same_classes(classes, state.get("classes", []), f"the data and checkpoint {source}")

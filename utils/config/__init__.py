@@ -1,0 +1,25 @@
+"""The configuration: every key, files and flags that set them, and what values they may take."""
+
+from utils.config.reading import (
+    config_of,
+    get_config,
+    is_finetuning,
+    keys_below,
+    keys_like,
+    read_recipe,
+    stage_of,
+    to_plain,
+    with_options,
+)
+
+__all__ = [
+    "config_of",
+    "get_config",
+    "is_finetuning",
+    "keys_below",
+    "keys_like",
+    "read_recipe",
+    "stage_of",
+    "to_plain",
+    "with_options",
+]

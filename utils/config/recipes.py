@@ -1,0 +1,122 @@
+"""Recipes: YAML files and those that they include with BASE, from anybody."""
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.messages import shown
+
+# Of all files that a recipe consists of; a whole one has some KB.
+_MOST_BYTES = 2**15
+_MOST_FILES = 64
+_MOST_MERGED = 10**4  # pairs that `<<` copies
+_DEEPEST = 32  # brackets
+
+Values = dict[Any, Any]
+
+
+def read_files(path: Path) -> list[tuple[Path, Values]]:
+    """A recipe's files with their values, in the order in which they are merged: itself last.
+
+    BASE names files relative to the one it stands in. ValueError where one cannot be read.
+    """
+    reader = _Reader()
+    reader.read(path, ())
+    if not any(values for _, values in reader.files):
+        raise ValueError(f"config file {path} is empty: a recipe sets at least one key")
+    return reader.files
+
+
+class _Reader:
+    """Reads files within limits for all of them together."""
+
+    def __init__(self) -> None:
+        self.files: list[tuple[Path, Values]] = []
+        self.num_files = self.num_bytes = 0
+
+    def read(self, path: Path, including: tuple[Path, ...]) -> None:
+        """Read the files that BASE names, then the file itself."""
+        values = self._values(path)
+        resolved = path.resolve()
+        if resolved in including:
+            chain = " -> ".join(file.name for file in (*including, resolved))
+            raise ValueError(f"{path}: BASE includes itself: {chain}")
+        bases = values.pop("BASE", None) or []
+        bases = [bases] if isinstance(bases, str) else bases
+        if not isinstance(bases, list) or not all(map(_may_be_path, bases)):
+            raise ValueError(f"{path}: BASE is {shown(bases)}, expected a file or a list of files")
+        for base in filter(None, bases):
+            self.read(path.parent / base, (*including, resolved))
+        self.files.append((path, values))
+
+    def _values(self, path: Path) -> Values:
+        try:
+            values = yaml.load(self._text(path), _Loader)
+        except FileNotFoundError:
+            raise ValueError(f"config file {path} does not exist") from None
+        except OSError as error:
+            raise ValueError(f"config file {path} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"config file {path} is no text") from None
+        except _LimitError as error:
+            raise ValueError(f"config file {path} is no recipe: {error}") from None
+        except Exception as error:  # broken text can raise anything
+            raise ValueError(f"config file {path} is not valid YAML: {_reason(error)}") from None
+        if not isinstance(values, dict | None):
+            kind = type(values).__name__
+            raise ValueError(f"config file {path} holds {kind}, expected KEY: value")
+        return values or {}
+
+    def _text(self, path: Path) -> str:
+        """A file's text; ValueError where that is no file of a recipe's size."""
+        self.num_files += 1
+        if self.num_files > _MOST_FILES:
+            raise _LimitError(f"with its BASE files it has more than {_MOST_FILES}")
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise _LimitError("it is no file")
+            content = file.read(_MOST_BYTES + 1)
+        self.num_bytes += len(content)
+        if self.num_bytes > _MOST_BYTES:
+            raise _LimitError(f"with its BASE files it is larger than {_MOST_BYTES} bytes")
+        return content.decode("utf-8")
+
+
+class _LimitError(Exception):
+    """More than any recipe has."""
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader without what PyYAML takes long for."""
+
+    merged = 0
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Enter brackets."""
+        if self.flow_level >= _DEEPEST:
+            raise _LimitError(f"it has more than {_DEEPEST} brackets inside each other")
+        super().fetch_flow_collection_start(token)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Copy what `<<` names into a mapping."""
+        super().flatten_mapping(node)
+        self.merged += len(node.value)
+        if self.merged > _MOST_MERGED:
+            raise _LimitError(f"it merges more than {_MOST_MERGED} keys")
+
+
+def _may_be_path(base: Any) -> bool:
+    return base is None or (isinstance(base, str) and len(base) <= 255 and "\0" not in base)
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, and where, on one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        text = f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())[:300]

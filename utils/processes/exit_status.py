@@ -1,0 +1,68 @@
+"""How a program ends: its exit status, and the one line that says why."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+
+from torch import distributed
+
+from utils import streams
+from utils.memory import keep_freed_memory
+from utils.messages import fail
+from utils.processes import heartbeat, signals
+from utils.processes.group import CommonError, rank, stop_process_group, world_size
+
+
+def run_program(main: Callable[[], None], resumes: bool = False) -> None:
+    """Call `main`; an error of use, of a file or of the disk becomes one line and exit status 2.
+
+    Ctrl-C ends it with status 130. `resumes`: started again, the program goes on where it was; then
+    signals have it save and end (`utils.processes.signals`), and it does not outlive its launcher.
+    """
+    streams.open_missing()
+    keep_freed_memory()
+    if resumes:
+        signals.listen()
+    try:
+        main()
+        heartbeat.stop()
+        stop_process_group()
+        if distributed.is_initialized():
+            _end_at_once(0)
+    except signals.PreemptedError as stop:
+        if rank() == 0:
+            print(stop, file=sys.stderr, flush=True)
+        _end_at_once(stop.status)  # all is written, and a loader may hang
+    except RuntimeError as error:
+        missing = heartbeat.lost(error)
+        if not missing:
+            raise
+        heartbeat.leave(missing, " ".join(str(error).split())[:100])
+    except CommonError as error:  # all processes have it: one says it
+        if rank() == 0:
+            print(f"rank {error.rank}: error: {error}", file=sys.stderr, flush=True)
+        _end_at_once(2)
+    except (ValueError, OSError) as error:
+        where = f"rank {rank()}: " if world_size() > 1 else ""
+        fail(f"{where}error: {_last_line(error)}", error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+
+
+def _end_at_once(status: int) -> None:
+    """End this process without tidying up, which gloo's threads can abort."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _last_line(error: ValueError | OSError) -> str:
+    """The message itself: a loader's worker puts its traceback before it."""
+    text = str(error).strip()
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename or 'a file'}: {error.strerror}"
+    if "Original Traceback" in text:
+        text = re.sub(r"^[\w.]*Error: ", "", text.splitlines()[-1])
+    return " ".join(text.split())

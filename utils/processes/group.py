@@ -1,0 +1,250 @@
+"""Processes and randomness: who takes part, and from which key each random stream follows."""
+
+import contextlib
+import datetime
+import inspect
+import os
+import random
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import get_worker_info
+
+from utils.files import DamagedError
+from utils.processes.rendezvous import Rendezvous
+from utils.processes.sharding import is_sharded, synchronize_gradients
+
+Result = TypeVar("Result")
+
+# Streams of randomness: the first part of a key, so that equal numbers of two streams differ.
+MODEL_STREAM, SAMPLE_STREAM, UPDATE_STREAM, SUBSTITUTE_STREAM = range(4)
+
+_LONGEST_MESSAGE = 1000  # characters that processes tell each other of an error
+
+_meetings: list[Rendezvous] = []  # none, or that of this process's group
+
+
+class CommonError(ValueError):
+    """An error of process `rank` that all processes raise together, so that one may say it."""
+
+    def __init__(self, message: str, rank: int) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
+def rank() -> int:
+    """Index of this process; 0 without a launcher."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a launcher."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def launched() -> bool:
+    """Whether torchrun (or anything that sets its variables) started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def start_process_group(device: torch.device, lost_after: float = 600.0) -> None:
+    """Join the launcher's group, nccl on GPUs, gloo on CPUs; nothing without a launcher.
+
+    ValueError where the processes do not find each other within `lost_after` seconds. What they do
+    together later fails a little after that time: the heartbeat is to say first who is missing.
+    """
+    if not launched() or distributed.is_initialized():
+        return
+    timeout = datetime.timedelta(seconds=lost_after + 10)
+    try:
+        meeting = Rendezvous(datetime.timedelta(seconds=lost_after))
+        options: dict[str, Any] = {"rank": meeting.rank, "world_size": meeting.size}
+        options |= {"device_id": device} if device.type == "cuda" else {}
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        store = meeting.store("group")
+        distributed.init_process_group(backend, store=store, timeout=timeout, **options)
+        barrier()
+    except RuntimeError as error:
+        raise ValueError(
+            f"the processes have not found each other within {lost_after:g} s (TRAIN.LOST_AFTER): "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from None
+    meeting.close()
+    _meetings[:] = [meeting]
+
+
+def shared_store(part: str) -> distributed.Store:
+    """A store that all processes of the group can write to and read."""
+    return _meetings[0].store(part)
+
+
+def stop_process_group() -> None:
+    """Wait for all processes, then leave the group, if any."""
+    barrier()
+    # Destroying gloo right after a collective can hang or abort the process (torch 2.6 to 2.15).
+    if distributed.is_initialized() and distributed.get_backend() == "nccl":
+        distributed.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Add up a tensor over all processes, in place."""
+    if world_size() > 1:
+        distributed.all_reduce(values)
+    return values
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Average a tensor over all processes, in place."""
+    values = sum_over_processes(values)
+    values /= world_size()
+    return values
+
+
+def gather_over_processes(values: Tensor) -> Tensor:
+    """Every process's tensor (n,) as one of (processes, n); call it in all of them."""
+    rows = [torch.empty_like(values) for _ in range(world_size())]
+    if world_size() > 1:
+        distributed.all_gather(rows, values.contiguous())
+        return torch.stack(rows)
+    return values[None]
+
+
+def largest_over_processes(value: int, device: torch.device) -> int:
+    """The largest of every process's number; call it in all of them."""
+    values = torch.tensor(value, device=device)
+    if world_size() > 1:
+        distributed.all_reduce(values, distributed.ReduceOp.MAX)
+    return int(values)
+
+
+def any_process(value: bool) -> bool:
+    """Whether it is true in any process; call it in all of them."""
+    if world_size() == 1:
+        return value
+    return bool(largest_over_processes(value, torch.device(_device_of_group())))
+
+
+def raise_everywhere(error: ValueError | None) -> None:
+    """Raise the first process's error in all of them, if any has one; call it in all of them.
+
+    Damage that one has proven comes first. Alone it is the error itself, else a DamagedError or a
+    `CommonError` with the same words.
+    """
+    if world_size() == 1:
+        if error is not None:
+            raise error
+        return
+    told: list[tuple[bool, str] | None] = [None] * world_size()
+    line = " ".join(str(error).split())[:_LONGEST_MESSAGE] or type(error).__name__
+    own = None if error is None else (isinstance(error, DamagedError), line)
+    distributed.all_gather_object(told, own)
+    found = [(not said[0], other, said[1]) for other, said in enumerate(told) if said]
+    if found:
+        whole, other, message = min(found)
+        raise (CommonError(message, other) if whole else DamagedError(message)) from error
+
+
+def together(what: str, act: Callable[[], Result]) -> Result:
+    """What `act` returns; where it fails in any process, one ValueError in all of them.
+
+    Call it in all processes. `what` begins the message of a failure of the system.
+    """
+    error: ValueError | None = None
+    try:
+        result = act()
+    except ValueError as caught:
+        error = caught
+    except (OSError, MemoryError) as caught:
+        error = ValueError(f"{what}: {getattr(caught, 'strerror', None) or 'no memory is left'}")
+    raise_everywhere(error)
+    return result
+
+
+def _device_of_group() -> str:
+    return "cuda" if distributed.get_backend() == "nccl" else "cpu"
+
+
+def combine_over_processes(marks: Tensor, device: torch.device) -> Tensor:
+    """What any process has marked, bool on the CPU; call it in all of them."""
+    values = marks.to(device, torch.uint8, copy=True)
+    if world_size() > 1:
+        distributed.all_reduce(values, distributed.ReduceOp.MAX)
+    return values.cpu().bool()
+
+
+def equal_in_all_processes(value: int, device: torch.device) -> bool:
+    """Whether every process holds the same number; call it in all of them."""
+    largest, smallest = (largest_over_processes(sign * value, device) for sign in (1, -1))
+    return largest == -smallest
+
+
+def distribute(model: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap the model so that gradients are averaged over processes.
+
+    A sharded model does that itself, and one process has nothing to average.
+    """
+    if not distributed.is_initialized() or is_sharded(model):
+        return model
+    device_ids = [device.index] if device.type == "cuda" else None
+    # Buffers are constants; torch 2.15 gave this option another name.
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}
+    return DistributedDataParallel(
+        model, device_ids=device_ids, gradient_as_bucket_view=True, **options
+    )
+
+
+def synchronized_if(last: bool, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Average gradients in this backward pass only if it is an update's `last`."""
+    synchronize_gradients(model, last)
+    if last or not isinstance(model, DistributedDataParallel):
+        return contextlib.nullcontext()
+    context: contextlib.AbstractContextManager[None] = model.no_sync()
+    return context
+
+
+def seed_all(stream: int, *key: int) -> None:
+    """Seed Python, NumPy and torch, on every device, from a stream and integers from 0."""
+    seed = _seed_cpu(stream, *key)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+@contextlib.contextmanager
+def seeded(stream: int, *key: int) -> Iterator[None]:
+    """Inside, randomness on the CPU follows from the key; afterwards it goes on as before.
+
+    In a loader's worker nothing else is random, so there the states are not put back.
+    """
+    if get_worker_info() is not None:
+        _seed_cpu(stream, *key)
+        yield
+        return
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    _seed_cpu(stream, *key)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def _seed_cpu(*key: int) -> int:
+    words = [int(word) for word in np.random.SeedSequence(key).generate_state(4)]
+    random.seed(words[0])
+    np.random.seed(words[1])
+    seed = words[2] << 32 | words[3]
+    torch.default_generator.manual_seed(seed)
+    return seed

@@ -1,0 +1,217 @@
+"""What both entry points do first: configuration, device, processes, seeds, output folder."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from logger import RunLog
+from lr_scheduler import build_scheduler
+from optimizer import build_optimizer, scale_lr
+from utils.checkpoints.position import Progress
+from utils.checkpoints.resume import Start
+from utils.compilation import compile_parts
+from utils.config import stage_of, to_plain
+from utils.config.arguments import Command
+from utils.device import choose_device, choose_precision, dtype_name
+from utils.files import RunFolder
+from utils.messages import require_blocks
+from utils.processes import heartbeat
+from utils.processes.group import (
+    MODEL_STREAM,
+    launched,
+    rank,
+    seed_all,
+    start_process_group,
+    together,
+    world_size,
+)
+from utils.processes.sharding import shard
+from utils.training.engine import train_one_epoch
+from utils.training.metrics import TrainingMetrics
+from utils.versions import versions
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run starts with."""
+
+    cfg: CfgNode
+    device: torch.device
+    amp_dtype: torch.dtype
+    output: RunFolder
+    summary: tuple[str, ...] = ()  # of the command line, for the log
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its files."""
+        return self.output.path
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches per update, at least 1."""
+        return max(self.cfg.TRAIN.ACCUMULATION_STEPS, 1)
+
+    @property
+    def images_per_update(self) -> int:
+        """The effective batch size, over all processes."""
+        return int(self.cfg.DATA.BATCH_SIZE) * self.accumulation_steps * world_size()
+
+
+def start_run(command: Command) -> Run:
+    """Device, process group and seeds; nothing is written yet."""
+    cfg = command.cfg
+    device = choose_device(cfg.DEVICE)
+    amp_dtype = choose_precision(cfg.TRAIN.PRECISION, device)
+    start_process_group(device, cfg.TRAIN.LOST_AFTER)
+    heartbeat.start(cfg.TRAIN.LOST_AFTER)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+    seed_all(MODEL_STREAM, cfg.SEED)
+    return Run(cfg, device, amp_dtype, RunFolder(run_folder(cfg)), command.summary)
+
+
+def run_folder(cfg: CfgNode) -> Path:
+    """Where a run keeps its files: OUTPUT/MODEL.NAME/TAG."""
+    return Path(cfg.OUTPUT or "output") / cfg.MODEL.NAME / cfg.TAG
+
+
+def place_model(run: Run, model: nn.Module) -> nn.Module:
+    """Move the model to the device, divided over the processes if TRAIN.SHARDING is full.
+
+    TRAIN.COMPILE says which of its parts are compiled, at their first use.
+    """
+    sharded = run.cfg.TRAIN.SHARDING == "full"
+    if sharded and not launched():
+        raise ValueError("TRAIN.SHARDING is full, which needs a launcher: start it with torchrun")
+    if sharded and run.amp_dtype == torch.float16:
+        raise ValueError("TRAIN.SHARDING is full, and TRAIN.PRECISION float16: choose bfloat16")
+    if sharded and run.cfg.TRAIN.COMPILE == "model":
+        raise ValueError("TRAIN.SHARDING is full, and TRAIN.COMPILE model: choose blocks")
+    compile_parts(model, run.cfg.TRAIN.COMPILE, run.device)
+    if not sharded:
+        return model.to(run.device)
+    shard(model, require_blocks(model, "TRAIN.SHARDING full"), run.device)
+    return model
+
+
+def build_parts(run: Run, model: nn.Module, updates_per_epoch: int) -> dict[str, Any]:
+    """What a checkpoint holds: model, optimizer, schedule, loss scaler, where the run stands."""
+    cfg, images = run.cfg, run.images_per_update
+    optimizer = build_optimizer(cfg, model, scale_lr(cfg.TRAIN.BASE_LR, images))
+    scheduler = build_scheduler(
+        cfg,
+        optimizer,
+        updates_per_epoch,
+        warmup_lr=scale_lr(cfg.TRAIN.WARMUP_LR, images),
+        min_lr=scale_lr(cfg.TRAIN.MIN_LR, images),
+    )
+    scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp_dtype == torch.float16)
+    parts = dict(model=model, optimizer=optimizer, lr_scheduler=scheduler, scaler=scaler)
+    return parts | {"progress": Progress(cfg.TRAIN.START_EPOCH, images)}
+
+
+def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
+    """Create the run's folder and log, and note there what the run starts from."""
+    cfg, notes = run.cfg, start.notes
+    config = yaml.safe_dump(to_plain(run.cfg), sort_keys=False)
+
+    def settle() -> None:
+        """The first process makes the folder its own."""
+        if rank() == 0:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            run.output.acquire()
+            start.settle(run.output)
+            (run.folder / "config.yaml").write_text(config, encoding="utf-8")
+
+    together(f"output folder {run.folder} cannot be written (--output DIR)", settle)
+    try:
+        place = parts["lr_scheduler"].num_steps, start.epoch
+        log = RunLog(run.folder, rank(), *place, cfg.TRAIN.EPOCHS)
+    except OSError as error:
+        raise ValueError(
+            f"output folder {run.folder} cannot be written: {error.strerror} (--output DIR)"
+        ) from None
+    log.detail("configuration:\n%s", config)
+    _describe(run, parts["model"], log)
+    if place == (0, 0) and not cfg.PRETRAINED:
+        log.info("it starts from fresh weights")
+    for damage in start.damaged.values():
+        log.warning("%s", damage)
+    for note in filter(None, notes):
+        log.info("%s", note)
+    return log
+
+
+def _describe(run: Run, model: nn.Module, log: RunLog) -> None:
+    """Say what is trained, with which recipe, on what, how and where to."""
+    cfg = run.cfg
+    log.detail("%s", versions())
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    kind = f"{stage_of(cfg) or 'training'} of {cfg.MODEL.TYPE}"
+    log.info("%s: %d parameters", kind, num_parameters)
+    for line in run.summary:
+        log.info("%s", line)
+    data = f"{cfg.DATA.DATASET} {cfg.DATA.DATA_PATH}".rstrip()
+    log.info("data %s, images of %s pixels", data, cfg.DATA.IMG_SIZE)
+    name = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "CPU"
+    log.info(
+        "%d process(es), this one on %s (%s), %s",
+        world_size(),
+        run.device,
+        name,
+        dtype_name(run.amp_dtype),
+    )
+    lr = scale_lr(cfg.TRAIN.BASE_LR, run.images_per_update)
+    log.info(
+        "effective batch size %d (%d per process x %d process(es) x %d micro-batch(es)); "
+        "base lr %g -> actual lr %g",
+        *(run.images_per_update, cfg.DATA.BATCH_SIZE, world_size(), run.accumulation_steps),
+        *(cfg.TRAIN.BASE_LR, lr),
+    )
+    log.info("files go to %s, the whole configuration to its config.yaml", run.folder)
+
+
+def train_updates(
+    run: Run,
+    parts: dict[str, Any],
+    model: nn.Module,
+    loader: Any,
+    compute_loss: Callable[[nn.Module, Any], Tensor],
+    metrics: TrainingMetrics,
+    **arguments: Any,
+) -> None:
+    """Train by the configuration, with `loader`'s batches; `model` is the distributed one."""
+    train_one_epoch(
+        model,
+        loader,
+        compute_loss,
+        parts["optimizer"],
+        parts["lr_scheduler"],
+        parts["scaler"],
+        metrics,
+        device=run.device,
+        accumulation_steps=run.accumulation_steps,
+        clip_grad=run.cfg.TRAIN.CLIP_GRAD or math.inf,
+        amp_dtype=run.amp_dtype,
+        seed=run.cfg.SEED,
+        **arguments,
+    )
+
+
+def build_metrics(run: Run, parts: dict[str, Any]) -> TrainingMetrics:
+    """Figures of this run's updates."""
+    limit, scales = run.cfg.TRAIN.MAX_SKIPPED, parts["scaler"].is_enabled()
+    return TrainingMetrics(run.device, run.images_per_update, limit, scales)
+
+
+def is_due(epoch: int, every: int, epochs: int) -> bool:
+    """True in every `every`-th epoch from 0 and in the last; never where `every` is 0."""
+    return every > 0 and (epoch % every == 0 or epoch == epochs - 1)
