@@ -18,7 +18,13 @@ from models.position_bias import (
 from models.provenance import image_aspect, swinv2_window
 from models.windows import Grid
 from utils.checks import require_same_shapes, short, shown
-from utils.safe_load import Weights, model_weights, read_checkpoint, require_same_numbers
+from utils.safe_load import (
+    Weights,
+    model_weights,
+    read_checkpoint,
+    require_finite,
+    require_same_numbers,
+)
 
 _TABLE = "relative_position_bias_table"
 _SHARED_TABLE = f"rel_pos_bias.{_TABLE}"
@@ -86,6 +92,7 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
         f"checkpoint {path}",
     )
     require_same_numbers(weights, own, path)
+    require_finite(weights, path)
     model.load_state_dict(weights | coordinates, strict=False)
     loaded = [name for name in weights if name not in resized]
     return LoadReport(

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from utils.checkpoint import save_checkpoint
+from utils.checkpoint_names import SHARDED_SUFFIX, an_example, checkpoints_in
 from utils.program import run_program
 from utils.safe_load import read_checkpoint
 from utils.sharded_checkpoint import REST, load_tensors
@@ -55,6 +56,8 @@ def consolidate(folder: Path) -> dict[str, Any]:
     """What an ordinary checkpoint holds, without the optimizer; ValueError for a broken one."""
     if not folder.is_dir():
         raise ValueError(f"checkpoint {folder} is not a folder, as a sharded one is")
+    if folder.suffix != SHARDED_SUFFIX and checkpoints_in(folder):
+        raise ValueError(f"{folder} is a run's folder: name a checkpoint{an_example(folder)}")
     contents = read_contents(folder)
     verify(folder, contents)
     tensors = {

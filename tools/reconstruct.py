@@ -41,6 +41,7 @@ from models import load_simmim
 from models.simmim import SimMIM, resize_mask
 from tools.picture import picture_grid, save_picture, spread
 from utils.checkpoint import newest_checkpoint
+from utils.config import is_finetuning
 from utils.device import choose_device
 from utils.program import run_program
 from utils.run import run_folder
@@ -71,6 +72,8 @@ def main() -> None:
     """Read a checkpoint, draw held-out samples where the data set has them, write the picture."""
     arguments = read_arguments()
     cfg = read_config(arguments)
+    if is_finetuning(cfg):
+        raise ValueError(f"{arguments.cfg} is for fine-tuning, expected a recipe of pre-training")
     device = choose_device(cfg.DEVICE)
     path = Path(cfg.MODEL.RESUME) if cfg.MODEL.RESUME else None
     if path is None:

@@ -30,7 +30,7 @@ from utils.distributed import (
     world_size,
 )
 from utils.engine import train_one_epoch
-from utils.files import RunFolder
+from utils.files import RunFolder, write_whole
 from utils.metrics import TrainingMetrics
 from utils.progress import Progress
 from utils.resume import Start
@@ -129,7 +129,7 @@ def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
             run.folder.mkdir(parents=True, exist_ok=True)
             run.output.acquire()
             start.settle(run.output)
-            (run.folder / "config.yaml").write_text(config, encoding="utf-8")
+            write_whole(run.folder / "config.yaml", lambda file: file.write(config.encode()))
 
     together(f"output folder {run.folder} cannot be written (--output DIR)", settle)
     try:
