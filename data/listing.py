@@ -178,6 +178,10 @@ def _unlisted(path: bytes, error: OSError) -> ValueError:
 
 
 def _require_one_kind(names: Sequence[bytes], root: str) -> None:
-    num_arrays = sum(name[-len(ARRAY_SUFFIX) :].lower() == _SUFFIXES[-1] for name in names)
-    if num_arrays not in (0, len(names)):
-        raise ValueError(f"{root} mixes {num_arrays} {ARRAY_SUFFIX} array(s) with other pictures")
+    arrays = [name for name in names if name[-len(ARRAY_SUFFIX) :].lower() == _SUFFIXES[-1]]
+    if len(arrays) not in (0, len(names)):
+        raise ValueError(
+            f"{root} mixes {len(arrays)} {ARRAY_SUFFIX} array(s), for example "
+            f"{short(os.fsdecode(min(arrays)))}, with {len(names) - len(arrays)} other pictures, "
+            "whose numbers have other ranges: keep them in folders of their own"
+        )

@@ -189,9 +189,11 @@ def _as_floats(pixels: np.ndarray, channels: int) -> Tensor:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit RGB: 16-bit grey is scaled, transparent parts become white."""
+    """A picture as 8-bit RGB: 16-bit grey is scaled, transparent parts become white."""
     if image.mode == "RGB":
         return image
+    if image.mode == "F":
+        raise ValueError("its numbers are real, with no range that says what 8-bit RGB they make")
     if image.mode.startswith("I"):  # PIL's conversion would clip 16 bits at 255
         image = image.convert("I").point(lambda value: value * (1 / 256), "L")
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

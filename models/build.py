@@ -18,7 +18,7 @@ from models.simmim import Encoder, SimMIM
 from models.swin_transformer import SwinTransformer
 from models.swin_transformer_v2 import SwinTransformerV2
 from models.vision_transformer import VisionTransformer
-from utils.checkpoints.reading import model_weights, read_checkpoint
+from utils.checkpoints.reading import model_weights, read_checkpoint, require_finite
 from utils.checkpoints.state import restore_model
 from utils.config import config_of
 from utils.messages import choose, shown
@@ -134,8 +134,15 @@ def load_simmim(path: str | Path, cfg: CfgNode | None = None) -> SimMIM:
     file cannot be read or does not fit.
     """
     state = read_checkpoint(path)
+    weights = model_weights(state, path)
+    if "head.weight" in weights:
+        raise ValueError(
+            f"checkpoint {path} is a classifier, which reconstructs nothing: main_finetune.py "
+            "evaluates it (--eval --resume)"
+        )
     model = build_pretrain_model(_config_in(state, path) if cfg is None else cfg)
-    restore_model(model_weights(state, path), model, Path(path))
+    restore_model(weights, model, Path(path))
+    require_finite(weights, path)
     return model.eval()
 
 
@@ -147,6 +154,7 @@ def load_classifier(path: str | Path, cfg: CfgNode | None = None) -> tuple[nn.Mo
     names = class_names(state, num_classes, path)
     model = build_classifier(_config_in(state, path) if cfg is None else cfg, num_classes)
     restore_model(weights, model, Path(path))
+    require_finite(weights, path)
     return model.eval(), names
 
 
@@ -158,4 +166,4 @@ def _config_in(state: Any, path: str | Path) -> CfgNode:
     try:
         return config_of(values, f"configuration in checkpoint {path}")
     except ValueError as error:  # of another program, or of this one when it had other keys
-        raise ValueError(f"{error}; {hint}") from None
+        raise ValueError(f"{error}; {hint}, or import first what adds its keys") from None

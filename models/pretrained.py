@@ -17,7 +17,13 @@ from models.position_bias import (
     window_of_table,
 )
 from models.windows import Grid
-from utils.checkpoints.reading import Weights, model_weights, read_checkpoint, require_same_numbers
+from utils.checkpoints.reading import (
+    Weights,
+    model_weights,
+    read_checkpoint,
+    require_finite,
+    require_same_numbers,
+)
 from utils.messages import require_same_shapes, short, shown
 
 _TABLE = "relative_position_bias_table"
@@ -86,6 +92,7 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
         f"checkpoint {path}",
     )
     require_same_numbers(weights, own, path)
+    require_finite(weights, path)
     model.load_state_dict(weights | coordinates, strict=False)
     loaded = [name for name in weights if name not in resized]
     return LoadReport(

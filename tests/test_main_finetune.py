@@ -129,7 +129,10 @@ def test_a_run_leaves_everything_that_is_promised(finished: Path) -> None:
 
 @pytest.mark.parametrize("extra", [[], ["TRAIN.EMA_DECAY", 0.9, "TRAIN.ACCUMULATION_STEPS", 2]])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[Any]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    extra: list[Any],
 ) -> None:
     cfg = write_finetune_config(tmp_path)
     for tag in ("whole", "stopped"):
@@ -138,7 +141,9 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
         if tag == "stopped":
             for name in ("ckpt_epoch_1.pth", "ckpt_epoch_2.pth", "best.pth"):
                 (folder_of(tmp_path, tag) / name).unlink()
+            capsys.readouterr()
             assert finetune_here(monkeypatch, cfg, *arguments) == 0
+            assert "holds no best.pth of the epochs before" in capsys.readouterr().out
     whole, stopped = (checkpoint_of(tmp_path, 2, tag, "finetune") for tag in ("whole", "stopped"))
     for part in ("model", "optimizer", "lr_scheduler", "best", "classes", "update"):
         assert equal(whole[part], stopped[part]), part

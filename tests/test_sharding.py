@@ -227,11 +227,16 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_broken_one(
 
 
 def test_an_exported_file_lies_beside_the_checkpoint_and_no_run_takes_it_for_one(
-    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sharded: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = run_folder(tmp_path, "full")
     shutil.copytree(run_folder(sharded, "full"), folder)
     before = set(folder.iterdir())
+    assert call(monkeypatch, export, "--consolidate", folder) == 2
+    assert "is a run's folder: name a checkpoint, for example" in capsys.readouterr().err
     assert call(monkeypatch, export, "--consolidate", folder / "ckpt_epoch_1.sharded") == 0
     (exported,) = set(folder.iterdir()) - before
     assert exported.name == "weights_epoch_1.pth"

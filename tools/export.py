@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from utils.checkpoints.names import SHARDED_SUFFIX, an_example, checkpoints_in
 from utils.checkpoints.reading import read_checkpoint
 from utils.checkpoints.sharded import REST, load_tensors
 from utils.checkpoints.sharded_contents import read_contents, tensors_below, verify
@@ -55,6 +56,8 @@ def consolidate(folder: Path) -> dict[str, Any]:
     """What an ordinary checkpoint holds, without the optimizer; ValueError for a broken one."""
     if not folder.is_dir():
         raise ValueError(f"checkpoint {folder} is not a folder, as a sharded one is")
+    if folder.suffix != SHARDED_SUFFIX and checkpoints_in(folder):
+        raise ValueError(f"{folder} is a run's folder: name a checkpoint{an_example(folder)}")
     contents = read_contents(folder)
     verify(folder, contents)
     tensors = {

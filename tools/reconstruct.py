@@ -35,6 +35,7 @@ from data import build_pretrain_dataset
 from data.drawing import COLUMNS, draw_reconstructions, save_picture
 from models import load_simmim
 from utils.checkpoints.state import newest_checkpoint
+from utils.config import is_finetuning
 from utils.device import choose_device
 from utils.processes.exit_status import run_program
 from utils.training.run import run_folder
@@ -44,6 +45,8 @@ def main() -> None:
     """Read a checkpoint, draw held-out samples where the data set has them, write the picture."""
     arguments = read_arguments()
     cfg = read_config(arguments)
+    if is_finetuning(cfg):
+        raise ValueError(f"{arguments.cfg} is for fine-tuning, expected a recipe of pre-training")
     device = choose_device(cfg.DEVICE)
     path = Path(cfg.MODEL.RESUME) if cfg.MODEL.RESUME else None
     if path is None:

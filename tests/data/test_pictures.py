@@ -124,7 +124,10 @@ def test_a_picture_with_other_channels_than_wanted_is_named(tmp_path: Path) -> N
 def test_arrays_and_pictures_are_not_mixed(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((8, 8, 3)))
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
-    with pytest.raises(ValueError, match=r"mixes 1 \.npy array"):
+    with pytest.raises(
+        ValueError,
+        match=r"mixes 1 \.npy array.*, for example \S+\.npy, with .* in folders of their own",
+    ):
         find_pictures(str(tmp_path))
 
 
@@ -164,6 +167,15 @@ def test_data_sets_of_rgb_pictures_have_no_other_channels(tmp_path: Path, name: 
         build_pretrain_dataset(get_config(None, opts), patch_size=4)
     with pytest.raises(ValueError, match=rf"IN_CHANS is 4, but the data set {name} has RGB"):
         build_train_dataset(get_config(None, opts))
+
+
+def test_a_picture_of_real_numbers_is_no_rgb(tmp_path: Path) -> None:
+    pixels = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
+    Image.fromarray(pixels).save(path := tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif.*its numbers are real"):
+        read_picture(str(path))
+    found: Any = read_picture(str(path), 1)
+    assert torch.equal(found, torch.from_numpy(pixels)[None])
 
 
 def test_shapes_may_be_grey() -> None:

@@ -346,7 +346,9 @@ def test_an_encoder_without_blocks_is_an_error_where_they_are_needed() -> None:
 def test_a_type_without_a_section_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENCODERS, "new", ENCODERS["vit"])
     cfg = get_config(None, ["MODEL.TYPE", "new"])
-    with pytest.raises(ValueError, match=r"no section MODEL\.NEW: add it to utils/defaults\.py"):
+    with pytest.raises(
+        ValueError, match=r"no section MODEL\.NEW: add it to utils/config/defaults\.py"
+    ):
         build_pretrain_model(cfg)
     with pytest.raises(ValueError, match="a section of MODEL with IN_CHANS"):
         build_pretrain_dataset(cfg, patch_size=4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models import build_classifier, build_pretrain_model, load_pretrained
+from models import build_classifier, build_pretrain_model, load_classifier, load_pretrained
 from models.origin import image_aspect, swinv2_window
 from models.position_bias import (
     relative_coordinates,
@@ -25,6 +25,7 @@ from utils.config import get_config
 EXPECTED = read_golden("checkpoints/expected.json")
 TABLES = np.load(GOLDEN / "relative_position_bias_interpolation.npz")
 KINDS = sorted(EXPECTED)
+VIT = get_config(None, options(EXPECTED["vit"]["finetune_config"]))
 
 
 def classifier(kind: str, *opts: Any, num_classes: int = 11) -> Any:
@@ -255,6 +256,16 @@ def test_a_table_that_claims_many_positions_and_holds_none_takes_no_time() -> No
     name = next(name for name in model.state_dict() if name.endswith("position_bias_table"))
     weights = dict(model.state_dict()) | {name: torch.ones(2**40 - 1, 0)}
     assert _resize_tables(weights, model, None, "x") == []
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = classifier("vit")
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    weights["cls_token"][..., 0] = float("nan")
+    torch.save({"model": weights}, path := tmp_path / "x.pth")
+    for read in (lambda: load_pretrained(model, path), lambda: load_classifier(path, VIT)):
+        with pytest.raises(ValueError, match=r"numbers that are not finite \(cls_token\)"):
+            read()
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])

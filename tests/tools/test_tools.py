@@ -9,9 +9,16 @@ import torch
 from PIL import Image
 
 from data.drawing import picture_grid, spread
-from models import build_pretrain_model
+from models import build_classifier, build_pretrain_model
 from tests.golden_cases import GOLDEN, options, read_golden
-from tests.small_runs import call, pictures_in, run_folder, run_here, write_config
+from tests.small_runs import (
+    call,
+    pictures_in,
+    run_folder,
+    run_here,
+    write_config,
+    write_finetune_config,
+)
 from tools import augmentation, curves, reconstruct
 from utils.config import get_config
 
@@ -61,6 +68,18 @@ def test_a_checkpoint_that_is_not_there_is_an_error(
     common = ["--cfg", write_config(tmp_path), "--output", tmp_path]
     assert call(monkeypatch, reconstruct, *common, *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_classifiers_and_their_recipes_reconstruct_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg, recipe = write_config(tmp_path), write_finetune_config(tmp_path)
+    model = build_classifier(get_config(recipe), 10)
+    torch.save({"model": model.state_dict()}, path := tmp_path / "classifier.pth")
+    assert call(monkeypatch, reconstruct, "--cfg", cfg, "--resume", path) == 2
+    assert "classifier.pth is a classifier, which reconstructs nothing" in capsys.readouterr().err
+    assert call(monkeypatch, reconstruct, "--cfg", recipe, "--resume", path) == 2
+    assert "is for fine-tuning, expected a recipe of pre-training" in capsys.readouterr().err
 
 
 def test_a_published_checkpoint_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

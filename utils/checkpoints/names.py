@@ -51,6 +51,12 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return [path for *_, path in sorted(places, reverse=True)]
 
 
+def an_example(folder: Path) -> str:
+    """What a message says of the newest checkpoint of a folder, if any."""
+    found = checkpoints_in(folder)
+    return f", for example {found[0]}" if found else ""
+
+
 def starts_in(folder: Path) -> list[Path]:
     """What a run can go on from: its checkpoints, newest first, else that of the best validation.
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from utils.checkpoints.names import checkpoints_in
+from utils.checkpoints.names import an_example
 from utils.files import DamagedError
 from utils.messages import short, shown
 
@@ -194,8 +194,7 @@ def _require_file(path: Path) -> None:
             f"(python -m tools.export --consolidate {path})"
         )
     if path.is_dir():
-        newest = f", for example {found[0]}" if (found := checkpoints_in(path)) else ""
-        raise ValueError(f"it is a folder: name a checkpoint in it{newest}")
+        raise ValueError(f"it is a folder: name a checkpoint in it{an_example(path)}")
     path.stat()  # an error of the file system says what is wrong
     if not path.is_file():
         raise ValueError("it is no file")
@@ -360,4 +359,14 @@ def require_same_numbers(weights: Weights, own: Mapping[str, Tensor], source: st
             raise ValueError(
                 f"checkpoint {source} does not fit the model: {short(name)} is of {value.dtype}, "
                 f"the model's of {own[name].dtype}"
+            )
+
+
+def require_finite(weights: Weights, source: str | Path) -> None:
+    """ValueError where a number is infinite or none: what is computed with it is no use."""
+    for name, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"checkpoint {source} holds numbers that are not finite ({short(name)}): it is of "
+                "a run that diverged, or not what was saved"
             )

@@ -11,10 +11,11 @@ from torch import nn
 from yacs.config import CfgNode
 
 from utils.checkpoints.names import (
+    BEST,
     SHARDED_SUFFIX,
     SUFFIX,
+    an_example,
     aside,
-    checkpoints_in,
     place_of,
     set_aside_in,
     starts_in,
@@ -105,6 +106,11 @@ def resume(
     if state.get("seed") != cfg.SEED:
         start.notes.append(f"SEED is {cfg.SEED}, the checkpoint's {state.get('seed')}: another run")
     _keep_schedule(start, parts, images_per_update, updates_per_epoch)
+    if state.get("best", {}).get("epoch", -1) >= 0 and not _has_best(folder.path):
+        start.notes.append(
+            f"{folder.path} holds no {BEST} of the epochs before: one comes with the next "
+            f"validation that is better than {state['best']['acc1']:.3f} %"
+        )
     if start.epoch >= cfg.TRAIN.EPOCHS:
         start.notes.append(f"nothing is left to train: TRAIN.EPOCHS is {cfg.TRAIN.EPOCHS}")
     return start
@@ -223,6 +229,10 @@ def _is_later(path: Path, origin: Path) -> bool:
     return begin is None or place is None or path.parent != origin.parent or place > begin
 
 
+def _has_best(folder: Path) -> bool:
+    return any((folder / BEST).with_suffix(suffix).exists() for suffix in (SUFFIX, SHARDED_SUFFIX))
+
+
 def _twin(path: Path) -> Path:
     """The other form of a checkpoint: one file of a sharded one, or the other way round."""
     return path.with_suffix(SUFFIX if path.suffix == SHARDED_SUFFIX else SHARDED_SUFFIX)
@@ -242,9 +252,9 @@ def _restore(path: Path, parts: Mapping[str, Any], classes: Sequence[str]) -> St
 def _check_kind(path: Path, model: nn.Module) -> None:
     """ValueError where a sharded run meets an ordinary checkpoint, or the other way round."""
     if path.is_dir() and path.suffix != SHARDED_SUFFIX:
-        found = checkpoints_in(path)
-        newest = f", for example {found[0]}" if found else ""
-        raise ValueError(f"checkpoint {path} is a folder: name a checkpoint in it{newest}")
+        raise ValueError(
+            f"checkpoint {path} is a folder: name a checkpoint in it{an_example(path)}"
+        )
     if path.is_dir() and not is_sharded(model):
         raise ValueError(
             f"checkpoint {path} is a sharded one: go on with TRAIN.SHARDING full, or make one file "

@@ -57,7 +57,8 @@ def load_checkpoint(path: Path) -> State:
     if missing:
         raise ValueError(
             f"checkpoint {path} is not a training checkpoint of this project: "
-            f"it holds no {', '.join(sorted(missing))} (--pretrained starts from weights alone)"
+            f"it holds no {', '.join(sorted(missing))} (fine-tuning starts from weights alone: "
+            "main_finetune.py --pretrained)"
         )
     _require_possible(state, path)
     return state

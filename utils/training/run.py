@@ -20,7 +20,7 @@ from utils.compilation import compile_parts
 from utils.config import stage_of, to_plain
 from utils.config.arguments import Command
 from utils.device import choose_device, choose_precision, dtype_name
-from utils.files import RunFolder
+from utils.files import RunFolder, write_whole
 from utils.messages import require_blocks
 from utils.processes import heartbeat
 from utils.processes.group import (
@@ -129,7 +129,7 @@ def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
             run.folder.mkdir(parents=True, exist_ok=True)
             run.output.acquire()
             start.settle(run.output)
-            (run.folder / "config.yaml").write_text(config, encoding="utf-8")
+            write_whole(run.folder / "config.yaml", lambda file: file.write(config.encode()))
 
     together(f"output folder {run.folder} cannot be written (--output DIR)", settle)
     try:

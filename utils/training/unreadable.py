@@ -40,7 +40,10 @@ class BrokenPictures:
             found = combine_over_processes(own | self.known, self.device)
             for index in (found & ~self.known).nonzero().flatten().tolist():
                 name = self.pictures.name(index)
-                self.warn(f"another picture takes the place of {name}, which cannot be read")
+                self.warn(
+                    f"another picture takes the place of {name}, which cannot be read "
+                    "(python -m tools.scan says why)"
+                )
             self.known = found
         number = int(self.known.sum())
         if number > self.limit * len(self.known):
