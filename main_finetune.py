@@ -120,7 +120,8 @@ def start_weights(model: nn.Module, path: str, begins: bool) -> list[str]:
     A run that goes on needs it no more, and it may have gone meanwhile.
     """
     if path and not begins:
-        return [f"{path} is not read: the run goes on from a checkpoint of its own"]
+        why = "the run goes on from a checkpoint of its own (another --tag begins from this file)"
+        return [f"{path} is not read: {why}"]
     return [f"{path}: {load_pretrained(model, path)}"] if path else []
 
 

@@ -58,7 +58,10 @@ def class_folders(root: str, channels: int = RGB) -> LabelledPictures:
         raise ValueError(f"{root} holds no class folders (DATA.VAL_LABELS names a list of labels)")
     by_class = {name: _below(os.fsencode(name), listing.names) for name in classes}
     if empty := [name for name in classes if not by_class[name]]:
-        raise ValueError(f"{root}: class folders without pictures: {_first(empty)}")
+        raise ValueError(
+            f"{root}: class folders without pictures: {_first(empty)}; remove them, or the links "
+            "that lead back, or put pictures there"
+        )
     labels = np.repeat(np.arange(len(classes)), [len(group) for group in by_class.values()])
     names = list(itertools.chain.from_iterable(by_class.values()))
     return LabelledPictures(root, names, labels, classes, channels, str(listing))

@@ -122,7 +122,8 @@ def _require_same_class(root: str, folder: bytes, other: bytes) -> None:
     if other and classes[0] != classes[1]:
         raise ValueError(
             f"{root}: {short(os.fsdecode(folder))} and {short(os.fsdecode(other))} are one folder, "
-            f"by links: its pictures are of class {short(classes[0])} or {short(classes[1])}"
+            f"by links: its pictures are of class {short(classes[0])} or {short(classes[1])}, so "
+            "remove one of the two"
         )
 
 

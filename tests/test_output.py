@@ -60,7 +60,8 @@ def test_a_folder_that_goes_away_ends_the_run_in_one_line_when_a_checkpoint_is_d
     assert "Traceback" not in said(output)
     missing = "cannot be written: No such file or directory"
     assert said(output).count(f"metrics.jsonl {missing}; training goes on") == 1
-    assert said(output).endswith(f"error: {run_folder(output)}/ckpt_epoch_0.pth {missing}\n")
+    gone = "cannot be written: its folder is gone, removed or renamed"
+    assert said(output).endswith(f"error: {run_folder(output)}/ckpt_epoch_0.pth {gone}\n")
 
 
 def test_figures_wait_for_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,7 +76,9 @@ def _renamed_to(path: Path, flush: bool) -> Iterator[Path]:
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise ValueError(f"{path} cannot be written: {_reason(error)}") from None
+        gone = not path.parent.is_dir()
+        reason = "its folder is gone, removed or renamed" if gone else _reason(error)
+        raise ValueError(f"{path} cannot be written: {reason}") from None
 
 
 def _reason(error: BaseException) -> str:
