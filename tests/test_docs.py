@@ -21,6 +21,7 @@ from models.build import DECODERS, ENCODERS, LOSSES, TARGETS
 from tests.docs_code import Example, examples, write_examples
 from tests.models.small_encoders import SMALL
 from tests.small_runs import ROOT, metrics_of, run_folder, run_here
+from tools import keys
 from utils.config.defaults import DEFAULTS
 
 DEMO = ROOT / "configs/demo/simmim_pretrain__swin_tiny__shapes64.yaml"
@@ -44,6 +45,11 @@ def _tables() -> Iterator[None]:
 def run_example(path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", [str(path), *arguments])
     runpy.run_path(str(path), run_name="__main__")
+
+
+def test_the_page_of_keys_is_current() -> None:
+    """python -m tools.keys > docs/configuration.md writes it."""
+    assert (ROOT / "docs/configuration.md").read_text() == keys.page()
 
 
 def programs() -> list[Example]:

@@ -1,0 +1,115 @@
+"""Print docs/configuration.md: every key with its default, meaning and possible values.
+
+python -m tools.keys > docs/configuration.md
+"""
+
+import ast
+import math
+import tokenize
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from data.build import DATASETS, LABELLED
+from data.masking import MASKS
+from models.build import DECODERS, ENCODERS, LOSSES, TARGETS
+from utils.config import defaults
+from utils.config.limits import CHOICES, RANGES
+from utils.config.values import value_of
+
+# Keys that name a part, and the tables in which it is found.
+TABLES: dict[str, Iterable[str]] = {
+    "DATA.DATASET": {**DATASETS, **LABELLED},
+    "DATA.MASK": MASKS,
+    "MODEL.TYPE": ENCODERS,
+    "MODEL.SIMMIM.DECODER": DECODERS,
+    "MODEL.SIMMIM.TARGET": TARGETS,
+    "MODEL.SIMMIM.LOSS": LOSSES,
+}
+HEAD = """\
+# Configuration
+
+Every key, its default, what it means and what it may be. `python -m tools.keys` writes this page
+from `utils/config/defaults.py` and `utils/config/limits.py`.
+
+Defaults < `BASE` files < the file of `--cfg` < flags < `--opts KEY VALUE ...`: what comes later
+wins, and a flag that is not given overrides nothing. `--print-config` prints the result.
+`DATA.NUM_WORKERS` of a recipe is an upper limit: where a process has fewer cores it takes as many
+as those. Given with `--opts` it counts as it is.
+
+| key | default | meaning | possible values |
+|---|---|---|---|
+"""
+
+
+def meanings(path: Path) -> dict[str, str]:
+    """The comment on each key's line; ValueError names a key that has none."""
+    with open(path, "rb") as file:
+        comments = {
+            token.start[0]: token.string.lstrip("# ")
+            for token in tokenize.tokenize(file.readline)
+            if token.type == tokenize.COMMENT
+        }
+    named = {
+        node.targets[0].id: node.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    tree = next(
+        node.value
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.AnnAssign) and node.value is not None
+    )
+
+    def lines(node: ast.expr, prefix: str) -> Iterator[tuple[str, int]]:
+        if isinstance(node, ast.BinOp):
+            yield from lines(node.left, prefix)
+            yield from lines(node.right, prefix)
+        elif isinstance(node, ast.Name):
+            yield from lines(named[node.id], prefix)
+        elif isinstance(node, ast.Call):
+            for keyword in node.keywords:
+                key = f"{prefix}{keyword.arg}"
+                if isinstance(keyword.value, ast.BinOp | ast.Name | ast.Call):
+                    yield from lines(keyword.value, f"{key}.")
+                else:
+                    yield key, keyword.value.lineno
+
+    found = {}
+    for key, line in lines(tree, ""):
+        if line not in comments:
+            raise ValueError(f"{path}, line {line}: {key} has no comment that says what it means")
+        found[key] = comments[line]
+    return found
+
+
+def possible(key: str) -> str:
+    """What values a key may have, where something limits them."""
+    if choices := CHOICES.get(key) or TABLES.get(key):
+        return ", ".join(f"`{choice}`" for choice in choices)
+    if key not in RANGES:
+        return "`True`, `False`" if isinstance(value_of(defaults.DEFAULTS, key), bool) else ""
+    low, high = (_number(limit) for limit in RANGES[key])
+    return f"from {low}" if high == "inf" else f"{low} to {high}"
+
+
+def _number(value: float) -> str:
+    whole = not math.isinf(value) and value == int(value) and abs(value) < 10**16
+    return f"{int(value):,}" if whole else f"{value:.12g}"
+
+
+def page() -> str:
+    """The whole page."""
+    rows = [
+        f"| `{key}` | `{value_of(defaults.DEFAULTS, key)!r}` | {meaning} | {possible(key)} |"
+        for key, meaning in meanings(Path(defaults.__file__)).items()
+    ]
+    return HEAD + "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    """Print the page."""
+    print(page(), end="")
+
+
+if __name__ == "__main__":
+    main()
