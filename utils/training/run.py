@@ -129,7 +129,8 @@ def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
             run.folder.mkdir(parents=True, exist_ok=True)
             run.output.acquire()
             start.settle(run.output)
-            write_whole(run.folder / "config.yaml", lambda file: file.write(config.encode()))
+            path = run.folder / "config.yaml"
+            write_whole(path, lambda file: file.write(config.encode()), flush=False)
 
     together(f"output folder {run.folder} cannot be written (--output DIR)", settle)
     try:
