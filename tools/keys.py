@@ -3,6 +3,19 @@
 python -m tools.keys > docs/configuration.md
 """
 
+import argparse
+
+from utils.config.arguments import make_parser, read_early
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line, which has no flags."""
+    return make_parser("-m tools.keys", __doc__).parse_args()
+
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(read_arguments)
+
 import ast
 import math
 import tokenize

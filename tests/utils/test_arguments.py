@@ -22,8 +22,8 @@ from utils.config.arguments import (
 from utils.config.flags import PROGRAMS
 
 TOOLS = sorted(
-    f"tools.{path.stem}"
-    for path in (ROOT / "tools").glob("*.py")
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+    for path in (ROOT / "tools").rglob("*.py")
     if "def read_arguments" in path.read_text()
 )
 PRETRAIN = "configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml"
