@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def finetune(run: Run) -> None:
     val_loader = build_eval_loader(cfg, val_dataset, run.device)
     model = build_classifier(cfg, len(dataset.classes))
     begins = not (cfg.MODEL.RESUME or starts_in(run.folder))
-    notes = start_weights(model, cfg.PRETRAINED, begins)
+    notes = start_weights(run, model, begins)
     model = place_model(run, model)
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
@@ -86,7 +87,7 @@ def finetune(run: Run) -> None:
     start = resume(run.output, parts, cfg, updates_per_epoch, run.device, dataset.classes)
     if not (begins or cfg.MODEL.RESUME or start.seen):
         raise changed(run.output)
-    start.notes = notes + start.notes
+    start.notes, start.pretrained = notes + start.notes, cfg.PRETRAINED
     augment = build_batch_augmentation(cfg, len(dataset.classes), run.device)
     criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
 
@@ -114,15 +115,23 @@ def finetune(run: Run) -> None:
     training.close()
 
 
-def start_weights(model: nn.Module, path: str, begins: bool) -> list[str]:
+def start_weights(run: Run, model: nn.Module, begins: bool) -> list[str]:
     """Copy the file of --pretrained, if any, into a model; what the log should say of it.
 
-    A run that goes on needs it no more, and it may have gone meanwhile.
+    A run that goes on needs it no more, and it may have gone meanwhile. ValueError where the run in
+    the folder began from another file, whose results would be taken for this one's.
     """
-    if path and not begins:
-        why = "the run goes on from a checkpoint of its own (another --tag begins from this file)"
-        return [f"{path} is not read: {why}"]
-    return [f"{path}: {load_pretrained(model, path)}"] if path else []
+    path, first = run.cfg.PRETRAINED, run.output.remembered().get("pretrained")
+    if not path:
+        return []
+    if begins:
+        return [f"{path}: {load_pretrained(model, path)}"]
+    if first and first != os.path.abspath(path):
+        raise ValueError(
+            f"the run in {run.folder} began from {first}, not from --pretrained {path}: give "
+            "another --tag (or leave --pretrained away to go on)"
+        )
+    return [f"{path} is not read: the run goes on from a checkpoint of its own"]
 
 
 def validate(training: Training, epoch: int, loader: DataLoader[Any], num_classes: int) -> bool:

@@ -278,16 +278,33 @@ def test_a_report_of_other_data_does_not_replace_the_one_before(
 
 
 def test_a_run_that_goes_on_does_not_need_the_file_from_which_it_began(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cfg = write_finetune_config(tmp_path)
+    file = Path(shutil.copy(run_folder(finished) / "ckpt_epoch_1.pth", tmp_path / "file.pth"))
+    arguments = ["--output", tmp_path, "--pretrained", file, "--opts", "TRAIN.EPOCHS"]
+    assert finetune_here(monkeypatch, cfg, *arguments, 1) == 0
+    file.unlink()
+    assert finetune_here(monkeypatch, cfg, *arguments, 2) == 0
+    said = capsys.readouterr().out
+    assert "file.pth is not read: the run goes on from a checkpoint of its own" in said
+    assert "Train: [1/2]" in said
+    assert finetune_here(monkeypatch, cfg, *arguments, 2, "TAG", "new") == 2
+    assert "file.pth does not exist" in capsys.readouterr().err
+
+
+def test_another_file_to_start_from_is_no_file_to_go_on_with(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--output", finished, "--pretrained", finished / "gone.pth"]
-    cfg = write_finetune_config(finished)
-    assert finetune_here(monkeypatch, cfg, *arguments) == 0
-    said = capsys.readouterr().out
-    assert "gone.pth is not read: the run goes on from a checkpoint of its own" in said
-    assert "nothing is left to train" in said
-    assert finetune_here(monkeypatch, cfg, *arguments, "--tag", "new") == 2
-    assert "gone.pth does not exist" in capsys.readouterr().err
+    cfg, folder = write_finetune_config(finished), run_folder(finished)
+    before = snapshot(finished)
+    arguments = ["--output", finished, "--pretrained", folder / "ckpt_epoch_0.pth"]
+    assert finetune_here(monkeypatch, cfg, *arguments) == 2
+    assert re.search(r"began from \S+ckpt_epoch_1\.pth, not from", capsys.readouterr().err)
+    assert snapshot(finished) == before
 
 
 def test_throughput_needs_neither_data_nor_weights(

@@ -74,6 +74,7 @@ def meanings(path: Path) -> dict[str, str]:
     )
 
     def lines(node: ast.expr, prefix: str) -> Iterator[tuple[str, int]]:
+        """Keys below a node, and the lines on which they stand."""
         if isinstance(node, ast.BinOp):
             yield from lines(node.left, prefix)
             yield from lines(node.right, prefix)

@@ -1,5 +1,6 @@
 """Where a run starts: from which checkpoint, if any, and whether that fits."""
 
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,12 +35,13 @@ class Start:
     """The first epoch to train, what the log should say of it, and files that are no use, why.
 
     `seen` are the names of the checkpoints among which it was chosen, `origin` is --resume's file,
-    `endangered` are those that a run from it would overwrite.
+    `endangered` are those that a run from it would overwrite, `pretrained` is --pretrained's file.
     """
 
     epoch: int
     seen: list[str] = field(default_factory=list)
     origin: str = ""
+    pretrained: str = ""
     endangered: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     damaged: dict[Path, str] = field(default_factory=dict)
@@ -55,7 +57,8 @@ class Start:
         for path in self.damaged:
             path.rename(aside(path))
         if self.origin or not self.seen:
-            folder.remember(started_from=self.origin)
+            pretrained = self.pretrained and os.path.abspath(self.pretrained)
+            folder.remember(started_from=self.origin, pretrained=pretrained)
         self.notes += [folder.unlocked] * bool(folder.unlocked)
 
 
