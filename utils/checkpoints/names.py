@@ -62,9 +62,13 @@ def starts_in(folder: Path) -> list[Path]:
 
     OSError where the folder cannot be listed.
     """
+    return checkpoints_in(folder) or best_in(folder)
+
+
+def best_in(folder: Path) -> list[Path]:
+    """The checkpoint of the best validation, if it is there, in one file or sharded."""
     best = folder / BEST
-    left = [path for path in (best, best.with_suffix(SHARDED_SUFFIX)) if path.exists()]
-    return checkpoints_in(folder) or left
+    return [path for path in (best, best.with_suffix(SHARDED_SUFFIX)) if path.exists()]
 
 
 def aside(path: Path) -> Path:

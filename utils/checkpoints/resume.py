@@ -17,6 +17,7 @@ from utils.checkpoints.names import (
     SUFFIX,
     an_example,
     aside,
+    best_in,
     place_of,
     set_aside_in,
     starts_in,
@@ -109,7 +110,7 @@ def resume(
     if state.get("seed") != cfg.SEED:
         start.notes.append(f"SEED is {cfg.SEED}, the checkpoint's {state.get('seed')}: another run")
     _keep_schedule(start, parts, images_per_update, updates_per_epoch)
-    if state.get("best", {}).get("epoch", -1) >= 0 and not _has_best(folder.path):
+    if state.get("best", {}).get("epoch", -1) >= 0 and not best_in(folder.path):
         start.notes.append(
             f"{folder.path} holds no {BEST} of the epochs before: one comes with the next "
             f"validation that is better than {state['best']['acc1']:.3f} %"
@@ -230,10 +231,6 @@ def _is_later(path: Path, origin: Path) -> bool:
     if path == origin:
         return False
     return begin is None or place is None or path.parent != origin.parent or place > begin
-
-
-def _has_best(folder: Path) -> bool:
-    return any((folder / BEST).with_suffix(suffix).exists() for suffix in (SUFFIX, SHARDED_SUFFIX))
 
 
 def _twin(path: Path) -> Path:
