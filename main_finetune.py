@@ -33,18 +33,21 @@ from data import (
     build_train_loader,
 )
 from data.drawing import draw_augmentation
+from data.unreadable import UnreadableCount
 from logger import progress_bar
 from models import build_classifier, build_criterion, load_classifier, load_pretrained
 from utils.checkpoints.names import starts_in
 from utils.checkpoints.resume import changed, resume
+from utils.checkpoints.state import Best
 from utils.device import choose_precision, dtype_name
 from utils.processes.exit_status import run_program
 from utils.processes.group import rank, world_size
 from utils.processes.heartbeat import stepping
+from utils.training.engine import train_one_epoch
 from utils.training.epochs import Training
-from utils.training.evaluation import Best, Evaluation, evaluate, measure_throughput
+from utils.training.evaluation import Evaluation, evaluate, measure_throughput
 from utils.training.losses import finetune_loss
-from utils.training.run import Run, build_parts, is_due, open_log, place_model, start_run
+from utils.training.run import Run, build_state, is_due, open_log, place_model, start_run
 
 THROUGHPUT_SECONDS = 10.0
 UNREADABLE = "%d picture(s) could not be read and count as wrong (python -m tools.scan names them)"
@@ -80,35 +83,41 @@ def finetune(run: Run) -> None:
     model = place_model(run, model)
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
-    parts = build_parts(run, model, updates_per_epoch) | {"best": Best()}
-    average = ModelEmaV3(model, decay=cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None
-    if average is not None:
-        parts["model_ema"] = average.module
-    start = resume(run.output, parts, cfg, updates_per_epoch, run.device, dataset.classes)
+    state = build_state(run, model, updates_per_epoch)
+    state.best = Best()
+    if cfg.TRAIN.EMA_DECAY:
+        state.average = ModelEmaV3(model, decay=cfg.TRAIN.EMA_DECAY)
+    start = resume(run.output, state, cfg, updates_per_epoch, run.device, dataset.classes)
     if not (begins or cfg.MODEL.RESUME or start.seen):
         raise changed(run.output)
     start.notes, start.pretrained = notes + start.notes, cfg.PRETRAINED
     augment = build_batch_augmentation(cfg, len(dataset.classes), run.device)
     criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
-
-    def change_averages() -> None:
-        if average is not None:
-            average.update(model)
-
-    log = open_log(run, parts, start)  # only from here on files are written
+    log = open_log(run, state, start)  # only from here on files are written
     log.info("%s", dataset.pictures)
     log.info("%d images of %d classes to train on", len(dataset), len(dataset.classes))
     if val_dataset.num_moved:
         log.info(MOVED, val_dataset.num_moved)
     if rank() == 0 and start.epoch == 0:
         log.picture("augmentation", draw_augmentation(dataset, augment, run.device))
-    training = Training(
-        *(run, log, parts, loader, finetune_loss(criterion, dataset.normalize, augment)),
-        change_averages=change_averages,
-        classes=dataset.classes,
+    unreadable = UnreadableCount(
+        dataset.pictures, cfg.DATA.MAX_BROKEN, run.folder, log.warning, run.device
     )
-    for epoch in range(start.epoch, cfg.TRAIN.EPOCHS):
-        training.train_epoch(epoch)
+    training = Training(run, log, state, loader, unreadable, dataset.classes)
+    for epoch in range(state.position.epoch, cfg.TRAIN.EPOCHS):
+        with training.epoch():
+            train_one_epoch(
+                run,
+                state,
+                training.model,
+                loader,
+                finetune_loss(criterion, dataset.normalize, augment),
+                training.metrics,
+                report_every=cfg.PRINT_FREQ,
+                report=training.report,
+                progress=log.progress,
+                after_update=training.after_update,
+            )
         due = is_due(epoch, cfg.EVAL_FREQ, cfg.TRAIN.EPOCHS)
         is_best = due and validate(training, epoch, val_loader, len(dataset.classes))
         training.complete_epoch(is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS), is_best)
@@ -136,15 +145,15 @@ def start_weights(run: Run, model: nn.Module, begins: bool) -> list[str]:
 
 def validate(training: Training, epoch: int, loader: DataLoader[Any], num_classes: int) -> bool:
     """Evaluate the (averaged) weights; whether none were better before."""
-    log, parts = training.log, training.parts
-    best: Best = parts["best"]
-    model = parts.get("model_ema", parts["model"])
+    log, state = training.log, training.state
+    model = state.model if state.average is None else state.average.module
     evaluation = evaluate_on(training.run, model, loader, num_classes, training.between_batches)
-    is_best = best.update(evaluation.acc1, epoch)
+    assert state.best is not None  # fine-tuning has set it
+    is_best = state.best.update(evaluation.acc1, epoch)
     if evaluation.unreadable:
         log.warning(UNREADABLE, evaluation.unreadable)
     log.validated(str(evaluation), evaluation.loss, evaluation.acc1, evaluation.acc5)
-    log.info("best so far: %.3f %% after epoch %d", best.acc1, best.epoch)
+    log.info("best so far: %.3f %% after epoch %d", state.best.acc1, state.best.epoch)
     return is_best
 
 

@@ -117,7 +117,9 @@ def listed_pictures(
     return LabelledPictures(root, list(map(os.fsencode, names)), labels, list(classes), channels)
 
 
-def first_of_each_class(labels: Sequence[int], number: int, classes: Sequence[str]) -> list[int]:
+def first_of_each_class(
+    labels: Sequence[int] | np.ndarray, number: int, classes: Sequence[str]
+) -> list[int]:
     """Indices of the first `number` samples of every class; ValueError where one has fewer."""
     found = np.asarray(labels)
     chosen = []

@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 
+from utils.checkpoints.contents import save_checkpoint
 from utils.checkpoints.names import SHARDED_SUFFIX, an_example, checkpoints_in
 from utils.checkpoints.reading import read_checkpoint
 from utils.checkpoints.sharded import REST, load_tensors
 from utils.checkpoints.sharded_contents import read_contents, tensors_below, verify
-from utils.checkpoints.state import save_checkpoint
 from utils.processes.exit_status import run_program
 
 _PREFIX = "model."

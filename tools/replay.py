@@ -37,8 +37,8 @@ from utils.config import config_of
 from utils.device import PRECISIONS, choose_device, choose_precision
 from utils.messages import one_of
 from utils.processes.exit_status import run_program
-from utils.processes.group import UPDATE_STREAM, seed_all
 from utils.processes.sharding import clip_gradients, mixed_precision
+from utils.randomness import UPDATE_STREAM, seed_all
 from utils.training.losses import ComputeLoss, finetune_loss, pretrain_loss
 
 _NAMED = 3

@@ -37,8 +37,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from data.datasets import ImageFolder
 from data.shards import Shards
+from data.sources import ImageFolder
 from logger import progress_bar
 from utils.processes.exit_status import run_program
 from utils.processes.signals import follow_parent

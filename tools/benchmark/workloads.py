@@ -2,7 +2,7 @@
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,25 @@ from yacs.config import CfgNode
 
 from data import (
     build_batch_augmentation,
+    build_mask,
     build_pretrain_dataset,
     build_train_dataset,
     build_train_loader,
 )
 from data.listing import find_pictures
-from data.masking import RandomMask
 from data.transforms import Normalizer
 from models import build_classifier, build_criterion, build_pretrain_model
 from tools.benchmark.kernels import breakdown, synchronize
 from tools.benchmark.measure import Work
+from utils.checkpoints.state import Position
 from utils.config import is_finetuning
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.files import RunFolder
 from utils.processes.group import distribute, start_process_group
-from utils.training.losses import finetune_loss, pretrain_loss
-from utils.training.metrics import peak_memory_mb
-from utils.training.run import Run, build_metrics, build_parts, place_model, train_updates
-
-ComputeLoss = Callable[[nn.Module, Any], Tensor]
+from utils.training.engine import Record, train_one_epoch
+from utils.training.losses import ComputeLoss, finetune_loss, pretrain_loss
+from utils.training.metrics import TrainingMetrics, peak_memory_mb
+from utils.training.run import Run, build_state, place_model
 
 
 def build_stage(cfg: CfgNode, device: torch.device) -> tuple[nn.Module, ComputeLoss]:
@@ -57,7 +57,7 @@ def synthetic_batch(cfg: CfgNode, encoder: Any) -> list[Tensor]:
     image = torch.randint(0, 256, shape, dtype=torch.uint8)
     if is_finetuning(cfg):
         return [image, torch.randint(0, cfg.MODEL.NUM_CLASSES, (batch,))]
-    mask = RandomMask(keys.IMG_SIZE, keys.MASK_PATCH_SIZE, encoder.patch_size, keys.MASK_RATIO)
+    mask = build_mask(cfg, encoder.patch_size)
     return [image, torch.stack([mask() for _ in range(batch)])]
 
 
@@ -94,14 +94,22 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: boo
         else [part.to(device) for part in synthetic_batch(cfg, encoder)]
     )
     batches: Any = Batches(source, cfg.DATA.BATCH_SIZE, num_updates * run.accumulation_steps)
-    parts = build_parts(run, place_model(run, model), num_updates)
+    state = build_state(run, place_model(run, model), num_updates)
     distributed_model = distribute(model, device)
-    records: list[dict[str, Any]] = []
+    records: list[Record] = []
 
     def updates() -> None:
         """All updates, until the device has done them."""
-        train_updates(
-            *(run, parts, distributed_model, batches, compute_loss, build_metrics(run, parts)),
+        state.position = Position(run.images_per_update, update=state.position.update)
+        train_one_epoch(
+            run,
+            state,
+            distributed_model,
+            batches,
+            compute_loss,
+            TrainingMetrics(
+                device, run.images_per_update, cfg.TRAIN.MAX_SKIPPED, state.scaler.is_enabled()
+            ),
             report_every=num_updates,
             report=records.append,
             progress=lambda items: items,

@@ -24,6 +24,7 @@ from utils.files import DamagedError
 from utils.messages import short, shown
 
 Weights = dict[str, Tensor]
+Content = dict[str, Any]  # of a training checkpoint, by its keys
 
 _BLOCK = 2**22  # bytes
 _MOST_ITEMS = 10**7  # values in a file, one that is named twice counts twice
@@ -32,7 +33,6 @@ _MOST_SHARED = 8  # times that a file's size may come out as tensors, which can 
 
 # Buffers that models compute themselves; files may hold them.
 _RECOMPUTED = ("relative_position_index", "attn_mask")
-_OLDER_NAMES = {".rpe_mlp.": ".cpb_mlp."}  # of Swin V2
 
 
 class _Dict:
@@ -151,7 +151,7 @@ def read_checkpoint(path: str | Path) -> Any:
     read, is no checkpoint, or holds anything else.
     """
     path = Path(path)
-    with _one_line_errors(path):
+    with one_line_errors(path):
         _require_file(path)
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -163,13 +163,13 @@ def read_checkpoint(path: str | Path) -> Any:
 
 def verify_checkpoint(path: Path) -> None:
     """Compare the checksums in a file of torch.save; errors as those of `read_checkpoint`."""
-    with _one_line_errors(path):
+    with one_line_errors(path):
         _require_file(path)
         _verify(path)
 
 
 @contextlib.contextmanager
-def _one_line_errors(path: Path) -> Iterator[None]:
+def one_line_errors(path: Path, failure: str = "cannot be read") -> Iterator[None]:
     """Every failure inside as a ValueError of one line: a file's content can raise anything."""
     try:
         yield
@@ -183,7 +183,7 @@ def _one_line_errors(path: Path) -> Iterator[None]:
         raise ValueError(f"checkpoint {path} cannot be read: no memory is left for it") from None
     except Exception as error:
         kind = DamagedError if _BROKEN_ARCHIVE.search(str(error)) else ValueError
-        raise kind(f"checkpoint {path} cannot be read: {_reason(error)}") from None
+        raise kind(f"checkpoint {path} {failure}: {_reason(error)}") from None
 
 
 def _require_file(path: Path) -> None:
@@ -337,7 +337,7 @@ def model_weights(
     """The parameters in what `read_checkpoint` returned, recomputed buffers left out.
 
     They are below the first of `keys` that is there (averaged weights win), else they are the file
-    itself; names of older files become today's. ValueError where there are none.
+    itself. ValueError where there are none.
     """
     found = [state.get(key) for key in keys] if isinstance(state, Mapping) else []
     weights = next((section for section in found if section is not None), state)
@@ -346,10 +346,7 @@ def model_weights(
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"checkpoint {source} holds no weights: {shown(name)} is no tensor")
-    kept = {name: value for name, value in weights.items() if not name.endswith(_RECOMPUTED)}
-    for older, newer in _OLDER_NAMES.items():
-        kept = {name.replace(older, newer): value for name, value in kept.items()}
-    return kept
+    return {name: value for name, value in weights.items() if not name.endswith(_RECOMPUTED)}
 
 
 def require_same_numbers(weights: Weights, own: Mapping[str, Tensor], source: str | Path) -> None:
