@@ -21,7 +21,7 @@ test-full: $(VENV)/.installed-dev
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m tests.docs_code .docs-code
+	$(BIN)/python -m tests.support.docs_code .docs-code
 	$(BIN)/ruff format --check .docs-code/*.py
 	$(BIN)/ruff check .docs-code/*.py
 	$(BIN)/mypy . .docs-code/*.py

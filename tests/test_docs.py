@@ -18,9 +18,9 @@ from data.masking import MASKS
 from data.shapes import CLASSES
 from models import load_simmim
 from models.build import DECODERS, ENCODERS, LOSSES, TARGETS
-from tests.docs_code import Example, examples, write_examples
-from tests.models.small_encoders import SMALL
-from tests.small_runs import ROOT, metrics_of, run_folder, run_here
+from tests.support.docs_code import Example, examples, write_examples
+from tests.support.small_encoders import SMALL
+from tests.support.small_runs import ROOT, metrics_of, run_folder, run_here
 from tools import keys
 from utils.config.defaults import DEFAULTS
 

@@ -15,8 +15,8 @@ from PIL import Image
 import main_finetune
 from data.transforms import Normalizer, eval_transform
 from models import build_classifier
-from tests.golden_cases import GOLDEN, options, read_golden
-from tests.small_runs import (
+from tests.support.golden_cases import GOLDEN, options, read_golden
+from tests.support.small_runs import (
     checkpoint_of,
     equal,
     metrics_of,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.small_runs import (
+from tests.support.small_runs import (
     ROOT,
     checkpoint_of,
     equal,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from logger import RunLog
-from tests.small_runs import ROOT, metrics_of, run_folder, write_config
-from tests.test_logger import record
-from tests.test_preemption import has_trained, program, said, wait_for
+from tests.support.log_records import record
+from tests.support.long_runs import has_trained, program, said, wait_for
+from tests.support.small_runs import ROOT, metrics_of, run_folder, write_config
 
 
 @pytest.mark.parametrize("console", [">&- 2>&- <&-", ">/dev/full 2>&1", "| head -n 3"])

@@ -18,8 +18,8 @@ from data.build import build_pretrain_dataset
 from data.careful import CarefulPictures
 from data.datasets import ImageFolder
 from data.pictures import VanishedError, read_file
-from tests.fuzz import make_tar
-from tests.small_runs import (
+from tests.support.picture_files import make_tar
+from tests.support.small_runs import (
     call,
     metrics_of,
     pictures_in,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lr_scheduler import build_scheduler
 from models import build_classifier, build_pretrain_model
 from optimizer import build_optimizer
-from tests.golden_cases import (
+from tests.support.golden_cases import (
     GOLDEN,
     case_input,
     case_targets,

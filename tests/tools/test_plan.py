@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.small_encoders import OURS, SMALL
-from tests.small_runs import call
+from tests.support.small_encoders import OURS, SMALL
+from tests.support.small_runs import call
 from tools import plan
 from utils.config import get_config
 

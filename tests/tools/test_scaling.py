@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.small_runs import call, write_config
+from tests.support.small_runs import call, write_config
 from tools import scaling
 
 

@@ -7,7 +7,7 @@ import torch
 
 import main_simmim
 from models import build_pretrain_model
-from tests.small_runs import call, run_folder, write_config
+from tests.support.small_runs import call, run_folder, write_config
 from utils.compilation import compile_parts
 from utils.config import get_config
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.small_runs import ROOT, metrics_of, run_folder, run_here, snapshot, write_config
-from tests.utils.test_checkpoint import CPU, UPDATES, parts_of, save_epoch, train_a_little
+from tests.support.small_runs import ROOT, metrics_of, run_folder, run_here, snapshot, write_config
+from tests.support.training_parts import CPU, UPDATES, parts_of, save_epoch, train_a_little
 from utils.checkpoints.names import epoch_path
 from utils.checkpoints.resume import resume
 from utils.checkpoints.saving import Saver, keep

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kills import forked, free_port, join
+from tests.support.kills import forked, free_port, join
 from utils.processes.group import (
     CommonError,
     raise_everywhere,

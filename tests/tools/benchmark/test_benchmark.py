@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.small_encoders import SMALL
-from tests.small_runs import call, run_processes, write_config, write_finetune_config
+from tests.support.small_encoders import SMALL
+from tests.support.small_runs import call, run_processes, write_config, write_finetune_config
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import kernels, rivals
 from tools.benchmark.measure import Side, Work, in_turn, ratio

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.small_runs import ROOT, write_config, write_finetune_config
+from tests.support.small_runs import ROOT, write_config, write_finetune_config
 from utils.config import get_config, to_plain
 from utils.config.arguments import (
     Command,

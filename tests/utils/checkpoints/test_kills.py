@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kills import SCENARIOS, survive
+from tests.support.kills import SCENARIOS, survive
 
 KILLS = 20
 SEED = 1

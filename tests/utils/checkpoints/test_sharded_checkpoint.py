@@ -21,7 +21,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.checkpoint.metadata import Metadata
 
-from tests.kills import forked, join
+from tests.support.kills import forked, join
 from utils.checkpoints.sharded import (
     complete_saves,
     load_tensors,

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from yacs.config import CfgNode
 
-from tests.golden_cases import GOLDEN
-from tests.small_runs import equal
+from tests.support.golden_cases import GOLDEN
+from tests.support.small_runs import equal
 from utils.checkpoints.reading import model_weights, read_checkpoint
 from utils.files import DamagedError
 

@@ -1,6 +1,5 @@
 """Signals, restarts, other numbers of processes, folders in use, lost processes: with real ones."""
 
-import contextlib
 import os
 import re
 import signal
@@ -8,15 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data.samples import EpochSampler, epoch_order
-from tests.kills import (
+from tests.support.kills import (
     Scenario,
     children_of,
     finish,
@@ -27,7 +25,8 @@ from tests.kills import (
     require_gone,
     results_of,
 )
-from tests.small_runs import (
+from tests.support.long_runs import LONG, has_trained, program, said, wait_for
+from tests.support.small_runs import (
     ROOT,
     equal,
     metrics_of,
@@ -41,7 +40,6 @@ ALONE = Scenario("pretrain", 1, 1, "float32", 0)
 PAIR = Scenario("pretrain", 2, 1, "float32", 0)
 CLASSIFIER = Scenario("finetune", 1, 1, "float32", 0)
 CLASSIFIERS = Scenario("finetune", 2, 1, "float32", 2)
-LONG = ("TRAIN.EPOCHS", 2000, "SAVE_UPDATES", 0)
 
 
 @pytest.fixture
@@ -52,44 +50,6 @@ def running() -> Iterator[list[BaseProcess]]:
     for process in processes:
         process.kill()
         process.join()
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 40.0) -> None:
-    """Wait until something is true."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it does not happen"
-        time.sleep(0.01)
-
-
-def has_trained(output: Path, lines: int = 3) -> bool:
-    """Whether so many updates were logged."""
-    path = run_folder(output) / "metrics.jsonl"
-    return path.exists() and path.read_text().count("\n") >= lines
-
-
-def said(output: Path) -> str:
-    """What the processes of a run have said."""
-    return output.with_suffix(".log").read_text()
-
-
-@contextlib.contextmanager
-def program(
-    folder: Path, output: Path, *opts: str, before: tuple[str, ...] = ()
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A long run as the first process of its group; what it says is in OUTPUT.log."""
-    command = [*before, sys.executable, "main_simmim.py", "--cfg", str(write_config(folder))]
-    command += ["--output", str(output), "--opts", *map(str, LONG), *opts]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with open(output.with_suffix(".log"), "w") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def catches(process: int, number: signal.Signals) -> bool:

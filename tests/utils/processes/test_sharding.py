@@ -11,7 +11,7 @@ import torch
 
 import main_finetune
 import main_simmim
-from tests.small_runs import (
+from tests.support.small_runs import (
     call,
     checkpoint_of,
     equal,

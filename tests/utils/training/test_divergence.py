@@ -11,8 +11,9 @@ import torch
 
 from data.samples import epoch_order
 from models import build_pretrain_model
-from tests.kills import Scenario, finish, join, launch
-from tests.small_runs import (
+from tests.support.kills import Scenario, finish, join, launch
+from tests.support.one_epoch import run_epoch
+from tests.support.small_runs import (
     call,
     checkpoint_of,
     metrics_of,
@@ -22,7 +23,6 @@ from tests.small_runs import (
     write_config,
     write_finetune_config,
 )
-from tests.utils.test_engine import run_epoch
 from tools import replay
 from utils.config import get_config, to_plain
 from utils.training.divergence import shares

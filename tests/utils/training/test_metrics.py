@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import torch
 
-from tests.small_runs import ROOT
+from tests.support.small_runs import ROOT
 from utils.training.metrics import peak_memory_mb
 
 PROGRAM = """

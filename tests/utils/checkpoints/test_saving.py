@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.small_runs import (
+from tests.support.small_runs import (
     checkpoint_of,
     equal,
     metrics_of,
@@ -19,7 +19,7 @@ from tests.small_runs import (
     run_here,
     write_config,
 )
-from tests.utils.test_checkpoint import parts_of, train_a_little
+from tests.support.training_parts import parts_of, train_a_little
 from utils.checkpoints.names import checkpoints_in, epoch_path, inside_path
 from utils.checkpoints.saving import Saver, keep
 from utils.config import get_config

@@ -19,7 +19,7 @@ import yaml
 
 from data.pictures import decode_picture
 from data.shards import Shards
-from tests.fuzz import KINDS, archive_with, fuzz
+from tests.support.fuzz import KINDS, archive_with, fuzz
 from utils.checkpoints.reading import read_checkpoint
 from utils.config import get_config
 
