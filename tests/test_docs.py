@@ -75,6 +75,7 @@ def test_every_example_of_a_part_trains_with_the_command_of_the_page(
         assert (run_folder(tmp_path, example.name, stage) / "reconstruction.png").exists()
 
 
+@pytest.mark.slow
 def test_the_shared_tests_run_over_the_encoder_of_the_page(tmp_path: Path) -> None:
     write_examples(tmp_path, "extending.md")
     (example,) = (example for example in examples("extending.md") if "pytest" in example.after)

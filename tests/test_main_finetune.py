@@ -61,6 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "number"), [("swin", 1), ("vit", 2), ("swinv2", 2)])
 def test_the_chain_from_pretraining_to_evaluation(tmp_path: Path, kind: str, number: int) -> None:
     """Real commands on one and on two processes; --eval finds what the training reported."""
@@ -174,6 +175,7 @@ def test_averaged_weights_follow_the_formula_and_are_what_is_evaluated(
     assert float(match[1]) == pytest.approx(last["val_acc1"], abs=5e-4)
 
 
+@pytest.mark.slow
 def test_accuracy_is_the_same_for_any_processes_and_batch_size(finished: Path) -> None:
     """37 images, a prime number; every report is the same to the last digit but for the loss."""
     cfg = write_finetune_config(finished)

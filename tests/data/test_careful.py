@@ -95,6 +95,7 @@ def test_a_run_goes_on_names_each_once_and_counts_them(
     )
 
 
+@pytest.mark.slow
 def test_what_takes_their_place_does_not_depend_on_workers_or_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path
 ) -> None:

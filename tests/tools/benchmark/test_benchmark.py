@@ -77,6 +77,7 @@ def test_training_is_compared_with_updates_on_noise(
     assert rows["training"]["data_wait"] > 0.01 > rows["on noise"]["data_wait"]
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_are_measured_together(tmp_path: Path) -> None:
     cfg = write_config(tmp_path)
     arguments = ["--rounds", 2, "--updates", 20]  # 80 images of each: the data set begins again

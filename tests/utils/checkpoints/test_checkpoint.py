@@ -76,6 +76,7 @@ def test_checkpoints_hold_tensors_and_plain_types_only(tmp_path: Path) -> None:
     assert {"epoch", "update", "seed", "scaler"} < set(state)
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_leaves_the_earlier_file_whole(tmp_path: Path) -> None:
     """The disk is full: files of this process may hold no more than 4 KiB."""
     path = tmp_path / "ckpt_epoch_0.pth"

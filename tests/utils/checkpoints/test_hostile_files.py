@@ -33,6 +33,7 @@ def work(name: str, results: Any) -> None:
     results.put(dict(list(counts.items())[:20]))  # no more than a pipe holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_mutated_files_are_read_or_refused_in_one_line(name: str) -> None:
     context = multiprocessing.get_context("spawn")

@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.kills import SCENARIOS, survive
 
+pytestmark = pytest.mark.slow  # all start processes
+
 KILLS = 20
 SEED = 1
 

@@ -33,6 +33,8 @@ from utils.checkpoints.sharded_contents import read_contents, verify, write_chec
 from utils.checkpoints.state import save_checkpoint
 from utils.files import DamagedError
 
+pytestmark = pytest.mark.slow  # all start processes
+
 NAME = "ckpt_epoch_0.sharded"
 STEPS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "open"}  # of a save, on the disk
 OPTIMIZERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}

@@ -30,6 +30,7 @@ def meet(rank: int, port: str, errors: list[str | None], folder: Path) -> None:
     os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("errors", "expected"),
     [

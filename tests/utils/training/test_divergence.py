@@ -90,6 +90,7 @@ def test_a_diverged_run_stops_and_one_command_computes_the_update_again(
     assert said.endswith("loss nan, gradient norm nan\n")
 
 
+@pytest.mark.slow
 def test_a_finite_update_of_a_bundle_has_the_loss_that_was_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
