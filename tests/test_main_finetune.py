@@ -93,6 +93,7 @@ def test_the_chain_from_pretraining_to_evaluation(tmp_path: Path, kind: str, num
     assert sum(hits) == pytest.approx(37 * acc1 / 100)
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained on 80 pictures without augmentation, it begins to know them by heart."""
     cfg = write_finetune_config(tmp_path)
@@ -128,6 +129,7 @@ def test_a_run_leaves_everything_that_is_promised(finished: Path) -> None:
     assert read_checkpoint(folder / "best.pth")["epoch"] == state["best"]["epoch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [[], ["TRAIN.EMA_DECAY", 0.9, "TRAIN.ACCUMULATION_STEPS", 2]])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
     tmp_path: Path,

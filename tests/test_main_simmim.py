@@ -62,6 +62,7 @@ def test_a_run_leaves_everything_that_is_promised(
     assert {"lr", "grad_norm", "images_per_second", "data_wait", "memory_mb"} < set(metrics[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [[], ["--accumulation-steps", 2, "--amp-opt-level", "O0"]])
 def test_one_epoch_and_a_resumed_one_are_two_epochs_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[Any]

@@ -203,6 +203,7 @@ def test_a_file_that_comes_back_is_read_after_all(tmp_path: Path) -> None:
     thread.join()
 
 
+@pytest.mark.slow
 def test_a_folder_that_vanishes_ends_a_run_after_some_attempts(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -231,6 +232,7 @@ def test_a_folder_that_vanishes_ends_a_run_after_some_attempts(
     )
 
 
+@pytest.mark.slow
 def test_validation_pictures_that_cannot_be_read_count_as_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

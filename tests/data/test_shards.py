@@ -48,6 +48,7 @@ def test_samples_are_those_of_the_folder(packed: Path, indexed: bool) -> None:
                 assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_run_on_shards_is_the_run_on_the_folder_and_resumes_as_one(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

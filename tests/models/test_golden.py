@@ -180,6 +180,7 @@ def test_24_updates_follow_the_reference_to_1e_9(name: str) -> None:
     np.testing.assert_allclose(rows, case["rows"], rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [
@@ -206,6 +207,7 @@ def test_published_sizes_give_the_references_loss_in_float32(path: str) -> None:
     assert_statistics(prediction, golden["reconstruction"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [

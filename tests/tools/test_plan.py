@@ -69,6 +69,7 @@ def test_the_largest_batch_fits_and_leaves_a_tenth() -> None:
     assert plan.largest_batch(100, 150, activations) == 0
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_recipe(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from tests.support.small_runs import call, write_config
 from tools import scaling
 
 
+@pytest.mark.slow
 def test_tables_and_a_picture_of_two_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -180,6 +180,7 @@ def test_what_is_written_is_the_state_of_the_moment_and_training_does_not_wait(
     assert epoch_path(tmp_path, 1).exists()
 
 
+@pytest.mark.slow
 def test_minutes_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that saves every 0.001 minutes: at least at every fifth update of 20 ms."""
     opts = ["--opts", "SAVE_MINUTES", 0.001, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0]
