@@ -1,10 +1,10 @@
-# make demo | make test | make test-full | make check | make test-oldest     (PYTHON=python3.12 make demo: another Python)
+# make demo | make test-fast | make test | make test-full | make check | make test-oldest     (PYTHON=python3.12 make demo: another Python)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_CFG := configs/demo/simmim_pretrain__swin_tiny__shapes64.yaml
 
-.PHONY: demo test test-full check test-oldest clean
+.PHONY: demo test test-fast test-full check test-oldest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python main_simmim.py --cfg $(DEMO_CFG)
@@ -14,6 +14,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
+# What starts no process and takes no more than two seconds.
+test-fast: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not full_size and not slow"
+
 # What has a size, at published size: a few GB of memory and 10 GB of disk for some minutes.
 test-full: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m full_size --durations=0
@@ -21,7 +25,7 @@ test-full: $(VENV)/.installed-dev
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m tests.docs_code .docs-code
+	$(BIN)/python -m tests.support.docs_code .docs-code
 	$(BIN)/ruff format --check .docs-code/*.py
 	$(BIN)/ruff check .docs-code/*.py
 	$(BIN)/mypy . .docs-code/*.py

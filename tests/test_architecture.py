@@ -1,4 +1,4 @@
-"""The rules of the layout: who may import whom, and how long files and functions may be."""
+"""The rules of the layout: who imports whom, where tests lie, how long files and functions are."""
 
 import ast
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+TESTS = ROOT / "tests"
 FOLDERS = ("data", "models", "utils", "tools")
 TOP_LEVEL = ("logger", "lr_scheduler", "optimizer", "main_simmim", "main_finetune")
 # Leaves of utils, which import each other and nothing else of the project.
@@ -109,3 +110,24 @@ def test_files_and_functions_stay_small(name: str) -> None:
             # Arguments, one a line, are no complexity: what counts is the body.
             length = (node.end_lineno or 0) - node.body[0].lineno + 1
             assert length <= 45, node.name
+
+
+@pytest.mark.parametrize(
+    "name", sorted(str(path.relative_to(TESTS)) for path in TESTS.rglob("*.py"))
+)
+def test_no_file_imports_a_file_of_tests(name: str) -> None:
+    """What several files of tests need lies in tests/support."""
+    for node in ast.walk(ast.parse((TESTS / name).read_text())):
+        if isinstance(node, ast.Import):
+            imported = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imported = [node.module or "", *(alias.name for alias in node.names)]
+        else:
+            continue
+        assert not [word for word in ".".join(imported).split(".") if word.startswith("test_")]
+
+
+def test_the_tests_of_a_folder_lie_in_a_folder_of_its_name() -> None:
+    program = {path.relative_to(ROOT) for path in (f.parent for f in sources().values())}
+    tests = {path.relative_to(TESTS).parent for path in TESTS.rglob("test_*.py")}
+    assert tests - {Path("full_size")} == program

@@ -18,9 +18,9 @@ from data.masking import MASKS
 from data.shapes import CLASSES
 from models import load_simmim
 from models.build import DECODERS, ENCODERS, LOSSES, TARGETS
-from tests.docs_code import Example, examples, write_examples
-from tests.models.small_encoders import SMALL
-from tests.small_runs import ROOT, metrics_of, run_folder, run_here
+from tests.support.docs_code import Example, examples, write_examples
+from tests.support.small_encoders import SMALL
+from tests.support.small_runs import ROOT, metrics_of, run_folder, run_here
 from tools import keys
 from utils.config.defaults import DEFAULTS
 
@@ -75,6 +75,7 @@ def test_every_example_of_a_part_trains_with_the_command_of_the_page(
         assert (run_folder(tmp_path, example.name, stage) / "reconstruction.png").exists()
 
 
+@pytest.mark.slow
 def test_the_shared_tests_run_over_the_encoder_of_the_page(tmp_path: Path) -> None:
     write_examples(tmp_path, "extending.md")
     (example,) = (example for example in examples("extending.md") if "pytest" in example.after)

@@ -2,18 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from logger import SCALARS, RunLog, train_line
-
-
-def record(update: int, **changes: Any) -> dict[str, Any]:
-    figures = dict.fromkeys((*SCALARS, "loss_mean", "grad_norm_mean", "time", "time_mean"), 0.5)
-    return figures | {"skipped": 0, "update": update, "index": update, "num_updates": 10} | changes
+from tests.support.log_records import record
 
 
 def test_the_line_has_the_references_format() -> None:

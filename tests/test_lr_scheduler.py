@@ -8,7 +8,7 @@ import torch
 
 from lr_scheduler import Scheduler, build_scheduler
 from optimizer import scale_lr
-from tests.golden_cases import read_golden
+from tests.support.golden_cases import read_golden
 from utils.config import get_config
 
 GOLDEN = read_golden("lr_schedules.json")

@@ -15,8 +15,8 @@ from PIL import Image
 import main_finetune
 from data.transforms import Normalizer, eval_transform
 from models import build_classifier
-from tests.golden_cases import GOLDEN, options, read_golden
-from tests.small_runs import (
+from tests.support.golden_cases import GOLDEN, options, read_golden
+from tests.support.small_runs import (
     checkpoint_of,
     equal,
     metrics_of,
@@ -61,6 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "number"), [("swin", 1), ("vit", 2), ("swinv2", 2)])
 def test_the_chain_from_pretraining_to_evaluation(tmp_path: Path, kind: str, number: int) -> None:
     """Real commands on one and on two processes; --eval finds what the training reported."""
@@ -92,6 +93,7 @@ def test_the_chain_from_pretraining_to_evaluation(tmp_path: Path, kind: str, num
     assert sum(hits) == pytest.approx(37 * acc1 / 100)
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained on 80 pictures without augmentation, it begins to know them by heart."""
     cfg = write_finetune_config(tmp_path)
@@ -127,6 +129,7 @@ def test_a_run_leaves_everything_that_is_promised(finished: Path) -> None:
     assert read_checkpoint(folder / "best.pth")["epoch"] == state["best"]["epoch"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [[], ["TRAIN.EMA_DECAY", 0.9, "TRAIN.ACCUMULATION_STEPS", 2]])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
     tmp_path: Path,
@@ -174,6 +177,7 @@ def test_averaged_weights_follow_the_formula_and_are_what_is_evaluated(
     assert float(match[1]) == pytest.approx(last["val_acc1"], abs=5e-4)
 
 
+@pytest.mark.slow
 def test_accuracy_is_the_same_for_any_processes_and_batch_size(finished: Path) -> None:
     """37 images, a prime number; every report is the same to the last digit but for the loss."""
     cfg = write_finetune_config(finished)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.small_runs import (
+from tests.support.small_runs import (
     ROOT,
     checkpoint_of,
     equal,
@@ -62,6 +62,7 @@ def test_a_run_leaves_everything_that_is_promised(
     assert {"lr", "grad_norm", "images_per_second", "data_wait", "memory_mb"} < set(metrics[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [[], ["--accumulation-steps", 2, "--amp-opt-level", "O0"]])
 def test_one_epoch_and_a_resumed_one_are_two_epochs_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[Any]
@@ -86,6 +87,7 @@ def test_one_epoch_and_a_resumed_one_are_two_epochs_bit_for_bit(
     assert "epoch 1, update" in log
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_process_with_twice_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +106,7 @@ def test_two_processes_are_one_process_with_twice_the_batch(
     assert (run_folder(two) / "log_rank1.txt").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_resume_and_accumulate(tmp_path: Path) -> None:
     cfg = write_config(tmp_path)
     arguments = ["--output", tmp_path, "--accumulation-steps", 2, "--use-checkpoint"]
@@ -230,6 +233,7 @@ def test_a_broken_picture_in_a_workers_hands_is_named_in_one_line(
     )
 
 
+@pytest.mark.slow
 def test_the_program_itself_ends_with_status_2_and_no_traceback(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "main_simmim.py", "--cfg", str(tmp_path / "none.yaml")],

@@ -8,7 +8,7 @@ import torch
 
 from models import build_classifier, build_pretrain_model
 from optimizer import build_optimizer, expected_moments, parameter_groups, scale_lr
-from tests.golden_cases import read_golden
+from tests.support.golden_cases import read_golden
 from utils.config import get_config
 
 GROUPS = read_golden("full_size/param_groups.json")

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from logger import RunLog
-from tests.small_runs import ROOT, metrics_of, run_folder, write_config
-from tests.test_logger import record
-from tests.test_preemption import has_trained, program, said, wait_for
+from tests.support.log_records import record
+from tests.support.long_runs import has_trained, program, said, wait_for
+from tests.support.small_runs import ROOT, metrics_of, run_folder, write_config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("console", [">&- 2>&- <&-", ">/dev/full 2>&1", "| head -n 3"])
 def test_a_console_that_fails_does_not_end_a_run(tmp_path: Path, console: str) -> None:
     command = f"{sys.executable} main_simmim.py --cfg {write_config(tmp_path)} --output {tmp_path}"
@@ -29,6 +30,7 @@ def test_a_console_that_fails_does_not_end_a_run(tmp_path: Path, console: str) -
     assert "EPOCH 1 training takes" in (run_folder(tmp_path) / "log_rank0.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_pipe_that_is_full_and_does_not_wait_does_not_end_a_run(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -48,6 +50,7 @@ def test_a_pipe_that_is_full_and_does_not_wait_does_not_end_a_run(tmp_path: Path
     assert len(metrics_of(tmp_path)) == 16
 
 
+@pytest.mark.slow
 def test_a_folder_that_goes_away_ends_the_run_in_one_line_when_a_checkpoint_is_due(
     tmp_path: Path,
 ) -> None:

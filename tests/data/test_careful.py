@@ -18,8 +18,8 @@ from data.build import build_pretrain_dataset
 from data.careful import CarefulPictures
 from data.datasets import ImageFolder
 from data.pictures import VanishedError, read_file
-from tests.fuzz import make_tar
-from tests.small_runs import (
+from tests.support.picture_files import make_tar
+from tests.support.small_runs import (
     call,
     metrics_of,
     pictures_in,
@@ -95,6 +95,7 @@ def test_a_run_goes_on_names_each_once_and_counts_them(
     )
 
 
+@pytest.mark.slow
 def test_what_takes_their_place_does_not_depend_on_workers_or_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path
 ) -> None:
@@ -202,6 +203,7 @@ def test_a_file_that_comes_back_is_read_after_all(tmp_path: Path) -> None:
     thread.join()
 
 
+@pytest.mark.slow
 def test_a_folder_that_vanishes_ends_a_run_after_some_attempts(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -230,6 +232,7 @@ def test_a_folder_that_vanishes_ends_a_run_after_some_attempts(
     )
 
 
+@pytest.mark.slow
 def test_validation_pictures_that_cannot_be_read_count_as_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,8 +13,8 @@ from PIL import Image
 
 import main_finetune
 from data import build_eval_dataset
-from tests.data.test_shards import jpeg, write_tar
-from tests.small_runs import run_folder, run_here, write_finetune_config
+from tests.support.picture_files import jpeg, write_tar
+from tests.support.small_runs import run_folder, run_here, write_finetune_config
 from utils.config import get_config
 
 BY_VALUE = [str(index) for index in range(12)]

@@ -3,45 +3,19 @@
 import io
 import os
 import pickle
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from data import build_eval_dataset, build_pretrain_dataset, build_train_dataset, shards
 from data.shards import INDEX, Shards, entries_of, write_index
-from tests.small_runs import call, checkpoint_of, equal, run_here, write_config
+from tests.support.picture_files import jpeg, write_classes, write_tar
+from tests.support.small_runs import call, checkpoint_of, equal, run_here, write_config
 from tools import shard
 from utils.config import get_config
-
-
-def write_classes(folder: Path, number: int = 3) -> Path:
-    """`number` pictures in each of two class folders."""
-    random = np.random.default_rng(0)
-    for name in ("n01", "n02"):
-        (folder / name).mkdir(parents=True)
-        for index in range(number):
-            pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{name}.{index}.JPEG", quality=95)
-    return folder
-
-
-def jpeg(side: int = 8) -> bytes:
-    Image.new("RGB", (side, side)).save(file := io.BytesIO(), "JPEG")
-    return file.getvalue()
-
-
-def write_tar(path: Path, members: dict[str, bytes], mode: Any = "w") -> Path:
-    with tarfile.open(path, mode) as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
 
 
 @pytest.fixture
@@ -74,6 +48,7 @@ def test_samples_are_those_of_the_folder(packed: Path, indexed: bool) -> None:
                 assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_run_on_shards_is_the_run_on_the_folder_and_resumes_as_one(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

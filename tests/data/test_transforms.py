@@ -9,7 +9,7 @@ from PIL import Image
 
 from data import build_batch_augmentation, build_train_dataset, build_train_loader
 from data.transforms import Normalizer, eval_transform, train_transform
-from tests.golden_cases import GOLDEN, read_golden
+from tests.support.golden_cases import GOLDEN, read_golden
 from utils.config import get_config
 from utils.processes.group import UPDATE_STREAM, seed_all
 

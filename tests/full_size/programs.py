@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.small_runs import ROOT
+from tests.support.small_runs import ROOT
 
 PRETRAIN = "configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml"
 FINETUNE = "configs/swin_base__100ep/simmim_finetune__swin_base__img192_window6__100ep.yaml"

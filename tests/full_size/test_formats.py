@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from models import build_classifier, build_pretrain_model, load_pretrained
 from optimizer import build_optimizer
 from tests.full_size.programs import FINETUNE, PRETRAIN, ROOT, run
-from tests.small_runs import equal
+from tests.support.small_runs import equal
 from utils.checkpoints.reading import read_checkpoint
 from utils.checkpoints.resume import resume
 from utils.checkpoints.saving import Saver

@@ -22,7 +22,8 @@ from tests.full_size.many_names import (
     draw_sources,
     make_many_names,
 )
-from tests.small_runs import ROOT
+from tests.support.process_usage import peak_of, waited
+from tests.support.small_runs import ROOT
 
 pytestmark = pytest.mark.full_size
 
@@ -48,7 +49,7 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 MEASURE = """
 import sys, time
-from tests.full_size.test_many_names import memory, peak_of, waited
+from tests.support.process_usage import memory, peak_of, waited
 from data.datasets import ImageFolder
 from data.labelled import class_folders
 find = {"ImageFolder": ImageFolder, "class_folders": class_folders}[sys.argv[1]]
@@ -75,17 +76,6 @@ def test_a_million_names_are_found_within_five_seconds(imagenet: Path, kind: str
     assert left < MOST_AFTERWARDS
 
 
-def waited(process: int | str = "self") -> float:
-    """Seconds in which a process could have gone on, but other programs had the cores."""
-    return int(Path(f"/proc/{process}/schedstat").read_text().split()[1]) / 1e9
-
-
-def memory() -> int:
-    """What this process holds, in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") // 2**20
-
-
 def start(program: str, *arguments: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, program, *map(str, arguments)],
@@ -95,12 +85,6 @@ def start(program: str, *arguments: Any) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def peak_of(process: int | str) -> int:
-    """The most memory a process has had, in MiB."""
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) // 1024
 
 
 def children_of(process: int) -> list[str]:

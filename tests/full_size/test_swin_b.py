@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from tests.full_size.programs import FINETUNE, PRETRAIN, pretrain, run, run_until, start
-from tests.small_runs import ROOT, equal, run_folder
+from tests.support.small_runs import ROOT, equal, run_folder
 from utils.checkpoints.reading import read_checkpoint
 from utils.files import DamagedError
 

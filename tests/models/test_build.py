@@ -14,8 +14,8 @@ from models import (
     load_simmim,
     stored_config,
 )
-from tests.golden_cases import GOLDEN, options, read_golden
-from tests.models.small_encoders import OURS, SMALL, sample
+from tests.support.golden_cases import GOLDEN, options, read_golden
+from tests.support.small_encoders import OURS, SMALL, sample
 from utils.config import get_config, to_plain
 
 

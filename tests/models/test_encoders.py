@@ -13,7 +13,7 @@ from models import build_classifier, build_pretrain_model
 from models.build import ENCODERS
 from models.layers import ChunkedAttention, attend, fused_attention, plain_attention
 from optimizer import build_optimizer
-from tests.models.small_encoders import OURS, SMALL, sample, small_model
+from tests.support.small_encoders import OURS, SMALL, sample, small_model
 from utils.config import get_config
 from utils.messages import require_blocks
 

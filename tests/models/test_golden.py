@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lr_scheduler import build_scheduler
 from models import build_classifier, build_pretrain_model
 from optimizer import build_optimizer
-from tests.golden_cases import (
+from tests.support.golden_cases import (
     GOLDEN,
     case_input,
     case_targets,
@@ -180,6 +180,7 @@ def test_24_updates_follow_the_reference_to_1e_9(name: str) -> None:
     np.testing.assert_allclose(rows, case["rows"], rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [
@@ -206,6 +207,7 @@ def test_published_sizes_give_the_references_loss_in_float32(path: str) -> None:
     assert_statistics(prediction, golden["reconstruction"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from models.build import TARGETS
 from models.objectives import NormalizedPixelTarget, PixelTarget, Target, masked_l1
 from models.simmim import SimMIM, resize_mask
-from tests.golden_cases import GOLDEN, case_input
-from tests.models.small_encoders import sample, small_model
+from tests.support.golden_cases import GOLDEN, case_input
+from tests.support.small_encoders import sample, small_model
 
 
 def test_the_loss_is_the_mean_error_of_hidden_pixels_per_channel() -> None:

@@ -17,7 +17,7 @@ from models.position_bias import (
     window_of_table,
 )
 from models.pretrained import _resize_tables, class_names, head_size
-from tests.golden_cases import GOLDEN, case_input, fill_by_rule, options, read_golden
+from tests.support.golden_cases import GOLDEN, case_input, fill_by_rule, options, read_golden
 from utils.checkpoints.reading import model_weights, read_checkpoint
 from utils.checkpoints.state import restore_model
 from utils.config import get_config

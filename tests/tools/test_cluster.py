@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.small_runs import call
+from tests.support.small_runs import call
 from tools import cluster, plan, reconstruct, scaling, scan, shard
 from tools.benchmark import __main__ as benchmark
 

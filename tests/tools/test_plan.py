@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.small_encoders import OURS, SMALL
-from tests.small_runs import call
+from tests.support.small_encoders import OURS, SMALL
+from tests.support.small_runs import call
 from tools import plan
 from utils.config import get_config
 
@@ -69,6 +69,7 @@ def test_the_largest_batch_fits_and_leaves_a_tenth() -> None:
     assert plan.largest_batch(100, 150, activations) == 0
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_recipe(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.small_runs import call, write_config
+from tests.support.small_runs import call, write_config
 from tools import scaling
 
 
+@pytest.mark.slow
 def test_tables_and_a_picture_of_two_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

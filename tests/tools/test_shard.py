@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from data.shards import Shards
-from tests.data.test_shards import jpeg, write_classes, write_tar
-from tests.small_runs import call, snapshot
+from tests.support.picture_files import jpeg, write_classes, write_tar
+from tests.support.small_runs import call, snapshot
 from tools import shard
 
 

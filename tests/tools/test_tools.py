@@ -10,8 +10,8 @@ from PIL import Image
 
 from data.drawing import picture_grid, spread
 from models import build_classifier, build_pretrain_model
-from tests.golden_cases import GOLDEN, options, read_golden
-from tests.small_runs import (
+from tests.support.golden_cases import GOLDEN, options, read_golden
+from tests.support.small_runs import (
     call,
     pictures_in,
     run_folder,

@@ -7,13 +7,14 @@ import torch
 
 import main_simmim
 from models import build_pretrain_model
-from tests.small_runs import call, run_folder, write_config
+from tests.support.small_runs import call, run_folder, write_config
 from utils.compilation import compile_parts
 from utils.config import get_config
 
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "what"), [("swin", "blocks"), ("vit", "model")])
 def test_a_compiled_model_has_the_loss_gradients_and_names_of_the_eager_one(
     tmp_path: Path, kind: str, what: str
@@ -37,6 +38,7 @@ def test_a_compiled_model_has_the_loss_gradients_and_names_of_the_eager_one(
         torch.testing.assert_close(value.grad, gradients[name], rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_is_resumed_without_compiling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,11 @@ import os
 import subprocess
 import sys
 
-from tests.small_runs import ROOT
+import pytest
+
+from tests.support.small_runs import ROOT
+
+pytestmark = pytest.mark.slow  # all start processes
 
 # 131072 is what glibc starts with; later it raises both thresholds by what a program happens to
 # free, so that without these two lines chance would decide what is given back.

@@ -1,6 +1,6 @@
 """Runs that are killed at random moments, started again, and compared with runs that were not.
 
-python -m tests.kills [--kills 200] [--seed 0]
+python -m tests.support.kills [--kills 200] [--seed 0]
 """
 
 import argparse
@@ -21,7 +21,13 @@ from typing import Any
 
 import torch
 
-from tests.small_runs import equal, metrics_of, run_folder, write_config, write_finetune_config
+from tests.support.small_runs import (
+    equal,
+    metrics_of,
+    run_folder,
+    write_config,
+    write_finetune_config,
+)
 
 PROGRAMS = {"pretrain": "main_simmim", "finetune": "main_finetune"}
 ENDED = (0, -signal.SIGKILL)

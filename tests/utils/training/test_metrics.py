@@ -4,10 +4,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 
-from tests.small_runs import ROOT
+from tests.support.small_runs import ROOT
 from utils.training.metrics import peak_memory_mb
+
+pytestmark = pytest.mark.slow  # all start processes
 
 PROGRAM = """
 import torch

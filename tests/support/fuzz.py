@@ -1,6 +1,6 @@
 """Mutated checkpoints, configurations and pictures: each is read, or refused in one line.
 
-python -m tests.fuzz [--number 2000] [--seed 0]
+python -m tests.support.fuzz [--number 2000] [--seed 0]
 """
 
 import argparse
@@ -28,8 +28,9 @@ from safetensors.torch import save as save_safetensors
 from data.pictures import decode_jpeg, decode_picture
 from data.shards import Shards, entries_of
 from data.transforms import pretrain_transform
-from tests.small_runs import ROOT
-from tests.utils.test_checkpoint import parts_of
+from tests.support.picture_files import make_tar
+from tests.support.small_runs import ROOT
+from tests.support.training_parts import parts_of
 from utils.checkpoints.reading import model_weights, read_checkpoint
 from utils.checkpoints.resume import resume
 from utils.checkpoints.state import save_checkpoint, training_state
@@ -285,20 +286,6 @@ class Pictures:
                 reasons.append(error)
         if len(reasons) == 3:
             raise reasons[0]
-
-
-def make_tar(pictures: dict[int, tuple[str, bytes]]) -> bytes:
-    """A tar file of pictures with labels."""
-    import tarfile
-
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for index, (suffix, content) in pictures.items():
-            for name, part in ((f"{index}.{suffix}", content), (f"{index}.cls", b"3")):
-                member = tarfile.TarInfo(name)
-                member.size = len(part)
-                tar.addfile(member, io.BytesIO(part))
-    return file.getvalue()
 
 
 KINDS: dict[str, Callable[[Path], Any]] = {

@@ -11,8 +11,9 @@ import torch
 
 from data.samples import epoch_order
 from models import build_pretrain_model
-from tests.kills import Scenario, finish, join, launch
-from tests.small_runs import (
+from tests.support.kills import Scenario, finish, join, launch
+from tests.support.one_epoch import run_epoch
+from tests.support.small_runs import (
     call,
     checkpoint_of,
     metrics_of,
@@ -22,7 +23,6 @@ from tests.small_runs import (
     write_config,
     write_finetune_config,
 )
-from tests.utils.test_engine import run_epoch
 from tools import replay
 from utils.config import get_config, to_plain
 from utils.training.divergence import shares
@@ -90,6 +90,7 @@ def test_a_diverged_run_stops_and_one_command_computes_the_update_again(
     assert said.endswith("loss nan, gradient norm nan\n")
 
 
+@pytest.mark.slow
 def test_a_finite_update_of_a_bundle_has_the_loss_that_was_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

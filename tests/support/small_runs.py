@@ -13,7 +13,7 @@ import torch
 import main_simmim
 from utils.processes.exit_status import run_program
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TINY = """
 MODEL: {NAME: pretrain, TYPE: %s, DROP_PATH_RATE: 0.2,
   SWIN: {PATCH_SIZE: 4, EMBED_DIM: 16, DEPTHS: [2, 1], NUM_HEADS: [1, 2], WINDOW_SIZE: 4},

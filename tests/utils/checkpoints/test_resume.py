@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.small_runs import ROOT, metrics_of, run_folder, run_here, snapshot, write_config
-from tests.utils.test_checkpoint import CPU, UPDATES, parts_of, save_epoch, train_a_little
+from tests.support.small_runs import ROOT, metrics_of, run_folder, run_here, snapshot, write_config
+from tests.support.training_parts import CPU, UPDATES, parts_of, save_epoch, train_a_little
 from utils.checkpoints.names import epoch_path
 from utils.checkpoints.resume import resume
 from utils.checkpoints.saving import Saver, keep
@@ -83,6 +83,7 @@ def test_a_checkpoint_that_the_disk_does_not_give_ends_the_run_and_stays(
     assert sorted(path.name for path in run_folder(tmp_path).iterdir()) == names
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_may_not_be_read_is_no_damage(tmp_path: Path) -> None:
     os.chmod(tmp_path, 0o777)
     for parent in tmp_path.parents[:-2]:
@@ -281,6 +282,7 @@ def test_the_best_epoch_is_one_file_with_two_names(tmp_path: Path) -> None:
     assert (tmp_path / "best.pth").samefile(epoch_path(tmp_path, 3))
 
 
+@pytest.mark.slow
 def test_an_old_checkpoint_that_does_not_go_is_a_warning(tmp_path: Path) -> None:
     for epoch in range(3):
         epoch_path(tmp_path, epoch).touch()
@@ -356,6 +358,7 @@ def test_a_folder_is_locked_before_anybody_looks_into_it(tmp_path: Path) -> None
         resume(second, parts_of(), get_config(), UPDATES, CPU)
 
 
+@pytest.mark.slow
 def test_only_leftovers_of_dead_processes_are_removed_from_a_folder(tmp_path: Path) -> None:
     dead = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"],
@@ -374,6 +377,7 @@ def test_only_leftovers_of_dead_processes_are_removed_from_a_folder(tmp_path: Pa
     assert names >= set(others)
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_is_replaced_writes_nothing_into_the_new_one(tmp_path: Path) -> None:
     command = [sys.executable, "main_simmim.py", "--cfg", str(write_config(tmp_path))]
     opts = ["TRAIN.EPOCHS", "2000", "PICTURE_FREQ", "0", "KEEP_LAST", "1"]

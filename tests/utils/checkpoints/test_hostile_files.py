@@ -19,7 +19,7 @@ import yaml
 
 from data.pictures import decode_picture
 from data.shards import Shards
-from tests.fuzz import KINDS, archive_with, fuzz
+from tests.support.fuzz import KINDS, archive_with, fuzz
 from utils.checkpoints.reading import read_checkpoint
 from utils.config import get_config
 
@@ -33,6 +33,7 @@ def work(name: str, results: Any) -> None:
     results.put(dict(list(counts.items())[:20]))  # no more than a pipe holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_mutated_files_are_read_or_refused_in_one_line(name: str) -> None:
     context = multiprocessing.get_context("spawn")

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from yacs.config import CfgNode
 
-from tests.golden_cases import GOLDEN
-from tests.small_runs import equal
+from tests.support.golden_cases import GOLDEN
+from tests.support.small_runs import equal
 from utils.checkpoints.reading import model_weights, read_checkpoint
 from utils.files import DamagedError
 
@@ -97,6 +97,7 @@ def test_what_files_of_other_programs_hold_beside_weights_comes_out_as_plain_val
         assert read_checkpoint(path) == expected
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
     """In a file without any checksum but those of the archive's records."""
     state = {"model": {"a": torch.randn(9, 3)}, "epoch": 3, "config": {"A": [1, 2], "B": "text"}}

@@ -11,7 +11,7 @@ import torch
 
 import main_finetune
 import main_simmim
-from tests.small_runs import (
+from tests.support.small_runs import (
     call,
     checkpoint_of,
     equal,
@@ -62,6 +62,7 @@ def assert_same_run(output: Path, one: str, other: str, tolerance: float) -> Non
         assert record["lr"] == wanted["lr"]
 
 
+@pytest.mark.slow
 def test_a_sharded_run_equals_the_ordinary_one(sharded: Path, tmp_path: Path) -> None:
     assert_same_run(sharded, "full", "ddp", 1e-5)
     weights = weights_of(run_folder(sharded, "full") / "ckpt_epoch_1.sharded", tmp_path / "x.pth")
@@ -71,6 +72,7 @@ def test_a_sharded_run_equals_the_ordinary_one(sharded: Path, tmp_path: Path) ->
         torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "opts", "tolerance"),
     [
@@ -88,6 +90,7 @@ def test_accumulation_clipping_recomputation_and_precision_keep_their_meaning(
     assert_same_run(tmp_path, "full", "ddp", tolerance)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(sharded: Path, tmp_path: Path) -> None:
     folder = run_folder(tmp_path, "full")
     folder.mkdir(parents=True)
@@ -103,6 +106,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(sharded: Path, tmp_path: Path) -> Non
     assert equal(found, expected)
 
 
+@pytest.mark.slow
 def test_a_run_with_sgd_shards_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
     cfg = write_config(tmp_path, "swin")
     keys = [*PLAIN, "TRAIN.SHARDING", "full", "TRAIN.OPTIMIZER.NAME", "sgd"]
@@ -114,6 +118,7 @@ def test_a_run_with_sgd_shards_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert equal(weights_of(newest, tmp_path / "found.pth"), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "batch_size"), [(1, 8), (4, 2)])
 def test_another_number_of_processes_goes_on(
     sharded: Path, tmp_path: Path, number: int, batch_size: int
@@ -131,6 +136,7 @@ def test_another_number_of_processes_goes_on(
     assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_fine_tuning_shards_too_and_its_file_evaluates_the_same(
     sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +201,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_checkpoint_is_one_clear_error(
     sharded: Path,
@@ -214,6 +221,7 @@ def test_a_broken_checkpoint_is_one_clear_error(
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["missing", "damaged contents"])
 def test_a_run_goes_on_from_the_checkpoint_before_a_broken_one(
     sharded: Path, tmp_path: Path, kind: str
@@ -226,6 +234,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_broken_one(
     assert "ckpt_epoch_0.sharded: epoch 1" in said
 
 
+@pytest.mark.slow
 def test_an_exported_file_lies_beside_the_checkpoint_and_no_run_takes_it_for_one(
     sharded: Path,
     tmp_path: Path,
@@ -249,6 +258,7 @@ def test_an_exported_file_lies_beside_the_checkpoint_and_no_run_takes_it_for_one
     assert exported.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_another_optimizer_does_not_go_on_with_a_runs_moments(
     sharded: Path, tmp_path: Path
 ) -> None:
@@ -271,6 +281,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_uses_are_one_clear_error(
     sharded: Path,
@@ -298,6 +309,7 @@ def test_an_average_of_sharded_weights_is_refused(
     assert "TRAIN.EMA_DECAY and TRAIN.SHARDING exclude each other" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_ordinary_checkpoint_does_not_go_on_sharded(sharded: Path, tmp_path: Path) -> None:
     shutil.copytree(run_folder(sharded, "ddp"), run_folder(tmp_path, "full"))
     cfg = write_config(tmp_path, "swinv2")
@@ -307,6 +319,7 @@ def test_an_ordinary_checkpoint_does_not_go_on_sharded(sharded: Path, tmp_path: 
     assert "is not a sharded one, and TRAIN.SHARDING is full" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_sharded_checkpoint_is_not_evaluated_but_explained(
     sharded: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

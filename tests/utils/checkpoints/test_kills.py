@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kills import SCENARIOS, survive
+from tests.support.kills import SCENARIOS, survive
+
+pytestmark = pytest.mark.slow  # all start processes
 
 KILLS = 20
 SEED = 1

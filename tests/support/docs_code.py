@@ -1,4 +1,4 @@
-"""The programs on the pages in docs/; python -m tests.docs_code FOLDER writes them as files."""
+"""The programs in docs/; python -m tests.support.docs_code FOLDER writes them as files."""
 
 import itertools
 import re
@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ("extending.md", "python.md")
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NAMED = re.compile(r"python (?:-m pytest -p )?(\w+)")  # by the command that runs it

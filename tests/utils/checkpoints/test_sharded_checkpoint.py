@@ -21,7 +21,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.checkpoint.metadata import Metadata
 
-from tests.kills import forked, join
+from tests.support.kills import forked, join
 from utils.checkpoints.sharded import (
     complete_saves,
     load_tensors,
@@ -32,6 +32,8 @@ from utils.checkpoints.sharded import (
 from utils.checkpoints.sharded_contents import read_contents, verify, write_checksum
 from utils.checkpoints.state import save_checkpoint
 from utils.files import DamagedError
+
+pytestmark = pytest.mark.slow  # all start processes
 
 NAME = "ckpt_epoch_0.sharded"
 STEPS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "open"}  # of a save, on the disk

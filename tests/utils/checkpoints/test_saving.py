@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.small_runs import (
+from tests.support.small_runs import (
     checkpoint_of,
     equal,
     metrics_of,
@@ -19,7 +19,7 @@ from tests.small_runs import (
     run_here,
     write_config,
 )
-from tests.utils.test_checkpoint import parts_of, train_a_little
+from tests.support.training_parts import parts_of, train_a_little
 from utils.checkpoints.names import checkpoints_in, epoch_path, inside_path
 from utils.checkpoints.saving import Saver, keep
 from utils.config import get_config
@@ -180,6 +180,7 @@ def test_what_is_written_is_the_state_of_the_moment_and_training_does_not_wait(
     assert epoch_path(tmp_path, 1).exists()
 
 
+@pytest.mark.slow
 def test_minutes_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that saves every 0.001 minutes: at least at every fifth update of 20 ms."""
     opts = ["--opts", "SAVE_MINUTES", 0.001, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.small_encoders import SMALL
-from tests.small_runs import call, run_processes, write_config, write_finetune_config
+from tests.support.small_encoders import SMALL
+from tests.support.small_runs import call, run_processes, write_config, write_finetune_config
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import kernels, rivals
 from tools.benchmark.measure import Side, Work, in_turn, ratio
@@ -24,6 +24,7 @@ def figures_of(said: str) -> dict[str, Any]:
     return figures
 
 
+@pytest.mark.slow
 def test_updates_are_compared_with_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -44,6 +45,7 @@ def test_updates_are_compared_with_transformers(
     assert figures["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
+@pytest.mark.slow
 def test_updates_of_fine_tuning_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,6 +57,7 @@ def test_updates_of_fine_tuning_are_measured(
     assert "ratio" not in figures
 
 
+@pytest.mark.slow
 def test_the_input_pipeline_is_compared_with_plain_pil(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +70,7 @@ def test_the_input_pipeline_is_compared_with_plain_pil(
     assert list(speeds) == ["this project", "pillow"]
 
 
+@pytest.mark.slow
 def test_training_is_compared_with_updates_on_noise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +81,7 @@ def test_training_is_compared_with_updates_on_noise(
     assert rows["training"]["data_wait"] > 0.01 > rows["on noise"]["data_wait"]
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_are_measured_together(tmp_path: Path) -> None:
     cfg = write_config(tmp_path)
     arguments = ["--rounds", 2, "--updates", 20]  # 80 images of each: the data set begins again
@@ -97,6 +102,7 @@ def test_under_torchrun_nothing_is_compared(
     assert "under torchrun only step and train are measured" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -127,6 +133,7 @@ def test_without_transformers_the_message_says_how_to_get_it(
         rivals.require_transformers(cfg)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["swin", "vit"])
 def test_their_models_have_the_sizes_of_ours(kind: str) -> None:
     opts = [*SMALL[kind], "MODEL.NAME", "pretrain"]
@@ -150,6 +157,7 @@ def _append(path: Path, word: str) -> Work:
     return Work(run, lambda: {HUGE_PAGES: os.environ.get(HUGE_PAGES)})
 
 
+@pytest.mark.slow
 def test_sides_work_in_turn_each_with_its_own_settings(tmp_path: Path) -> None:
     path = tmp_path / "order"
     sides = [Side(name, _append, (path, name), as_here=name == "a") for name in ("a", "b")]
@@ -171,6 +179,7 @@ def _end() -> Work:
     os._exit(7)
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_a_side_is_told() -> None:
     for make, message in ((_refuse, "no such picture"), (_end, "ended with status 7")):
         side = Side("x", make, ())
@@ -179,6 +188,7 @@ def test_what_goes_wrong_in_a_side_is_told() -> None:
         side.close()
 
 
+@pytest.mark.slow
 def test_a_side_that_is_left_while_it_works_ends_by_itself(tmp_path: Path) -> None:
     side = Side("x", _append, (tmp_path / "order", "x"))
     side.seconds()  # it has started, however long that takes here
@@ -211,6 +221,7 @@ def test_operators_are_sorted_by_kind(operator: str, kind: str) -> None:
     assert kernels.kind_of(operator) == kind
 
 
+@pytest.mark.slow
 def test_a_matrix_product_takes_most_of_its_own_time() -> None:
     one = torch.randn(512, 512)
     device = torch.device("cpu")

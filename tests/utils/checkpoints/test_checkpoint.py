@@ -12,24 +12,20 @@ import torch
 from torch import nn
 
 from lr_scheduler import build_scheduler
-from tests.small_runs import ROOT
+from tests.support.small_runs import ROOT
+from tests.support.training_parts import CPU, IMAGES, UPDATES, parts_of, save_epoch, train_a_little
 from utils.checkpoints.names import epoch_path
-from utils.checkpoints.position import Progress
 from utils.checkpoints.resume import resume
 from utils.checkpoints.saving import Saver
 from utils.checkpoints.state import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
-    training_state,
 )
 from utils.config import get_config
 from utils.files import RunFolder
 from utils.processes.group import equal_in_all_processes
 
-CPU = torch.device("cpu")
-UPDATES = 10  # in an epoch
-IMAGES = 4  # in an update
 SAVE_ON_A_FULL_DISK = """
 import pathlib, resource, signal, sys, torch
 from utils.checkpoints.state import save_checkpoint
@@ -40,29 +36,6 @@ try:
 except ValueError as error:
     print(error)
 """
-
-
-def parts_of(width: int = 4) -> dict[str, Any]:
-    model = nn.Linear(width, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
-    scheduler = build_scheduler(get_config(), optimizer, 10)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    parts = dict(model=model, optimizer=optimizer, lr_scheduler=scheduler, scaler=scaler)
-    return parts | {"progress": Progress(images_per_update=IMAGES)}
-
-
-def save_epoch(path: Path, epoch: int, parts: dict[str, Any], cfg: Any) -> None:
-    """The checkpoint at the end of an epoch."""
-    parts["progress"].epoch = epoch
-    parts["progress"].complete_epoch()
-    parts["lr_scheduler"].num_steps = max(parts["lr_scheduler"].num_steps, 10 * (epoch + 1))
-    save_checkpoint(path, training_state(parts, cfg))
-
-
-def train_a_little(parts: dict[str, Any]) -> None:
-    parts["model"](torch.ones(1, 4)).sum().backward()
-    parts["optimizer"].step()
-    parts["lr_scheduler"].step()
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
@@ -103,6 +76,7 @@ def test_checkpoints_hold_tensors_and_plain_types_only(tmp_path: Path) -> None:
     assert {"epoch", "update", "seed", "scaler"} < set(state)
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_leaves_the_earlier_file_whole(tmp_path: Path) -> None:
     """The disk is full: files of this process may hold no more than 4 KiB."""
     path = tmp_path / "ckpt_epoch_0.pth"

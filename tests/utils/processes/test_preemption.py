@@ -1,6 +1,5 @@
 """Signals, restarts, other numbers of processes, folders in use, lost processes: with real ones."""
 
-import contextlib
 import os
 import re
 import signal
@@ -8,15 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data.samples import EpochSampler, epoch_order
-from tests.kills import (
+from tests.support.kills import (
     Scenario,
     children_of,
     finish,
@@ -27,7 +25,8 @@ from tests.kills import (
     require_gone,
     results_of,
 )
-from tests.small_runs import (
+from tests.support.long_runs import LONG, has_trained, program, said, wait_for
+from tests.support.small_runs import (
     ROOT,
     equal,
     metrics_of,
@@ -41,7 +40,6 @@ ALONE = Scenario("pretrain", 1, 1, "float32", 0)
 PAIR = Scenario("pretrain", 2, 1, "float32", 0)
 CLASSIFIER = Scenario("finetune", 1, 1, "float32", 0)
 CLASSIFIERS = Scenario("finetune", 2, 1, "float32", 2)
-LONG = ("TRAIN.EPOCHS", 2000, "SAVE_UPDATES", 0)
 
 
 @pytest.fixture
@@ -52,44 +50,6 @@ def running() -> Iterator[list[BaseProcess]]:
     for process in processes:
         process.kill()
         process.join()
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 40.0) -> None:
-    """Wait until something is true."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it does not happen"
-        time.sleep(0.01)
-
-
-def has_trained(output: Path, lines: int = 3) -> bool:
-    """Whether so many updates were logged."""
-    path = run_folder(output) / "metrics.jsonl"
-    return path.exists() and path.read_text().count("\n") >= lines
-
-
-def said(output: Path) -> str:
-    """What the processes of a run have said."""
-    return output.with_suffix(".log").read_text()
-
-
-@contextlib.contextmanager
-def program(
-    folder: Path, output: Path, *opts: str, before: tuple[str, ...] = ()
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A long run as the first process of its group; what it says is in OUTPUT.log."""
-    command = [*before, sys.executable, "main_simmim.py", "--cfg", str(write_config(folder))]
-    command += ["--output", str(output), "--opts", *map(str, LONG), *opts]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with open(output.with_suffix(".log"), "w") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def catches(process: int, number: signal.Signals) -> bool:
@@ -119,6 +79,7 @@ def all_alive(processes: list[BaseProcess]) -> bool:
     return all(process.is_alive() for process in processes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 @pytest.mark.parametrize("scenario", [ALONE, PAIR], ids=["one process", "two processes"])
 def test_a_signal_saves_at_the_next_update_and_the_run_goes_on_from_there(
@@ -140,6 +101,7 @@ def test_a_signal_saves_at_the_next_update_and_the_run_goes_on_from_there(
     assert equal(results_of(output, "pretrain"), results_of(whole, "pretrain"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", [CLASSIFIER, CLASSIFIERS], ids=["one process", "two"])
 def test_a_signal_in_a_validation_stops_it_and_the_run_that_goes_on_does_it(
     tmp_path: Path, running: list[BaseProcess], scenario: Scenario
@@ -158,6 +120,7 @@ def test_a_signal_in_a_validation_stops_it_and_the_run_that_goes_on_does_it(
     assert equal(results_of(output, "finetune"), results_of(whole, "finetune"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGHUP", 75)])
 def test_what_a_terminal_sends_to_all_processes_saves_like_sigterm(
     tmp_path: Path, name: str, status: int
@@ -171,6 +134,7 @@ def test_what_a_terminal_sends_to_all_processes_saves_like_sigterm(
     assert re.search(rf"stopped after update \d+ by {name}: the same command goes", said(output))
 
 
+@pytest.mark.slow
 def test_a_hangup_that_nohup_ignores_does_not_stop_a_run(tmp_path: Path) -> None:
     output = tmp_path / "out"
     with program(tmp_path, output, before=("nohup",)) as process:
@@ -183,6 +147,7 @@ def test_a_hangup_that_nohup_ignores_does_not_stop_a_run(tmp_path: Path) -> None
     assert "by SIGTERM" in said(output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 75)])
 def test_a_signal_before_training_begins_ends_the_program_in_one_line(
     tmp_path: Path, name: str, status: int
@@ -196,6 +161,7 @@ def test_a_signal_before_training_begins_ends_the_program_in_one_line(
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_run_that_waits_for_data(
     tmp_path: Path, running: list[BaseProcess]
 ) -> None:
@@ -212,6 +178,7 @@ def test_a_signal_ends_a_run_that_waits_for_data(
     )
 
 
+@pytest.mark.slow
 def test_a_signal_waits_for_data_that_are_slow_but_come(
     tmp_path: Path, running: list[BaseProcess]
 ) -> None:
@@ -225,6 +192,7 @@ def test_a_signal_waits_for_data_that_are_slow_but_come(
     assert "by SIGTERM: the same command goes on from" in said(output)
 
 
+@pytest.mark.slow
 def test_finding_the_data_may_take_longer_than_a_process_may_be_lost(
     tmp_path: Path, running: list[BaseProcess]
 ) -> None:
@@ -233,6 +201,7 @@ def test_finding_the_data_may_take_longer_than_a_process_may_be_lost(
     assert join(running, 60) == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_run_at_once(tmp_path: Path, running: list[BaseProcess]) -> None:
     output = tmp_path / "out"
     running += launch(ALONE, write_config(tmp_path), output, *LONG, "DATA.NUM_WORKERS", 1)
@@ -248,6 +217,7 @@ def test_a_second_signal_ends_a_run_at_once(tmp_path: Path, running: list[BasePr
     )
 
 
+@pytest.mark.slow
 def test_all_processes_wait_for_a_file_however_long_it_takes(
     tmp_path: Path, running: list[BaseProcess]
 ) -> None:
@@ -263,6 +233,7 @@ def test_all_processes_wait_for_a_file_however_long_it_takes(
     assert "error" not in said(output)
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_group_that_has_lost_a_process(tmp_path: Path) -> None:
     cfg, output, whole = write_config(tmp_path), tmp_path / "killed", tmp_path / "whole"
     finish(PAIR, cfg, whole, "TRAIN.EPOCHS", 3, "DATA.NUM_SHAPES", 160)
@@ -284,6 +255,7 @@ def test_torchrun_restarts_a_group_that_has_lost_a_process(tmp_path: Path) -> No
     assert equal(results_of(output, "pretrain"), results_of(whole, "pretrain"))
 
 
+@pytest.mark.slow
 def test_processes_do_not_outlive_torchrun(tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
@@ -305,6 +277,7 @@ def test_processes_do_not_outlive_torchrun(tmp_path: Path) -> None:
     assert list(run_folder(output).glob("ckpt_epoch_*_update_*.pth"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_processes_do_not_outlive_a_torchrun_that_is_killed_while_they_start(
     tmp_path: Path, seconds: float
@@ -326,6 +299,7 @@ def test_processes_do_not_outlive_a_torchrun_that_is_killed_while_they_start(
     require_gone(family, 20)
 
 
+@pytest.mark.slow
 def test_other_numbers_of_processes_go_on_with_the_rest_of_the_epoch(
     tmp_path: Path, running: list[BaseProcess]
 ) -> None:
@@ -360,6 +334,7 @@ def test_what_all_processes_have_seen_is_a_beginning_of_the_epochs_order() -> No
     assert seen == order
 
 
+@pytest.mark.slow
 def test_a_folder_belongs_to_one_run_as_long_as_that_lives(
     tmp_path: Path, running: list[BaseProcess]
 ) -> None:
@@ -382,6 +357,7 @@ def test_a_folder_belongs_to_one_run_as_long_as_that_lives(
     require_gone(workers)
 
 
+@pytest.mark.slow
 def test_a_dead_process_is_named_by_the_others(tmp_path: Path, running: list[BaseProcess]) -> None:
     output = tmp_path / "out"
     running += launch(PAIR, write_config(tmp_path), output, *LONG)
@@ -392,6 +368,7 @@ def test_a_dead_process_is_named_by_the_others(tmp_path: Path, running: list[Bas
     assert said(output).endswith("nothing is saved yet: the same command begins again\n")
 
 
+@pytest.mark.slow
 def test_a_stopped_process_is_named_within_the_configured_time(
     tmp_path: Path, running: list[BaseProcess]
 ) -> None:
@@ -403,6 +380,7 @@ def test_a_stopped_process_is_named_within_the_configured_time(
     assert re.search(r"rank 1: error: (rank 0 gave no sign|the launcher's store)", said(output))
 
 
+@pytest.mark.slow
 def test_a_process_that_waits_for_data_is_named_by_itself_and_the_others(
     tmp_path: Path, running: list[BaseProcess]
 ) -> None:
@@ -419,6 +397,7 @@ def test_a_process_that_waits_for_data_is_named_by_itself_and_the_others(
         assert f"rank {rank}: error: rank 1 did not get on while the others waited" in said(output)
 
 
+@pytest.mark.slow
 def test_one_process_whose_loader_is_stuck_ends_in_one_line(
     tmp_path: Path, running: list[BaseProcess]
 ) -> None:
@@ -435,6 +414,7 @@ def test_one_process_whose_loader_is_stuck_ends_in_one_line(
     )
 
 
+@pytest.mark.slow
 def test_a_lost_machine_leaves_a_run_of_fewer_processes(tmp_path: Path) -> None:
     """Two torchruns, as on two machines; one is killed, the other goes on alone."""
     cfg, output = write_config(tmp_path), tmp_path / "out"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.small_runs import ROOT, write_config, write_finetune_config
+from tests.support.small_runs import ROOT, write_config, write_finetune_config
 from utils.config import get_config, to_plain
 from utils.config.arguments import (
     Command,
@@ -56,6 +56,7 @@ def of_simmim(*arguments: str) -> Command:
     return read_command(parser.parse_args(list(arguments)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*PROGRAMS, *TOOLS])
 def test_help_fits_a_narrow_terminal_and_needs_no_torch(name: str) -> None:
     command = [name] if name.endswith(".py") else ["-m", name]
@@ -68,6 +69,7 @@ def test_help_fits_a_narrow_terminal_and_needs_no_torch(name: str) -> None:
     assert not [line for line in too_long if " " in line.strip()[:40]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments", "expected"),
     [
@@ -96,6 +98,7 @@ def test_mistakes_are_told_in_one_line_before_torch_is_imported(
     assert "torch" not in imported(result)
 
 
+@pytest.mark.slow
 def test_the_resolved_configuration_is_printed_without_torch() -> None:
     arguments = ["--cfg", FINETUNE, "--batch-size", "4", "--opts", "DATA.NUM_WORKERS", "3"]
     result = program("main_finetune.py", *arguments, "--print-config")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kills import forked, free_port, join
+from tests.support.kills import forked, free_port, join
 from utils.processes.group import (
     CommonError,
     raise_everywhere,
@@ -30,6 +30,7 @@ def meet(rank: int, port: str, errors: list[str | None], folder: Path) -> None:
     os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("errors", "expected"),
     [
