@@ -22,6 +22,7 @@ from torch import distributed, nn
 from torch.distributed.checkpoint.metadata import Metadata
 
 from tests.support.kills import forked, join
+from utils.checkpoints.contents import save_checkpoint
 from utils.checkpoints.sharded import (
     complete_saves,
     load_tensors,
@@ -30,7 +31,6 @@ from utils.checkpoints.sharded import (
     training_tensors,
 )
 from utils.checkpoints.sharded_contents import read_contents, verify, write_checksum
-from utils.checkpoints.state import save_checkpoint
 from utils.files import DamagedError
 
 pytestmark = pytest.mark.slow  # all start processes

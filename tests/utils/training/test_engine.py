@@ -13,7 +13,7 @@ from utils.training.metrics import DivergenceError
 
 def test_four_micro_batches_are_one_batch_of_four_times_the_size() -> None:
     whole, whole_reports, whole_loss = run_epoch(8)
-    parts, part_reports, part_loss = run_epoch(2, accumulation_steps=4)
+    parts, part_reports, part_loss = run_epoch(2, "TRAIN.ACCUMULATION_STEPS", 4)
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
     assert len(whole_reports) == len(part_reports) == 4
@@ -25,7 +25,7 @@ def test_four_micro_batches_are_one_batch_of_four_times_the_size() -> None:
 def test_clipping_bounds_the_step_and_reports_the_norm_before() -> None:
     start = nn.Linear(5, 3).double()
     before = [parameter.detach().clone() for parameter in start.parameters()]
-    model, reports, _ = run_epoch(32, model=start, clip_grad=1e-3)
+    model, reports, _ = run_epoch(32, "TRAIN.CLIP_GRAD", 1e-3, model=start)
     steps = zip(model.parameters(), before, strict=True)
     moved = sum(((parameter - old) ** 2).sum().item() for parameter, old in steps) ** 0.5
     assert moved == pytest.approx(0.1 * 1e-3, rel=1e-3)
@@ -49,7 +49,7 @@ def test_randomness_in_the_network_follows_from_seed_and_update() -> None:
         torch.manual_seed(5)
         model = nn.Sequential(nn.Linear(5, 64), nn.Dropout(0.5), nn.Linear(64, 3)).double()
         torch.manual_seed(torch.seed() % 1000)  # what was drawn before must not matter
-        losses.append([report["loss"] for report in run_epoch(8, model=model, seed=seed)[1]])
+        losses.append([report["loss"] for report in run_epoch(8, "SEED", seed, model=model)[1]])
     assert losses[0] == losses[1]
     assert losses[0][0] != losses[2][0]
 
