@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 from timm.layers import to_2tuple
-from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data import (
@@ -32,13 +31,13 @@ from data import (
     build_train_dataset,
     build_train_loader,
 )
+from data.datasets import EvalDataset, LabelledDataset
 from data.drawing import draw_augmentation
 from data.unreadable import UnreadableCount
-from logger import progress_bar
+from logger import RunLog, progress_bar
 from models import build_classifier, build_criterion, load_classifier, load_pretrained
 from utils.checkpoints.names import starts_in
 from utils.checkpoints.resume import changed, resume
-from utils.checkpoints.state import Best
 from utils.device import choose_precision, dtype_name
 from utils.processes.exit_status import run_program
 from utils.processes.group import rank, world_size
@@ -83,10 +82,7 @@ def finetune(run: Run) -> None:
     model = place_model(run, model)
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
-    state = build_state(run, model, updates_per_epoch)
-    state.best = Best()
-    if cfg.TRAIN.EMA_DECAY:
-        state.average = ModelEmaV3(model, decay=cfg.TRAIN.EMA_DECAY)
+    state = build_state(run, model, updates_per_epoch, validates=True)
     start = resume(run.output, state, cfg, updates_per_epoch, run.device, dataset.classes)
     if not (begins or cfg.MODEL.RESUME or start.seen):
         raise changed(run.output)
@@ -94,34 +90,29 @@ def finetune(run: Run) -> None:
     augment = build_batch_augmentation(cfg, len(dataset.classes), run.device)
     criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
     log = open_log(run, state, start)  # only from here on files are written
-    log.info("%s", dataset.pictures)
-    log.info("%d images of %d classes to train on", len(dataset), len(dataset.classes))
-    if val_dataset.num_moved:
-        log.info(MOVED, val_dataset.num_moved)
+    describe_data(log, dataset, val_dataset)
     if rank() == 0 and start.epoch == 0:
         log.picture("augmentation", draw_augmentation(dataset, augment, run.device))
     unreadable = UnreadableCount(
         dataset.pictures, cfg.DATA.MAX_BROKEN, run.folder, log.warning, run.device
     )
-    training = Training(run, log, state, loader, unreadable, dataset.classes)
+    compute_loss = finetune_loss(criterion, dataset.normalize, augment)
+    training = Training(run, log, state, loader, compute_loss, unreadable, dataset.classes)
     for epoch in range(state.position.epoch, cfg.TRAIN.EPOCHS):
         with training.epoch():
-            train_one_epoch(
-                run,
-                state,
-                training.model,
-                loader,
-                finetune_loss(criterion, dataset.normalize, augment),
-                training.metrics,
-                report_every=cfg.PRINT_FREQ,
-                report=training.report,
-                progress=log.progress,
-                after_update=training.after_update,
-            )
+            train_one_epoch(training.loop)
         due = is_due(epoch, cfg.EVAL_FREQ, cfg.TRAIN.EPOCHS)
         is_best = due and validate(training, epoch, val_loader, len(dataset.classes))
         training.complete_epoch(is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS), is_best)
     training.close()
+
+
+def describe_data(log: RunLog, dataset: LabelledDataset, val_dataset: EvalDataset) -> None:
+    """Say what is trained on, and whether its classes are numbered otherwise for validation."""
+    log.info("%s", dataset.pictures)
+    log.info("%d images of %d classes to train on", len(dataset), len(dataset.classes))
+    if val_dataset.num_moved:
+        log.info(MOVED, val_dataset.num_moved)
 
 
 def start_weights(run: Run, model: nn.Module, begins: bool) -> list[str]:
@@ -143,7 +134,9 @@ def start_weights(run: Run, model: nn.Module, begins: bool) -> list[str]:
     return [f"{path} is not read: the run goes on from a checkpoint of its own"]
 
 
-def validate(training: Training, epoch: int, loader: DataLoader[Any], num_classes: int) -> bool:
+def validate(
+    training: Training, epoch: int, loader: DataLoader[list[Tensor]], num_classes: int
+) -> bool:
     """Evaluate the (averaged) weights; whether none were better before."""
     log, state = training.log, training.state
     model = state.model if state.average is None else state.average.module
@@ -160,7 +153,7 @@ def validate(training: Training, epoch: int, loader: DataLoader[Any], num_classe
 def evaluate_on(
     run: Run,
     model: nn.Module,
-    loader: DataLoader[Any],
+    loader: DataLoader[list[Tensor]],
     num_classes: int,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
@@ -202,7 +195,7 @@ def evaluate_checkpoint(run: Run) -> None:
         print(f"wrote {write_report(path, run, report)}")
 
 
-def write_report(checkpoint: Path, run: Run, report: dict[str, Any]) -> str:
+def write_report(checkpoint: Path, run: Run, report: dict[str, object]) -> str:
     """Write eval__CHECKPOINT__TAG.json beside a checkpoint, else into the run's folder; where.
 
     ValueError where neither is possible.
@@ -221,7 +214,7 @@ def write_report(checkpoint: Path, run: Run, report: dict[str, Any]) -> str:
         raise ValueError(f"{path} cannot be written: {error.strerror} (--output DIR)") from None
 
 
-def _write_beside_others(path: Path, report: dict[str, Any]) -> str:
+def _write_beside_others(path: Path, report: dict[str, object]) -> str:
     """Write a report; one of that name that says something else gets a number. What was done."""
     text, moved = json.dumps(report, indent=1) + "\n", ""
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:

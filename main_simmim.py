@@ -40,21 +40,11 @@ def main() -> None:
     unreadable = UnreadableCount(
         dataset.pictures, cfg.DATA.MAX_BROKEN, run.folder, log.warning, run.device
     )
-    training = Training(run, log, state, loader, unreadable)
+    compute_loss = pretrain_loss(dataset.normalize)
+    training = Training(run, log, state, loader, compute_loss, unreadable)
     for epoch in range(state.position.epoch, cfg.TRAIN.EPOCHS):
         with training.epoch():
-            train_one_epoch(
-                run,
-                state,
-                training.model,
-                loader,
-                pretrain_loss(dataset.normalize),
-                training.metrics,
-                report_every=cfg.PRINT_FREQ,
-                report=training.report,
-                progress=log.progress,
-                after_update=training.after_update,
-            )
+            train_one_epoch(training.loop)
         training.complete_epoch(save=is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS))
         drawing = rank() == 0 or is_sharded(model)  # whose processes compute together
         if drawing and is_due(epoch, cfg.PICTURE_FREQ, cfg.TRAIN.EPOCHS):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from timm.data import Mixup
@@ -200,7 +200,7 @@ def build_batch_augmentation(
 
 def build_train_loader(
     cfg: CfgNode, dataset: PretrainDataset | LabelledDataset, device: torch.device
-) -> DataLoader[Any]:
+) -> DataLoader[list[Tensor]]:
     """Batches of either stage; call `loader.sampler.set_position` before each epoch.
 
     ValueError where the data set holds fewer images than one update needs.
@@ -219,20 +219,20 @@ def build_train_loader(
 
 def build_eval_loader(
     cfg: CfgNode, dataset: LabelledDataset, device: torch.device
-) -> DataLoader[Any]:
+) -> DataLoader[list[Tensor]]:
     """Batches of uint8 images and labels: this process's share of the data set."""
     return _loader(cfg, dataset, ShareSampler(len(dataset)), device, drop_last=False)
 
 
 def _loader(
     cfg: CfgNode,
-    dataset: Dataset[Any],
+    dataset: PretrainDataset | LabelledDataset,
     sampler: Sampler[Key],
     device: torch.device,
     drop_last: bool,
-) -> DataLoader[Any]:
+) -> DataLoader[list[Tensor]]:
     return DataLoader(
-        dataset,
+        cast(Dataset[list[Tensor]], dataset),  # collated, a batch of either is a list
         batch_size=cfg.DATA.BATCH_SIZE,
         sampler=sampler,
         num_workers=cfg.DATA.NUM_WORKERS,

@@ -5,7 +5,6 @@ import os
 import tarfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -115,7 +114,7 @@ class Shards:
         self.files.move_to_end(tar)
         return self.files[tar]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Without open files, which another process does not have."""
         return self.__dict__ | {"files": OrderedDict()}
 

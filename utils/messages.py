@@ -5,7 +5,7 @@ import reprlib
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 Part = TypeVar("Part")
 Shape = tuple[int, ...]
@@ -66,17 +66,6 @@ def require_divisible(value: int, divisor: int, value_key: str, divisor_key: str
             f"{value_key} is {value}, which {divisor_key} = {divisor} does not divide; "
             f"nearest legal: {one_of(legal)}"
         )
-
-
-def require_blocks(model: Any, needed_by: str) -> list[Any]:
-    """The blocks of a model's encoder, first to last; ValueError where it does not tell them."""
-    encoder = getattr(model, "encoder", model)
-    if not hasattr(encoder, "blocks"):
-        raise ValueError(
-            f"{needed_by} needs the blocks of the encoder, and {type(encoder).__name__} has no "
-            "`blocks` (its parts in order, each called by itself)"
-        )
-    return list(encoder.blocks)
 
 
 def one_of(values: Iterable[object]) -> str:

@@ -14,8 +14,8 @@ from models.build import ENCODERS
 from models.layers import ChunkedAttention, attend, fused_attention, plain_attention
 from optimizer import build_optimizer
 from tests.support.small_encoders import OURS, SMALL, sample, small_model
+from utils.compilation import require_blocks
 from utils.config import get_config
-from utils.messages import require_blocks
 
 KINDS = tuple(SMALL)
 

@@ -12,7 +12,7 @@ from lr_scheduler import build_scheduler
 from utils.checkpoints.state import Position, TrainState
 from utils.config import get_config
 from utils.files import RunFolder
-from utils.training.engine import Record, train_one_epoch
+from utils.training.engine import Loop, Record, train_one_epoch
 from utils.training.metrics import TrainingMetrics
 from utils.training.run import Run
 
@@ -46,15 +46,8 @@ def run_epoch(
     scheduler = build_scheduler(cfg, optimizer, 4)
     state = TrainState(model, optimizer, scheduler, scaler, Position(run.images_per_update))
     reports: list[Record] = []
+    metrics = TrainingMetrics(run.device, batch_size, 3, scaler.is_enabled())
     train_one_epoch(
-        run,
-        state,
-        model,
-        loader,
-        squared_error,
-        TrainingMetrics(run.device, batch_size, 3, scaler.is_enabled()),
-        report_every=report_every,
-        report=reports.append,
-        progress=lambda updates: updates,
+        Loop(run, state, model, loader, squared_error, metrics, report_every, reports.append)
     )
     return model, reports, reports[-1]["loss_mean"]

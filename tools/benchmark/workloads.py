@@ -2,7 +2,7 @@
 
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,17 @@ from data import (
 )
 from data.listing import find_pictures
 from data.transforms import Normalizer
+from logger import Record
 from models import build_classifier, build_criterion, build_pretrain_model
+from models.simmim import Encoder
 from tools.benchmark.kernels import breakdown, synchronize
-from tools.benchmark.measure import Work
+from tools.benchmark.measure import Figures, Work
 from utils.checkpoints.state import Position
 from utils.config import is_finetuning
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.files import RunFolder
 from utils.processes.group import distribute, start_process_group
-from utils.training.engine import Record, train_one_epoch
+from utils.training.engine import Loop, train_one_epoch
 from utils.training.losses import ComputeLoss, finetune_loss, pretrain_loss
 from utils.training.metrics import TrainingMetrics, peak_memory_mb
 from utils.training.run import Run, build_state, place_model
@@ -50,7 +52,7 @@ def build_stage(cfg: CfgNode, device: torch.device) -> tuple[nn.Module, ComputeL
     return classifier, finetune_loss(criterion, normalize, augment)
 
 
-def synthetic_batch(cfg: CfgNode, encoder: Any) -> list[Tensor]:
+def synthetic_batch(cfg: CfgNode, encoder: Encoder) -> list[Tensor]:
     """Pictures of noise, uint8 (B, C, H, W), with masks or labels."""
     keys, batch = cfg.DATA, cfg.DATA.BATCH_SIZE
     shape = (batch, encoder.in_chans, *to_2tuple(keys.IMG_SIZE))
@@ -64,13 +66,15 @@ def synthetic_batch(cfg: CfgNode, encoder: Any) -> list[Tensor]:
 class Batches:
     """As many batches as `num_updates` need, of a loader or the same one again and again."""
 
-    def __init__(self, source: DataLoader[Any] | list[Tensor], batch_size: int, number: int):
+    def __init__(
+        self, source: DataLoader[list[Tensor]] | list[Tensor], batch_size: int, number: int
+    ):
         self.source, self.batch_size, self.number = source, batch_size, number
 
     def __len__(self) -> int:
         return self.number
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[list[Tensor]]:
         if isinstance(self.source, DataLoader):
             again_and_again = itertools.chain.from_iterable(itertools.repeat(self.source))
             return itertools.islice(again_and_again, self.number)
@@ -101,22 +105,24 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: boo
     def updates() -> None:
         """All updates, until the device has done them."""
         state.position = Position(run.images_per_update, update=state.position.update)
+        metrics = TrainingMetrics(
+            device, run.images_per_update, cfg.TRAIN.MAX_SKIPPED, state.scaler.is_enabled()
+        )
         train_one_epoch(
-            run,
-            state,
-            distributed_model,
-            batches,
-            compute_loss,
-            TrainingMetrics(
-                device, run.images_per_update, cfg.TRAIN.MAX_SKIPPED, state.scaler.is_enabled()
-            ),
-            report_every=num_updates,
-            report=records.append,
-            progress=lambda items: items,
+            Loop(
+                run,
+                state,
+                distributed_model,
+                batches,
+                compute_loss,
+                metrics,
+                num_updates,
+                records.append,
+            )
         )
         synchronize(device)
 
-    def figures() -> dict[str, Any]:
+    def figures() -> Figures:
         """Memory, share of time waiting, and on demand kinds of operations."""
         peak = peak_memory_mb(device)  # before the profiler, which needs memory of its own
         waits = [record["data_wait"] for record in records if record["index"] == num_updates - 1]
@@ -129,7 +135,9 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: boo
     return Work(updates, figures)
 
 
-def training_loader(cfg: CfgNode, patch_size: int, device: torch.device) -> DataLoader[Any]:
+def training_loader(
+    cfg: CfgNode, patch_size: int, device: torch.device
+) -> DataLoader[list[Tensor]]:
     """The loader of a recipe's stage."""
     if is_finetuning(cfg):
         return build_train_loader(cfg, build_train_dataset(cfg), device)
@@ -142,7 +150,7 @@ def loading_work(cfg: CfgNode, patch_size: int) -> Work:
     return passes_over(training_loader(cfg, patch_size, torch.device("cpu")))
 
 
-def passes_over(loader: DataLoader[Any]) -> Work:
+def passes_over(loader: Iterable[object]) -> Work:
     """All batches of a loader, one after the other."""
 
     def load() -> None:
@@ -173,7 +181,7 @@ def collect_pictures(source: str, folder: Path, number: int) -> int:
     return number
 
 
-def settings(cfg: CfgNode) -> dict[str, Any]:
+def settings(cfg: CfgNode) -> dict[str, object]:
     """What of a configuration decides the speed."""
     device = choose_device(cfg.DEVICE)
     return {

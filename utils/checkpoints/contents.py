@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -78,15 +77,17 @@ def newest_checkpoint(
     return None, None
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < LARGEST_NUMBER  # NaN is not less
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < LARGEST_NUMBER  # NaN is not less
 
 
-def _is_text_list(value: Any) -> bool:
+def _is_text_list(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _is_figures(value: Any) -> bool:
+def _is_figures(value: object) -> bool:
     return isinstance(value, list) and all(
         isinstance(row, list)
         and len(row) == len(EPOCH_FIGURES) + len(ROW_FIGURES)
@@ -95,7 +96,7 @@ def _is_figures(value: Any) -> bool:
     )
 
 
-_KINDS: dict[str, Callable[[Any], bool]] = {
+_KINDS: dict[str, Callable[[object], bool]] = {
     "a section": lambda value: isinstance(value, dict),
     "a count": lambda value: type(value) is int and 0 <= value < LARGEST_NUMBER,
     "an epoch": lambda value: type(value) is int and -1 <= value < LARGEST_NUMBER,

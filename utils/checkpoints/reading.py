@@ -38,56 +38,57 @@ _RECOMPUTED = ("relative_position_index", "attn_mask")
 class _Dict:
     """Stands for a class of dicts: what is pickled becomes a dict."""
 
-    def __new__(cls, *arguments: Any) -> Any:
+    def __new__(cls, *arguments: object) -> Any:
         return OrderedDict()
 
 
 class _Path:
     """Stands for a path: what is pickled becomes text."""
 
-    def __new__(cls, *parts: Any) -> Any:
+    def __new__(cls, *parts: object) -> Any:
         return str(PurePosixPath(*map(str, parts)))
 
 
 class _Text:
     """Stands for a class of text."""
 
-    def __new__(cls, text: Any = "", *arguments: Any) -> Any:
+    def __new__(cls, text: object = "", *arguments: object) -> Any:
         return str(text)
 
 
 class _Object:
     """Stands for an object that is not needed: it becomes None."""
 
-    def __init__(self, *arguments: Any) -> None: ...
+    def __init__(self, *arguments: object) -> None: ...
 
-    def __setstate__(self, state: Any) -> None: ...
+    def __setstate__(self, state: object) -> None: ...
 
 
 class _Section(_Object):
     """Stands for an object of named values: it becomes a dict of them."""
 
-    values: Mapping[str, Any] = {}
+    values: Mapping[str, object] = {}
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.values = state if isinstance(state, dict) else {}
 
 
 class _NumpyType(_Object):
     """Stands for NumPy's dtype: the code of a number's type, for example f8."""
 
-    def __init__(self, code: Any = "", *arguments: Any) -> None:
+    def __init__(self, code: str = "", *arguments: object) -> None:
         self.code, self.order = code, "="
 
     def __setstate__(self, state: Any) -> None:
         self.order = state[1]
 
 
-def _numpy_scalar(dtype: _NumpyType, content: Any = b"") -> Any:
+def _numpy_scalar(dtype: _NumpyType, content: object = b"") -> object:
     """Stands for NumPy's scalars: a plain number."""
     if not re.fullmatch(r"[biufc]\d{1,2}", dtype.code) or not isinstance(content, bytes):
         return None
-    return np.frombuffer(content, np.dtype(dtype.code).newbyteorder(dtype.order)).tolist()[0]
+    kind = np.dtype(dtype.code).newbyteorder(dtype.order)  # type: ignore[arg-type]  # any text
+    return np.frombuffer(content, kind).tolist()[0]
 
 
 # torch says so of files whose reading then fails with a reason.
@@ -267,6 +268,9 @@ def _reason(error: BaseException) -> str:
     return text[:200] or type(error).__name__
 
 
+_Sections = dict[Any, object] | list[object] | tuple[object, ...] | set[object]
+
+
 class _Plain:
     """Makes plain values of what torch.load returned, within limits.
 
@@ -277,7 +281,7 @@ class _Plain:
         self.left, self.bytes_left = _MOST_ITEMS, most_bytes
         self.known: dict[int, tuple[Any, int, int]] = {}  # what it became, its values and bytes
 
-    def of(self, value: Any, level: int = 0) -> Any:
+    def of(self, value: object, level: int = 0) -> Any:
         """The plain value; ValueError where it is too much, too deep, or an unusual tensor."""
         if isinstance(value, _Section):
             value = value.values
@@ -297,7 +301,7 @@ class _Plain:
         self.known[id(value)] = plain, before[0] - self.left, before[1] - self.bytes_left
         return plain
 
-    def _section(self, value: Any, level: int) -> Any:
+    def _section(self, value: _Sections, level: int) -> Any:
         if isinstance(value, dict):
             for key in value:
                 _require_name(key)
@@ -325,22 +329,22 @@ class _Plain:
             raise ValueError("it names the same data again and again")
 
 
-def _require_name(key: Any) -> None:
+def _require_name(key: object) -> None:
     """ValueError unless it is text or a number."""
     if not isinstance(key, str | int | float | None):
         raise ValueError(f"it has a {type(key).__name__} as a name")
 
 
 def model_weights(
-    state: Any, source: str | Path, keys: Sequence[str] = ("model_ema", "model")
+    content: object, source: str | Path, keys: Sequence[str] = ("model_ema", "model")
 ) -> Weights:
     """The parameters in what `read_checkpoint` returned, recomputed buffers left out.
 
     They are below the first of `keys` that is there (averaged weights win), else they are the file
     itself. ValueError where there are none.
     """
-    found = [state.get(key) for key in keys] if isinstance(state, Mapping) else []
-    weights = next((section for section in found if section is not None), state)
+    found = [content.get(key) for key in keys] if isinstance(content, Mapping) else []
+    weights = next((section for section in found if section is not None), content)
     if not isinstance(weights, Mapping) or not weights:
         raise ValueError(f"checkpoint {source} holds no weights (looked for {keys[-1]})")
     for name, value in weights.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from yacs.config import CfgNode
 
 from utils.checkpoints.contents import read_back, save_checkpoint
@@ -27,6 +27,7 @@ from utils.checkpoints.state import TrainState, training_content
 from utils.files import RunFolder, remove, write_again
 from utils.processes.group import (
     any_process,
+    gloo_group,
     largest_over_processes,
     raise_everywhere,
     rank,
@@ -68,7 +69,7 @@ class Saver:
         self.pending: Future[None] | None = None
         self.num_written = 0
         sharded = is_sharded(state.model)
-        self.group = distributed.new_group(backend="gloo") if sharded else None
+        self.group = gloo_group() if sharded else None
         self.latest = time.monotonic()
 
     def is_late(self) -> bool:

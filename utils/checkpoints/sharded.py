@@ -42,7 +42,7 @@ class _Reader(checkpoint.FileSystemReader):
         super().__init__(folder)
         self.contents = contents
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
         """What `read_contents` returned."""
         return self.contents
 
@@ -67,7 +67,7 @@ def save_tensors(
     folder: Path,
     tensors: Mapping[str, Tensor],
     write_rest: Callable[[Path], None],
-    group: Any,
+    group: distributed.ProcessGroup | None,
     executor: Executor,
 ) -> Future[None]:
     """Copy tensors to host memory and write them in the background; call it in all processes.

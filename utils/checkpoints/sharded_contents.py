@@ -7,7 +7,7 @@ import math
 import pickle
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -42,7 +42,7 @@ _REFUSED = (
 class _Object:
     """What a pickle names: by which name, made from which arguments, with which state."""
 
-    def __init__(self, name: str, arguments: Any = ()) -> None:
+    def __init__(self, name: str, arguments: Sequence[Any] = ()) -> None:
         self.name, self.arguments = name, arguments
         self.state: Any = None
 
@@ -88,7 +88,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: no opcode of it claim
     dispatch |= {pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
 
 
-def _require_keys(keys: list[Any]) -> None:
+def _require_keys(keys: list[object]) -> None:
     if not all(isinstance(key, str | _Object) for key in keys):
         raise pickle.UnpicklingError("a key of it is no name")
 
@@ -162,7 +162,7 @@ def _tensor_entry(state: Mapping[str, Any]) -> TensorStorageMetadata:
 
 
 def _require_all_parts(
-    name: str, entry: TensorStorageMetadata, pieces: Mapping[MetadataIndex, Any]
+    name: str, entry: TensorStorageMetadata, pieces: Mapping[MetadataIndex, object]
 ) -> None:
     """ValueError unless a tensor's parts are all its rows, and each of them lies in a piece."""
     parts = [chunk for chunk in entry.chunks if math.prod(chunk.sizes)]
@@ -185,13 +185,13 @@ def _size(sides: Any) -> torch.Size:
     return torch.Size([_natural(side) for side in sides])
 
 
-def _natural(value: Any) -> int:
+def _natural(value: object) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(f"{shown(value)} is no size")
     return value
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{shown(value)} is no name")
     return value

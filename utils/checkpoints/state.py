@@ -240,7 +240,7 @@ def _parameters(groups: Sequence[Mapping[str, Any]], by_name: bool) -> dict[Any,
     return found
 
 
-def _is_moment(value: Any, shape: Sequence[int]) -> bool:
+def _is_moment(value: object, shape: Sequence[int]) -> bool:
     if not isinstance(value, Tensor) or value.shape != torch.Size(shape):
         return False
     # The updates that it has seen, where it is one number.

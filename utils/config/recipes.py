@@ -94,7 +94,7 @@ class _Loader(yaml.SafeLoader):
 
     merged = 0
 
-    def fetch_flow_collection_start(self, token: Any) -> None:
+    def fetch_flow_collection_start(self, token: object) -> None:
         """Enter brackets."""
         if self.flow_level >= _DEEPEST:
             raise _LimitError(f"it has more than {_DEEPEST} brackets inside each other")
@@ -108,7 +108,7 @@ class _Loader(yaml.SafeLoader):
             raise _LimitError(f"it merges more than {_MOST_MERGED} keys")
 
 
-def _may_be_path(base: Any) -> bool:
+def _may_be_path(base: object) -> bool:
     return base is None or (isinstance(base, str) and len(base) <= 255 and "\0" not in base)
 
 

@@ -1,12 +1,11 @@
 """What all processes do at the same update although only one knows of it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import distributed
 
-from utils.processes.group import world_size
+from utils.processes.group import gloo_group, world_size
 
 
 class Consensus:
@@ -20,7 +19,7 @@ class Consensus:
     def __init__(self, requests: Callable[[], Sequence[int]]) -> None:
         self.requests = requests
         self.alone = world_size() == 1
-        self.group: Any = None if self.alone else distributed.new_group(backend="gloo")
+        self.group = None if self.alone else gloo_group()
         self.asked = torch.zeros(len(requests()), dtype=torch.uint8)
         self.work: distributed.Work | None = None
 

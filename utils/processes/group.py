@@ -84,6 +84,13 @@ def stop_process_group() -> None:
         distributed.destroy_process_group()
 
 
+def gloo_group() -> distributed.ProcessGroup:
+    """A new group of all processes over their CPUs, which nothing else uses."""
+    group = distributed.new_group(backend="gloo")
+    assert isinstance(group, distributed.ProcessGroup)  # every process is in it
+    return group
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if distributed.is_initialized():

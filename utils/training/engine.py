@@ -1,13 +1,14 @@
 """The training loop of both stages."""
 
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from logger import Record
 from utils.checkpoints.state import TrainState
 from utils.processes import heartbeat
 from utils.processes.group import rank, synchronized_if
@@ -17,34 +18,39 @@ from utils.training.losses import ComputeLoss
 from utils.training.metrics import TrainingMetrics
 from utils.training.run import Run
 
-Record: TypeAlias = dict[str, float]
 
+@dataclass
+class Loop:
+    """What the training loop works with; `model` is the state's, distributed over the processes.
 
-def train_one_epoch(
-    run: Run,
-    state: TrainState,
-    model: nn.Module,
-    loader: DataLoader[list[Tensor]],
-    compute_loss: ComputeLoss,
-    metrics: TrainingMetrics,
-    *,
-    report_every: int,
-    report: Callable[[Record], None],
-    progress: Callable[[range], Iterable[int]],
-    after_update: Callable[[], None] = lambda: None,
-) -> None:
-    """Run what is left of an epoch: as many updates as `loader` has batches for.
-
-    `model` is the state's, distributed over the processes. An update averages the gradients of
-    `run.accumulation_steps` micro-batches. Where loss or gradient are not finite the weights stay
-    as they are. `report` gets the figures of every `report_every`-th update and of the last one.
+    `report` gets the figures of every `report_every`-th update and of an epoch's last one.
     """
+
+    run: Run
+    state: TrainState
+    model: nn.Module
+    loader: DataLoader[list[Tensor]]
+    compute_loss: ComputeLoss
+    metrics: TrainingMetrics
+    report_every: int
+    report: Callable[[Record], None]
+    progress: Callable[[range], Iterable[int]] = iter
+    after_update: Callable[[], None] = lambda: None
+
+
+def train_one_epoch(loop: Loop) -> None:
+    """Run what is left of an epoch: as many updates as the loader has batches for.
+
+    An update averages the gradients of `run.accumulation_steps` micro-batches. Where loss or
+    gradient are not finite the weights stay as they are.
+    """
+    run, state, model, metrics = loop.run, loop.state, loop.model, loop.metrics
     position, optimizer, scaler = state.position, state.optimizer, state.scaler
     first_index = position.images // position.images_per_update
-    num_updates = first_index + len(loader) // run.accumulation_steps
+    num_updates = first_index + len(loop.loader) // run.accumulation_steps
     model.train()
-    batches = iter(loader)
-    for index in progress(range(first_index, num_updates)):
+    batches = iter(loop.loader)
+    for index in loop.progress(range(first_index, num_updates)):
         # Should this update diverge, its pictures are found by where it began.
         metrics.begin_update(position)
         losses = torch.zeros((), device=run.device)
@@ -60,7 +66,7 @@ def train_one_epoch(
             # until then each adds up its own.
             with synchronized_if(micro_batch == run.accumulation_steps - 1, model):
                 with mixed_precision(model, run.device, run.amp_dtype):
-                    loss = compute_loss(model, batch) / run.accumulation_steps
+                    loss = loop.compute_loss(model, batch) / run.accumulation_steps
                 # A loss that is not finite makes all gradients NaN, on all processes, by the same
                 # exchange: they skip the update together without asking each other.
                 scaler.scale(metrics.guarded(loss)).backward()
@@ -79,15 +85,15 @@ def train_one_epoch(
         place = {"update": position.update, "index": index, "num_updates": num_updates, "lr": lr}
         position.complete_update()
         state.scheduler.set_rates(position.place_in_schedule)
-        if index % report_every == 0 or index == num_updates - 1:
-            report(place | metrics.summary())
+        if index % loop.report_every == 0 or index == num_updates - 1:
+            loop.report(place | metrics.summary())
         # Validation uses this average of the weights; it moves even where the update was skipped.
         if state.average is not None:
             state.average.update(state.model)
         # The process has computed: whoever waits longer than LOST_AFTER without this is lost.
         heartbeat.step()
         # Everything belongs to the same update here: save, or stop where a signal asked for it.
-        after_update()
+        loop.after_update()
 
 
 def step_if_finite(optimizer: Optimizer, scaler: torch.amp.GradScaler, grad_norm: Tensor) -> None:

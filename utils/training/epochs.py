@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from logger import RunLog
+from logger import Record, RunLog
 from utils.checkpoints.names import starts_in
 from utils.checkpoints.saving import BrokenWeightsError, Saver
 from utils.checkpoints.state import TrainState
@@ -16,7 +16,8 @@ from utils.processes import heartbeat, signals
 from utils.processes.consensus import Consensus
 from utils.processes.group import distribute, rank
 from utils.training.divergence import write_bundle
-from utils.training.engine import Record
+from utils.training.engine import Loop
+from utils.training.losses import ComputeLoss
 from utils.training.metrics import DivergenceError, TrainingMetrics
 from utils.training.run import Run
 
@@ -24,7 +25,8 @@ from utils.training.run import Run
 class Training:
     """A run while it trains: reports, saves, and stops at signals; call it in all processes.
 
-    `count_unreadable` tells how many training pictures could not be read so far.
+    `loop` is what `train_one_epoch` takes. `count_unreadable` tells how many training pictures
+    could not be read so far.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Training:
         log: RunLog,
         state: TrainState,
         loader: DataLoader[list[Tensor]],
+        compute_loss: ComputeLoss,
         count_unreadable: Callable[[], int],
         classes: Sequence[str] = (),
     ) -> None:
@@ -41,7 +44,7 @@ class Training:
         self.dataset: Any = loader.dataset
         self.sampler: Any = loader.sampler
         self.count_unreadable = count_unreadable
-        self.model = distribute(state.model, run.device)
+        model = distribute(state.model, run.device)
         self.saver = Saver(run.output, state, cfg, log.info, log.warning, classes)
         self.consensus = Consensus(self._requests)
         self.metrics = TrainingMetrics(
@@ -52,6 +55,18 @@ class Training:
             report_every=cfg.PRINT_FREQ,
         )
         self.metrics.load(state.figures, rank())
+        self.loop = Loop(
+            run,
+            state,
+            model,
+            loader,
+            compute_loss,
+            self.metrics,
+            report_every=cfg.PRINT_FREQ,
+            report=self.report,
+            progress=log.progress,
+            after_update=self.after_update,
+        )
 
     @contextlib.contextmanager
     def epoch(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from timm.utils import ModelEmaV3
 from torch import nn
 from yacs.config import CfgNode
 
@@ -13,13 +14,12 @@ from logger import RunLog
 from lr_scheduler import build_scheduler
 from optimizer import build_optimizer, scale_lr
 from utils.checkpoints.resume import Start
-from utils.checkpoints.state import Position, TrainState
-from utils.compilation import compile_parts
+from utils.checkpoints.state import Best, Position, TrainState
+from utils.compilation import compile_parts, require_blocks
 from utils.config import stage_of, to_plain
 from utils.config.arguments import Command
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.files import RunFolder, write_whole
-from utils.messages import require_blocks
 from utils.processes import heartbeat
 from utils.processes.group import (
     launched,
@@ -107,8 +107,13 @@ def place_model(run: Run, model: nn.Module) -> nn.Module:
     return model
 
 
-def build_state(run: Run, model: nn.Module, updates_per_epoch: int) -> TrainState:
-    """What a checkpoint holds: model, optimizer, schedule, loss scaler, where the run stands."""
+def build_state(
+    run: Run, model: nn.Module, updates_per_epoch: int, validates: bool = False
+) -> TrainState:
+    """What a checkpoint holds: model, optimizer, schedule, loss scaler, where the run stands.
+
+    A run that validates also keeps its best accuracy and, with EMA_DECAY, averaged weights.
+    """
     cfg, images = run.cfg, run.images_per_update
     optimizer = build_optimizer(cfg, model, scale_lr(cfg.TRAIN.BASE_LR, images))
     scheduler = build_scheduler(
@@ -120,7 +125,12 @@ def build_state(run: Run, model: nn.Module, updates_per_epoch: int) -> TrainStat
     )
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp_dtype == torch.float16)
     position = Position(images, cfg.TRAIN.START_EPOCH)
-    return TrainState(model, optimizer, scheduler, scaler, position)
+    state = TrainState(model, optimizer, scheduler, scaler, position)
+    if validates:
+        state.best = Best()
+    if validates and cfg.TRAIN.EMA_DECAY:
+        state.average = ModelEmaV3(model, decay=cfg.TRAIN.EMA_DECAY)
+    return state
 
 
 def open_log(run: Run, state: TrainState, start: Start) -> RunLog:

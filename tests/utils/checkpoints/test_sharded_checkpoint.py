@@ -32,6 +32,7 @@ from utils.checkpoints.sharded import (
 )
 from utils.checkpoints.sharded_contents import read_contents, verify, write_checksum
 from utils.files import DamagedError
+from utils.processes.group import gloo_group
 
 pytestmark = pytest.mark.slow  # all start processes
 
@@ -60,7 +61,7 @@ def save(folder: Path, tensors: dict[str, torch.Tensor], update: int = 0) -> Non
         save_checkpoint(path, {"update": update})
 
     with ThreadPoolExecutor(1) as executor:
-        group = distributed.new_group(backend="gloo")
+        group = gloo_group()
         save_tensors(folder, tensors, write_rest, group, executor).result()
 
 
