@@ -99,27 +99,17 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: boo
     )
     batches: Any = Batches(source, cfg.DATA.BATCH_SIZE, num_updates * run.accumulation_steps)
     state = build_state(run, place_model(run, model), num_updates)
-    distributed_model = distribute(model, device)
     records: list[Record] = []
+    images, max_skipped = run.images_per_update, cfg.TRAIN.MAX_SKIPPED
+    metrics = TrainingMetrics(device, images, max_skipped, state.scaler.is_enabled())
+    wrapped = distribute(model, device)
+    loop = Loop(run, state, wrapped, batches, compute_loss, metrics, num_updates, records.append)
 
     def updates() -> None:
         """All updates, until the device has done them."""
-        state.position = Position(run.images_per_update, update=state.position.update)
-        metrics = TrainingMetrics(
-            device, run.images_per_update, cfg.TRAIN.MAX_SKIPPED, state.scaler.is_enabled()
-        )
-        train_one_epoch(
-            Loop(
-                run,
-                state,
-                distributed_model,
-                batches,
-                compute_loss,
-                metrics,
-                num_updates,
-                records.append,
-            )
-        )
+        state.position = Position(images, update=state.position.update)
+        metrics.start_epoch()
+        train_one_epoch(loop)
         synchronize(device)
 
     def figures() -> Figures:
