@@ -18,6 +18,7 @@ from PIL import Image
 from termcolor import colored
 from tqdm import tqdm
 
+from utils.messages import reason_of
 from utils.streams import append, lose_failures
 
 Item = TypeVar("Item")
@@ -174,8 +175,7 @@ class RunLog:
         except OSError as error:
             if what not in self.failed:
                 self.failed.add(what)
-                reason = error.strerror or error
-                self.warning("%s cannot be written: %s; training goes on", what, reason)
+                self.warning("%s cannot be written: %s; training goes on", what, reason_of(error))
 
     def picture(self, name: str, picture: Image.Image) -> None:
         """Write NAME.png and show it in TensorBoard."""

@@ -21,6 +21,7 @@ from data.pictures import (
 )
 from data.shapes import CLASSES, draw_shape
 from data.transforms import Size
+from utils.messages import reason_of
 from utils.processes.group import barrier, rank
 
 Labels = Sequence[int] | np.ndarray
@@ -110,10 +111,9 @@ class Cifar10:
             barrier()  # the other processes wait for the download
             self.pictures = torchvision.datasets.CIFAR10(root, train=train)
         except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
             raise ValueError(
                 f"DATA.DATA_PATH {root} holds no CIFAR-10 (looked for cifar-10-batches-py), "
-                f"and it could not be downloaded there: {reason}"
+                f"and it could not be downloaded there: {reason_of(error)}"
             ) from None
         self.classes: list[str] = self.pictures.classes
         self.labels: list[int] = self.pictures.targets

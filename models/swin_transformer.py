@@ -6,7 +6,8 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from models.layers import Mlp, attend, drop_path, init_linear
+from models.attention import attend
+from models.layers import Mlp, drop_path, init_linear
 from models.origin import Adapted, image_aspect
 from models.position_bias import TABLE, resize_tables
 from models.swin_hierarchy import SwinHierarchy

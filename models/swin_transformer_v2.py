@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import Mlp, attend, drop_path, init_linear, project_qkv
+from models.attention import attend, project_qkv
+from models.layers import Mlp, drop_path, init_linear
 from models.origin import Adapted, swinv2_window
 from models.position_bias import relative_coordinates, window_of_coordinates
 from models.swin_hierarchy import SwinHierarchy

@@ -6,15 +6,14 @@ import torch
 from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
+from models.attention import attend, project_qkv
 from models.layers import (
     Mlp,
     PatchEmbed,
-    attend,
     drop_path,
     drop_path_rates,
     hide_tokens,
     init_linear,
-    project_qkv,
     run_block,
 )
 from models.origin import Adapted, image_aspect

@@ -11,6 +11,9 @@ Part = TypeVar("Part")
 Shape = tuple[int, ...]
 
 
+_LONGEST_REASON = 300  # characters
+
+
 class _Short(reprlib.Repr):
     """Python refuses to print very large integers."""
 
@@ -35,6 +38,14 @@ def short(name: str) -> str:
     text = "".join(letter if letter.isprintable() else " " for letter in name[:1000])
     text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, on one line: the system's words, its own, or else its kind."""
+    if isinstance(error, MemoryError):
+        return "no memory is left"
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split())[:_LONGEST_REASON] or type(error).__name__
 
 
 def fail(message: str, error: Exception | None = None) -> NoReturn:

@@ -10,8 +10,8 @@ import torch
 
 from data import build_pretrain_dataset
 from models import build_classifier, build_pretrain_model
+from models.attention import ChunkedAttention, attend, fused_attention, plain_attention
 from models.build import ENCODERS
-from models.layers import ChunkedAttention, attend, fused_attention, plain_attention
 from optimizer import build_optimizer
 from tests.support.small_encoders import OURS, SMALL, sample, small_model
 from utils.compilation import require_blocks

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from utils.checkpoints.names import an_example
 from utils.files import DamagedError
-from utils.messages import short, shown
+from utils.messages import reason_of, short, shown
 
 Weights = dict[str, Tensor]
 Content = dict[str, Any]  # of a training checkpoint, by its keys
@@ -179,7 +179,7 @@ def one_line_errors(path: Path, failure: str = "cannot be read") -> Iterator[Non
     except FileNotFoundError:
         raise ValueError(f"checkpoint {path} does not exist") from None
     except OSError as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+        raise ValueError(f"checkpoint {path} cannot be read: {reason_of(error)}") from None
     except MemoryError:
         raise ValueError(f"checkpoint {path} cannot be read: no memory is left for it") from None
     except Exception as error:
@@ -264,8 +264,8 @@ def _reason(error: BaseException) -> str:
             "it was pickled with protocol 4 or 5; torch.save writes 2 unless it is told otherwise"
         )
     # What torch's reader says lies between advice to read the file without its protection.
-    text = text.partition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0] or text
-    return text[:200] or type(error).__name__
+    inner = text.partition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0]
+    return reason_of(ValueError(inner)) if inner else reason_of(error)
 
 
 _Sections = dict[Any, object] | list[object] | tuple[object, ...] | set[object]

@@ -25,6 +25,7 @@ from utils.checkpoints.reading import Content
 from utils.checkpoints.sharded import save_tensors, training_tensors
 from utils.checkpoints.state import TrainState, training_content
 from utils.files import RunFolder, remove, write_again
+from utils.messages import reason_of
 from utils.processes.group import (
     any_process,
     gloo_group,
@@ -128,8 +129,7 @@ class Saver:
         pending, self.pending = self.pending, None
         failure = pending.exception() if pending is not None else None
         if isinstance(failure, OSError | MemoryError):
-            reason = getattr(failure, "strerror", None) or "no memory is left"
-            failure = ValueError(f"{self.output.path}: {reason}")
+            failure = ValueError(f"{self.output.path}: {reason_of(failure)}")
         if failure is not None and not isinstance(failure, ValueError):
             raise failure
         raise_everywhere(failure)

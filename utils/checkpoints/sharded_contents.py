@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from utils.files import DamagedError, checksum, write_whole
-from utils.messages import shown
+from utils.messages import reason_of, shown
 from utils.processes.group import rank, together, world_size
 
 METADATA = ".metadata"
@@ -112,9 +112,8 @@ def contents_here(folder: Path) -> Metadata:
     except MemoryError:
         raise
     except Exception as error:  # broken bytes can raise anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         kind = ValueError if is_as_written else DamagedError  # the first: of another torch
-        raise kind(f"checkpoint {folder} has no usable {METADATA}: {reason}") from None
+        raise kind(f"checkpoint {folder} has no usable {METADATA}: {reason_of(error)}") from None
     for name, end in {**ends, REST: 0}.items():
         if _length(folder, name) < end:
             raise DamagedError(f"checkpoint {folder} is incomplete: its {name} ends too early")

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from utils.messages import shown
+from utils.messages import reason_of, shown
 
 # Of all files that a recipe consists of; a whole one has some KB.
 _MOST_BYTES = 2**15
@@ -117,6 +117,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         text = f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
-    else:
-        text = str(error) or type(error).__name__
-    return " ".join(text.split())[:300]
+        return " ".join(text.split())
+    return reason_of(error)

@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.files import DamagedError
+from utils.messages import reason_of
 from utils.processes.rendezvous import Rendezvous
 from utils.processes.sharding import is_sharded, synchronize_gradients
 
@@ -65,7 +66,7 @@ def start_process_group(device: torch.device, lost_after: float = 600.0) -> None
     except RuntimeError as error:
         raise ValueError(
             f"the processes have not found each other within {lost_after:g} s (TRAIN.LOST_AFTER): "
-            f"{' '.join(str(error).split())[:200]}"
+            f"{reason_of(error)}"
         ) from None
     meeting.close()
     _meetings[:] = [meeting]
@@ -166,7 +167,7 @@ def together(what: str, act: Callable[[], Result]) -> Result:
     except ValueError as caught:
         error = caught
     except (OSError, MemoryError) as caught:
-        error = ValueError(f"{what}: {getattr(caught, 'strerror', None) or 'no memory is left'}")
+        error = ValueError(f"{what}: {reason_of(caught)}")
     raise_everywhere(error)
     return result
 
