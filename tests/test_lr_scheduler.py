@@ -67,6 +67,9 @@ def test_step_decays_by_the_count_from_zero_after_the_warmup() -> None:
     opts |= {"TRAIN.LR_SCHEDULER.NAME": "step", "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": 2}
     scheduler = scheduler_of(opts, [1.0], 1)
     assert rates(scheduler, 7) == pytest.approx([0.5, 0.5, 1.0, 0.1, 0.1, 0.01, 0.01])
+    scheduler = scheduler_of(opts, [1.0], 3)  # decays after 6, 12, ... updates
+    expected = [0.5, 0.5, 2 / 3, 5 / 6, *[1.0] * 3, *[0.1] * 6, 0.01]
+    assert rates(scheduler, 14) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def run_epoch(
     optimizer: torch.optim.Optimizer | None = None,
     scaler: torch.amp.GradScaler | None = None,
     report_every: int = 1,
+    offset: int = 0,
 ) -> tuple[nn.Module, list[Record], float]:
     """One epoch over 32 samples; the model, the reports, the mean loss."""
     torch.manual_seed(0)
@@ -44,7 +45,9 @@ def run_epoch(
     cfg = get_config(None, [*settings, "DATA.BATCH_SIZE", batch_size, *opts])
     run = Run(cfg, torch.device("cpu"), torch.float32, RunFolder(Path()))
     scheduler = build_scheduler(cfg, optimizer, 4)
-    state = TrainState(model, optimizer, scheduler, scaler, Position(run.images_per_update))
+    state = TrainState(
+        model, optimizer, scheduler, scaler, Position(run.images_per_update, offset=offset)
+    )
     reports: list[Record] = []
     metrics = TrainingMetrics(run.device, batch_size, 3, scaler.is_enabled())
     train_one_epoch(

@@ -43,6 +43,15 @@ def test_reports_name_update_rate_and_the_figures_of_the_latest_and_mean() -> No
     assert 0 <= reports[0]["data_wait"] <= 1
 
 
+def test_the_learning_rate_is_that_of_the_position_in_the_schedule() -> None:
+    opts = ("TRAIN.LR_SCHEDULER.NAME", "step", "TRAIN.LR_SCHEDULER.DECAY_EPOCHS", 1)
+    begun, moved = (run_epoch(8, *opts, offset=offset)[1] for offset in (0, 2))
+    # A decay comes after 4 updates; update n has the rate of t = n - 1. The first rate of the loop
+    # is that of the optimizer, which a resumed run sets beforehand.
+    assert [report["lr"] for report in begun] == pytest.approx([0.1, 0.1, 0.1, 0.1])
+    assert [report["lr"] for report in moved] == pytest.approx([0.1, 0.1, 0.1, 0.01])
+
+
 def test_randomness_in_the_network_follows_from_seed_and_update() -> None:
     losses = []
     for seed in (0, 0, 1):
