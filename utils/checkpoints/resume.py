@@ -99,7 +99,7 @@ def resume(
             start.damaged[path] = f"{error}; set aside as {aside(path).name}, using the one before"
             continue
         _require_safe(folder.path, start, path)
-        _go_on(start, path, content, state, cfg, updates_per_epoch, images_per_update)
+        _adjust_position(start, path, content, state, cfg, updates_per_epoch, images_per_update)
         if state.best and state.best.epoch >= 0 and not best_in(folder.path):
             start.notes.append(
                 f"{folder.path} holds no {BEST} of the epochs before: one comes with the next "
@@ -150,7 +150,7 @@ def read(path: Path, state: TrainState) -> Content:
     return content
 
 
-def _go_on(
+def _adjust_position(
     start: Start,
     path: Path,
     content: Content,
@@ -159,7 +159,7 @@ def _go_on(
     updates_per_epoch: int,
     images_per_update: int,
 ) -> None:
-    """Have the restored position fit the data and update size of now; note what differs."""
+    """Fit the restored position to today's data and update size; note what differs."""
     position = state.position
     if position.images > (updates_per_epoch + 1) * images_per_update:
         start.notes.append(
