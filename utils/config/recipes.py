@@ -60,7 +60,7 @@ class _Reader:
         except OSError as error:
             raise ValueError(f"config file {path} cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise ValueError(f"config file {path} is no text") from None
+            raise ValueError(f"config file {path} is not a text file") from None
         except _LimitError as error:
             raise ValueError(f"config file {path} is no recipe: {error}") from None
         except Exception as error:  # broken text can raise anything
