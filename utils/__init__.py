@@ -1,1 +1,1 @@
-"""What a run is made of besides method and data, by purpose, and a few helpers of all."""
+"""Parts of a run besides method and data, grouped by purpose, and a few general helpers."""

@@ -9,11 +9,11 @@ from torch import nn
 
 
 def compile_parts(model: nn.Module, what: str, device: torch.device) -> None:
-    """Compile, in place, nothing, each of the encoder's blocks, or the whole `model`.
+    """Compile in place what `what` names: "none", the encoder's "blocks" or the whole "model".
 
-    Names in checkpoints stay as they are. Blocks start sooner, the whole model runs faster. What
-    is random inside (drop path) is drawn otherwise than without, yet follows from the same seeds.
-    ValueError where compiling for the CPU lacks a C++ compiler.
+    Names in checkpoints do not change. Blocks start sooner, the whole model runs faster. Random
+    numbers (drop path) differ from those without compilation but follow from the same seeds.
+    ValueError where the device is a CPU and no C++ compiler is installed.
     """
     if what == "none":
         return
@@ -24,14 +24,14 @@ def compile_parts(model: nn.Module, what: str, device: torch.device) -> None:
             "installed (the environment variable CXX names another one)"
         )
     parts = [model] if what == "model" else require_blocks(model, "TRAIN.COMPILE blocks")
-    # Blocks share one function; each may need versions of its own: stage, drop path, evaluation.
+    # Blocks share one code object, and each may need own versions: stage, drop path, evaluation.
     torch._dynamo.config.recompile_limit = 8 * len(parts)
     for part in parts:
         part.compile(dynamic=False)
 
 
 def require_blocks(model: nn.Module, needed_by: str) -> list[nn.Module]:
-    """The blocks of a model's encoder, first to last; ValueError where it does not tell them."""
+    """The blocks of a model's encoder, first to last; ValueError where it has no `blocks`."""
     encoder: Any = getattr(model, "encoder", model)
     if not hasattr(encoder, "blocks"):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Where a run computes, and in which precision."""
+"""Choose the device of a run and its precision."""
 
 import os
 
@@ -12,7 +12,7 @@ PRECISIONS = {
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`auto`: this process's GPU, else the CPU; ValueError for a GPU that is not there."""
+    """`auto`: this process's GPU, else the CPU; ValueError where the wanted GPU is missing."""
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -27,7 +27,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the device is fast in it, else float16 on GPUs, float32 on CPUs."""
+    """`auto`: bfloat16 where it is native, else float16 on GPUs and float32 on CPUs."""
     if wanted == "float16" and device.type != "cuda":
         raise ValueError("TRAIN.PRECISION is float16, which needs a CUDA GPU; choose bfloat16")
     if wanted != "auto":
@@ -42,5 +42,5 @@ def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """For example "bfloat16"."""
+    """The name of a dtype, for example "bfloat16"."""
     return str(dtype).removeprefix("torch.")

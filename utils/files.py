@@ -1,4 +1,4 @@
-"""Files that outlive a crash, and a folder that belongs to one run at a time."""
+"""Write files that survive a crash, and lock a folder for one run at a time."""
 
 import contextlib
 import errno
@@ -19,16 +19,16 @@ from utils.messages import shown
 _BLOCK = 2**22  # bytes
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LOCK, _MEMORY = "lock", "run.json"
-# What `write_whole` leaves of a run's files where the process is killed.
+# Temporary files that `write_whole` leaves when the process is killed.
 _TEMPORARY = re.compile(r"\.(?:ckpt_epoch_\d+|best|diverged|run).*\.(\d+)\.tmp")
 
 
 class DamagedError(ValueError):
-    """A file whose content is proven damaged: by a checksum, or because its parts are not there."""
+    """A file's content is proven damaged: a checksum differs, or a part is missing."""
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's names to the disk: a file that was renamed in it keeps its new name."""
+    """Flush a folder's names to the disk, so that a file renamed in it keeps its new name."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -37,10 +37,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object], flush: bool = True) -> None:
-    """Write under another name, flush to the disk, then rename: readers see all or nothing.
+    """Write under a temporary name, flush to the disk, then rename: readers see all or nothing.
 
-    Without `flush` a lost machine may lose it. ValueError where that is impossible; an earlier file
-    of that name is then untouched.
+    Without `flush` the file may be lost when the machine crashes. ValueError where writing fails;
+    an earlier file of that name is then untouched.
     """
     with _renamed_to(path, flush) as temporary, open(temporary, "w+b") as file:
         write(file)
@@ -50,9 +50,9 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object], flush: bool = 
 
 
 def write_again(path: Path, source: Path) -> None:
-    """Give a file that `write_whole` has written another name as well, or a copy where it cannot.
+    """Give a file that `write_whole` wrote a second name: a hard link, or a copy without links.
 
-    Readers see all or nothing. ValueError where that is impossible.
+    Readers see all or nothing. ValueError where writing fails.
     """
     with _renamed_to(path, flush=True) as temporary:
         try:
@@ -66,7 +66,7 @@ def write_again(path: Path, source: Path) -> None:
 
 @contextlib.contextmanager
 def _renamed_to(path: Path, flush: bool) -> Iterator[Path]:
-    """A name beside `path` that is given to it at the end; ValueError where anything fails."""
+    """Yield a temporary path beside `path`, then rename it to `path`; ValueError on failure."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -82,7 +82,7 @@ def _renamed_to(path: Path, flush: bool) -> Iterator[Path]:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said, also where torch's writer hides it behind an error of its own."""
+    """The system's error message, also where torch's writer raised its own error instead."""
     hidden: BaseException | None = error
     while hidden is not None:
         if isinstance(hidden, OSError) and hidden.strerror:
@@ -103,9 +103,9 @@ def checksum(path: Path, length: int | None = None) -> Any:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that it holds; nothing where there is none.
+    """Remove a file, or a folder with its content; do nothing where there is none.
 
-    OSError where that is impossible.
+    OSError where that fails.
     """
     if path.is_dir():
         shutil.rmtree(path)
@@ -114,22 +114,22 @@ def remove(path: Path) -> None:
 
 
 class RunFolder:
-    """A run's folder, which belongs to one run at a time, and what it remembers in `run.json`."""
+    """A run's folder, locked for one run at a time, and the values it keeps in `run.json`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock: FileLock | None = None
         self.identity: tuple[int, int] | None = None  # of the lock's file
-        self.unlocked = ""  # why another run is not kept out, if so
+        self.unlocked = ""  # why the folder could not be locked, else empty
 
     def acquire(self) -> None:
-        """Take the folder, and remove what a killed run has left half written.
+        """Lock the folder, and remove half-written files of a killed run.
 
-        ValueError where a living process, on any machine that shares the folder, uses it.
+        ValueError where a living process on any machine that shares the folder holds the lock.
         """
         if self.lock is not None:
             return
-        # A mere file would keep the folder of a process that was killed, from other machines.
+        # A soft lock (a file that exists) would outlive a killed process and block other machines.
         lock = FileLock(self.path / _LOCK, timeout=0, fallback_to_soft=False)
         try:
             lock.acquire()
@@ -153,13 +153,13 @@ class RunFolder:
                 remove(path)
 
     def release(self) -> None:
-        """Leave the folder to others."""
+        """Unlock the folder."""
         if self.lock is not None:
             self.lock.release()
             self.lock = None
 
     def require_own(self) -> None:
-        """ValueError where another run has the folder, which was removed and made again."""
+        """ValueError where the folder was removed and another run made it again."""
         if self.lock is None:
             return
         try:
@@ -173,26 +173,26 @@ class RunFolder:
             )
 
     def remembered(self) -> dict[str, object]:
-        """What `remember` has noted; nothing where that cannot be read."""
+        """The values that `remember` stored; none where the file is missing or no JSON object."""
         try:
             values = json.loads((self.path / _MEMORY).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except ValueError:  # it is no JSON: not from here
+        except ValueError:  # not JSON: another program wrote it
             return {}
         return values if isinstance(values, dict) else {}
 
     def remember(self, **values: object) -> None:
-        """Note values beside those that are noted already."""
+        """Store values in addition to those stored before."""
         noted = self.remembered() | values
         text = json.dumps(noted, indent=1) + "\n"
-        # Which process has the folder is not worth waiting for a slow disk.
+        # The owning process alone is not worth waiting for a slow disk.
         flush = bool(noted.get("started_from"))
         write_whole(self.path / _MEMORY, lambda file: file.write(text.encode()), flush)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file it is, whatever its name; None where there is none."""
+    """Device and inode of a file, which a rename keeps; None where there is none."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -201,14 +201,14 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether a hidden file is what a save of a run that is dead has left half written."""
+    """Whether a hidden file is the half-written temporary file of a dead process."""
     match = _TEMPORARY.fullmatch(path.name)
-    # A number of this process's own is that of an earlier one, as in containers.
+    # This process's own number was that of an earlier one, as in containers.
     return match is not None and (int(match[1]) == os.getpid() or not _lives(int(match[1])))
 
 
 def _lives(process: int) -> bool:
-    """Whether this machine has a process of that number."""
+    """Whether this machine has a process with that number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

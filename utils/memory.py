@@ -1,4 +1,4 @@
-"""How this process keeps the memory that it has freed."""
+"""Keep freed memory in this process for its next tensors."""
 
 import ctypes
 import os
@@ -8,19 +8,19 @@ HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch reads it at its first tensor
 # Options of glibc's mallopt (malloc.h), and the environment variables by which a user sets them.
 _KEPT = {
     "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),  # give nothing back to the system
-    "MALLOC_TOP_PAD_": (-2, 2**26),  # ask it for 64 MiB at a time
+    "MALLOC_TOP_PAD_": (-2, 2**26),  # request 64 MiB at a time
     "MALLOC_MMAP_THRESHOLD_": (-3, 2**25),  # tensors up to 32 MiB (glibc's limit) are kept as well
-    "MALLOC_ARENA_MAX": (-8, 1),  # for whatever thread asks next
+    "MALLOC_ARENA_MAX": (-8, 1),  # one pool of freed memory for all threads
 }
 
 
 def keep_freed_memory() -> None:
-    """Have freed memory used again instead of given back; call it before tensors are made.
+    """Reuse freed memory instead of returning it to the system; call it before tensors are made.
 
-    Every update needs the same tensors again. Given back to the system, their pages come one by
-    one, each after a fault and filled with zeros, which on a CPU takes some percent of an update.
-    Large tensors get pages of 2 MiB where the system has them. What the environment says already
-    stays as it is; another C library than glibc is left alone.
+    Every update needs the same tensors again. Memory returned to the system comes back page by
+    page, with a page fault and zero-filling each, which takes some percent of an update on a CPU.
+    Large tensors get pages of 2 MiB where the system has them. Settings in the environment are
+    kept. C libraries other than glibc are left alone.
     """
     os.environ.setdefault(HUGE_PAGES, "1")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None

@@ -1,4 +1,4 @@
-"""Messages for wrong names and sizes: what was given, what is possible, which key said it."""
+"""Error messages for wrong names and sizes: the value, the possible values, the config key."""
 
 import os
 import reprlib
@@ -15,10 +15,10 @@ _LONGEST_REASON = 300  # characters
 
 
 class _Short(reprlib.Repr):
-    """Python refuses to print very large integers."""
+    """A repr that replaces very large integers, which Python refuses to print."""
 
     def repr_int(self, value: int, level: int) -> str:
-        """The number, or that it is large."""
+        """The number, or words where it is too large."""
         return super().repr_int(value, level) if abs(value) < 2**1000 else "an enormous integer"
 
 
@@ -29,19 +29,19 @@ _short.maxlevel = 1
 
 
 def shown(value: object) -> str:
-    """What a person sees of a value in a message: its repr on one line, cut where it is long."""
+    """The repr of a value for a message: on one line, cut where it is long."""
     return " ".join(_short.repr(value).split())
 
 
 def short(name: str) -> str:
-    """A name from a file or a command line, as messages have it: one line, cut where it is long."""
+    """A name from a file or command line for a message: on one line, cut to 80 characters."""
     text = "".join(letter if letter.isprintable() else " " for letter in name[:1000])
     text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, on one line: the system's words, its own, or else its kind."""
+    """An error's message on one line: the system's text, else its own, else its class name."""
     if isinstance(error, MemoryError):
         return "no memory is left"
     text = getattr(error, "strerror", None) or str(error)
@@ -49,9 +49,9 @@ def reason_of(error: BaseException) -> str:
 
 
 def fail(message: str, error: Exception | None = None) -> NoReturn:
-    """End the program with one line and status 2, that of a mistake of use.
+    """Print one line and end the program with status 2, the status of usage errors.
 
-    With SIMMIM_TRACEBACK in the environment the line follows where the error was raised.
+    With SIMMIM_TRACEBACK in the environment the traceback of `error` comes first.
     """
     if error is not None and os.environ.get("SIMMIM_TRACEBACK"):
         traceback.print_exception(error)
@@ -88,7 +88,7 @@ def one_of(values: Iterable[object]) -> str:
 def require_same_shapes(
     found: Mapping[str, Shape], expected: Mapping[str, Shape], what: str
 ) -> None:
-    """ValueError names the first parameters that are missing, too many or of another shape."""
+    """ValueError names the first parameters that are missing, unexpected or of another shape."""
     differences = [f"{short(name)} is missing" for name in expected if name not in found]
     differences += [f"{short(name)} is not in the model" for name in found if name not in expected]
     differences += [
@@ -102,7 +102,7 @@ def require_same_shapes(
 
 
 def require_same_classes(found: Sequence[str], expected: Sequence[str], what: str) -> None:
-    """ValueError names the first classes that only one of the two has."""
+    """ValueError where names or order differ; it names the first classes that only one list has."""
     if list(found) == list(expected):
         return
     known, given = set(expected), set(found)

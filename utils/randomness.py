@@ -1,4 +1,4 @@
-"""Random numbers that follow from a key of integers, not from what was drawn before."""
+"""Random numbers that depend on a key of integers only, not on earlier draws."""
 
 import contextlib
 import random
@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-# Streams of randomness: the first part of a key, so that equal numbers of two streams differ.
+# Streams of randomness: the first part of a key, so that equal keys of two streams differ.
 MODEL_STREAM, SAMPLE_STREAM, UPDATE_STREAM, SUBSTITUTE_STREAM = range(4)
 
 
 def seed_all(stream: int, *key: int) -> None:
-    """Seed Python, NumPy and torch, on every device, from a stream and integers from 0."""
+    """Seed Python, NumPy and torch on every device from a stream and integers of at least 0."""
     seed = _seed_cpu(stream, *key)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
@@ -21,9 +21,9 @@ def seed_all(stream: int, *key: int) -> None:
 
 @contextlib.contextmanager
 def seeded(stream: int, *key: int) -> Iterator[None]:
-    """Inside, randomness on the CPU follows from the key; afterwards it goes on as before.
+    """Seed the CPU's random numbers from the key inside the context, and restore the states after.
 
-    In a loader's worker nothing else is random, so there the states are not put back.
+    A loader's worker draws nothing else at random, so the states are not restored there.
     """
     if get_worker_info() is not None:
         _seed_cpu(stream, *key)

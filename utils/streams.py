@@ -1,4 +1,4 @@
-"""Output that nobody reads, or for which there is no room: standard streams, files of lines."""
+"""Output without a reader or without room: standard streams, and files of lines."""
 
 import contextlib
 import errno
@@ -9,36 +9,36 @@ from pathlib import Path
 
 
 class _Lossy(io.FileIO):
-    """Loses what cannot be written instead of raising."""
+    """A file that discards bytes it cannot write instead of raising."""
 
     def write(self, data: object, /) -> int:
-        """Write bytes; how many are dealt with."""
+        """Write bytes; return how many were written or discarded."""
         size = memoryview(data).nbytes  # type: ignore[arg-type]
         try:
             written: int | None = super().write(data)  # type: ignore[arg-type]
         except OSError:
             return size
-        return size if written is None else written  # None: a pipe that is full and does not wait
+        return size if written is None else written  # None: a full non-blocking pipe
 
 
 def open_missing() -> None:
-    """Give closed streams a place to go to: else the next file that is opened takes theirs."""
+    """Open closed standard streams as /dev/null, so that no later file gets their descriptors."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def lose_failures() -> None:
-    """From now on what the streams cannot take is lost: a log file has it, the program goes on."""
+    """Discard output that the standard streams cannot take: the log file has it, too."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):
-            continue  # whoever has put another one there reads it
+            continue  # a replaced stream has its own reader, for example pytest
         with contextlib.suppress(OSError):
             stream.flush()
         raw = _Lossy(stream.fileno(), "w", closefd=False)
@@ -50,7 +50,7 @@ def lose_failures() -> None:
 
 
 def append(path: Path, lines: bytes) -> None:
-    """Add whole lines to a file, or nothing: OSError where there is no room for all of them."""
+    """Append whole lines to a file, or nothing; OSError where there is no room for all of them."""
     with open(path, "ab", buffering=0) as file:
         size = file.tell()
         if file.write(lines) < len(lines):

@@ -1,4 +1,4 @@
-"""What a run's numbers were computed with."""
+"""Versions of the software that a run computes with."""
 
 import platform
 import subprocess
@@ -11,14 +11,14 @@ import torchvision
 
 
 def versions() -> str:
-    """Python, the packages that numbers depend on, and the commit of this code."""
+    """Versions of Python and the packages that results depend on, and the commit of this code."""
     packages = {"torch": torch, "torchvision": torchvision, "timm": timm, "numpy": numpy}
     versions = [f"{name} {package.__version__}" for name, package in packages.items()]
     return f"python {platform.python_version()}, {', '.join(versions)}, commit {_git_commit()}"
 
 
 def _git_commit() -> str:
-    """Commit of this code, with a mark where files differ from it."""
+    """Commit of this code, marked "-dirty" where files differ from it; "unknown" without git."""
     try:
         result = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40"],

@@ -1,1 +1,1 @@
-"""What a run writes and goes on from, and how files from anybody are read."""
+"""Write checkpoints, resume from them, and read untrusted files safely."""

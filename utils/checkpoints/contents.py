@@ -1,4 +1,4 @@
-"""Files of training checkpoints: written whole or not at all, validated when they are read."""
+"""Write training checkpoints, whole or not at all, and validate them when they are read."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from utils.messages import shown
 def save_checkpoint(path: Path, content: Content) -> None:
     """Write a file, whole or not at all.
 
-    ValueError where that is impossible; an earlier file of that name is then untouched.
+    ValueError where writing fails; an earlier file of that name is then untouched.
     """
     write_whole(path, lambda file: torch.save(content, file))
 
@@ -26,8 +26,8 @@ def save_checkpoint(path: Path, content: Content) -> None:
 def load_checkpoint(path: Path) -> Content:
     """Read a training checkpoint on the CPU without running code from it.
 
-    Of a sharded one all but the tensors, which must be there. DamagedError where it is proven
-    damaged, ValueError where it cannot be read, is of another program or holds impossible values.
+    Of a sharded checkpoint, verify the tensors and return all but them. DamagedError where it is
+    proven damaged; ValueError where it cannot be read, lacks sections or holds impossible values.
     """
     needed = ["lr_scheduler", "scaler", "epoch", "update"]
     if path.is_dir():
@@ -48,13 +48,13 @@ def load_checkpoint(path: Path) -> Content:
 
 
 def read_back(path: Path, whole: bool) -> None:
-    """Read what was just written: all of it as a resume does, or only its checksums.
+    """Read a file that was just written: `whole` as a resume does, else only its checksums.
 
-    For the process that has written it, beside others that train. ValueError where a resume could
-    not read it.
+    For the process that wrote it, while the others train. ValueError where a resume could not read
+    the file.
     """
     try:
-        if path.is_dir():  # whose pieces were read for their checksums
+        if path.is_dir():  # its pieces were read back for their checksums
             contents_here(path)
             verify_checkpoint(path / REST)
         elif whole:
@@ -68,7 +68,7 @@ def read_back(path: Path, whole: bool) -> None:
 def newest_checkpoint(
     folder: Path, warn: Callable[[str], None]
 ) -> tuple[Path, Content] | tuple[None, None]:
-    """The latest checkpoint of a folder that is not damaged; `warn` is told of those that are."""
+    """The newest undamaged checkpoint of a folder, else Nones; call `warn` for damaged ones."""
     for path in starts_in(folder):
         try:
             return path, load_checkpoint(path)
@@ -80,7 +80,7 @@ def newest_checkpoint(
 def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) < LARGEST_NUMBER  # NaN is not less
+    return abs(value) < LARGEST_NUMBER  # False for NaN
 
 
 def _is_text_list(value: object) -> bool:
@@ -105,7 +105,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "names": _is_text_list,
     "figures of an epoch": _is_figures,
 }
-# What values must be; a section comes before what it holds.
+# The kind of each value; a section comes before its values.
 _VALUES = {
     "epoch": "an epoch",
     "update": "a count",
@@ -134,12 +134,12 @@ _NEWER = ("lr_scheduler.offset",)  # older files of this project lack it
 
 
 def _require_possible(content: Content, path: Path) -> None:
-    """ValueError names the first value that no run has saved, or that a section lacks."""
+    """ValueError names the first value of a wrong kind, or missing in its section."""
     for name, kind in _VALUES.items():
         section, _, key = name.rpartition(".")
         holder = content.get(section) if section else content
         if holder is None or (section == "scaler" and not holder):
-            continue  # this run has no such section, or scales nothing
+            continue  # the run has no such section, or no loss scaling
         if key in holder and not _KINDS[kind](holder[key]):
             raise ValueError(f"checkpoint {path}: {name} is {shown(holder[key])}, expected {kind}")
         if section and key not in holder and name not in _NEWER:

@@ -1,4 +1,4 @@
-"""Names of a run's checkpoints: what they tell, and how they are found again."""
+"""Names of a run's checkpoints: make them, parse them, and find the files again."""
 
 import itertools
 import math
@@ -14,32 +14,32 @@ _SET_ASIDE = re.compile(r"(?:ckpt_epoch_|best\.).*\.bad\d*")
 
 
 def epoch_path(folder: Path, epoch: int) -> Path:
-    """Where the checkpoint at the end of an epoch (from 0) lies."""
+    """The path of the checkpoint at the end of an epoch (from 0)."""
     return folder / f"ckpt_epoch_{epoch}{SUFFIX}"
 
 
 def inside_path(folder: Path, epoch: int, update: int) -> Path:
-    """Where a checkpoint inside an epoch (from 0) lies, after so many updates of the run."""
+    """The path of a checkpoint inside an epoch (from 0), after `update` updates of the run."""
     return folder / f"ckpt_epoch_{epoch}_update_{update}{SUFFIX}"
 
 
 def place_of(path: Path) -> tuple[int, float] | None:
-    """Epoch and update that a name tells, in the order of a run; None where it tells none.
+    """Epoch and update in a checkpoint's name, which order files by age; None for other names.
 
-    Infinity stands for the update at the end of an epoch: those inside are older than it.
+    The update at the end of an epoch is infinity, so checkpoints inside the epoch are older.
     """
     match = _NAME.fullmatch(path.name)
     return (int(match[1]), int(match[2]) if match[2] else math.inf) if match else None
 
 
 def is_inside(path: Path) -> bool:
-    """Whether a checkpoint was made inside an epoch."""
+    """Whether a checkpoint was saved inside an epoch, not at its end."""
     place = place_of(path)
     return place is not None and math.isfinite(place[1])
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoints of a run, newest first by their names; none where there is no folder.
+    """Checkpoints in a folder, newest first by their names; none where there is no folder.
 
     OSError where the folder cannot be listed.
     """
@@ -52,13 +52,13 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def an_example(folder: Path) -> str:
-    """What a message says of the newest checkpoint of a folder, if any."""
+    """Words for a message that name the newest checkpoint of a folder, if any."""
     found = checkpoints_in(folder)
     return f", for example {found[0]}" if found else ""
 
 
 def starts_in(folder: Path) -> list[Path]:
-    """What a run can go on from: its checkpoints, newest first, else that of the best validation.
+    """Files from which a run can resume: its checkpoints, newest first, else the best one.
 
     OSError where the folder cannot be listed.
     """
@@ -66,17 +66,17 @@ def starts_in(folder: Path) -> list[Path]:
 
 
 def best_in(folder: Path) -> list[Path]:
-    """The checkpoint of the best validation, if it is there, in one file or sharded."""
+    """The checkpoint of the best validation, as a file, sharded or both; empty without one."""
     best = folder / BEST
     return [path for path in (best, best.with_suffix(SHARDED_SUFFIX)) if path.exists()]
 
 
 def aside(path: Path) -> Path:
-    """Another name for a damaged checkpoint, which no file has."""
+    """An unused name under which to keep a damaged checkpoint."""
     names = (f"{path.name}.bad{number or ''}" for number in itertools.count())
     return next(path.with_name(name) for name in names if not path.with_name(name).exists())
 
 
 def set_aside_in(folder: Path) -> list[Path]:
-    """Damaged checkpoints of a folder, under the names that `aside` gave them."""
+    """Damaged checkpoints in a folder, which have names from `aside`."""
     return sorted(path for path in folder.glob("*") if _SET_ASIDE.fullmatch(path.name))

@@ -1,7 +1,7 @@
-"""Read a checkpoint from anybody: tensors and plain values come out, no code runs.
+"""Read untrusted checkpoints: return tensors and plain values, run no code.
 
-torch reads (`weights_only=True`); before it every record of the archive is checked, after it what
-came out. What a hostile file can still cost is said in docs/robustness.md.
+torch reads the file (`weights_only=True`); every record of the archive is checked before, and the
+result after. docs/robustness.md lists the costs that a hostile file can still cause.
 """
 
 import contextlib
@@ -27,37 +27,37 @@ Weights = dict[str, Tensor]
 Content = dict[str, Any]  # of a training checkpoint, by its keys
 
 _BLOCK = 2**22  # bytes
-_MOST_ITEMS = 10**7  # values in a file, one that is named twice counts twice
-_MOST_LEVELS = 100  # of sections in sections
-_MOST_SHARED = 8  # times that a file's size may come out as tensors, which can share storage
+_MOST_ITEMS = 10**7  # values in a file; a value with two references counts twice
+_MOST_LEVELS = 100  # of nested sections
+_MOST_SHARED = 8  # bytes of all tensors per byte of the file; tensors can share storage
 
-# Buffers that models compute themselves; files may hold them.
+# Buffers that models recompute; files may hold them.
 _RECOMPUTED = ("relative_position_index", "attn_mask")
 
 
 class _Dict:
-    """Stands for a class of dicts: what is pickled becomes a dict."""
+    """Stands for a class of dicts: its pickled objects become dicts."""
 
     def __new__(cls, *arguments: object) -> Any:
         return OrderedDict()
 
 
 class _Path:
-    """Stands for a path: what is pickled becomes text."""
+    """Stands for a class of paths: its pickled objects become text."""
 
     def __new__(cls, *parts: object) -> Any:
         return str(PurePosixPath(*map(str, parts)))
 
 
 class _Text:
-    """Stands for a class of text."""
+    """Stands for a class of text: its pickled objects become plain text."""
 
     def __new__(cls, text: object = "", *arguments: object) -> Any:
         return str(text)
 
 
 class _Object:
-    """Stands for an object that is not needed: it becomes None."""
+    """Stands for the class of an object that is not needed: it becomes None."""
 
     def __init__(self, *arguments: object) -> None: ...
 
@@ -65,7 +65,7 @@ class _Object:
 
 
 class _Section(_Object):
-    """Stands for an object of named values: it becomes a dict of them."""
+    """Stands for a class with named attributes: an object becomes a dict of them."""
 
     values: Mapping[str, object] = {}
 
@@ -74,7 +74,7 @@ class _Section(_Object):
 
 
 class _NumpyType(_Object):
-    """Stands for NumPy's dtype: the code of a number's type, for example f8."""
+    """Stands for NumPy's dtype: holds its code, for example "f8", and its byte order."""
 
     def __init__(self, code: str = "", *arguments: object) -> None:
         self.code, self.order = code, "="
@@ -84,17 +84,17 @@ class _NumpyType(_Object):
 
 
 def _numpy_scalar(dtype: _NumpyType, content: object = b"") -> object:
-    """Stands for NumPy's scalars: a plain number."""
+    """Stands for NumPy's scalars: returns a plain number, or None for anything else."""
     if not re.fullmatch(r"[biufc]\d{1,2}", dtype.code) or not isinstance(content, bytes):
         return None
     kind = np.dtype(dtype.code).newbyteorder(dtype.order)  # type: ignore[arg-type]  # any text
     return np.frombuffer(content, kind).tolist()[0]
 
 
-# torch says so of files whose reading then fails with a reason.
+# torch warns so about files that then fail to load with a clearer error.
 warnings.filterwarnings("ignore", "Detected pickle protocol")
 
-# What files of other programs name beside tensors and plain values. None of it is imported.
+# Names in files of other programs besides tensors and plain values, which are never imported.
 _STAND_INS: Any = [
     (_Dict, "yacs.config.CfgNode"),
     (_Dict, "collections.defaultdict"),
@@ -123,7 +123,7 @@ _STAND_INS: Any = [
     (_numpy_scalar, "numpy._core.multiarray.scalar"),
 ]
 
-# How files begin that people take for checkpoints.
+# First bytes of files that are mistaken for checkpoints.
 _OTHER_FILES = {
     b"version https://git-lfs": "a Git LFS pointer (fetch the file itself with git lfs pull)",
     b"<": "a web page (the download went wrong)",
@@ -134,7 +134,7 @@ _OTHER_FILES = {
     b"\x89HDF": "an HDF5 file",
     b"\x93NUMPY": "an array of NumPy",
 }
-# What torch's reader of archives finds where Python's finds nothing.
+# Errors of torch's archive reader in files that Python's zipfile accepts.
 _BROKEN_ARCHIVE = re.compile(
     "zip archive: (?:invalid header|unsupported|too many files|not a ZIP archive)"
     "|unexpected EOF, expected"  # a file of the format before torch 1.6
@@ -145,9 +145,9 @@ _PLAIN = str | bytes | bytearray | bool | int | float | complex | torch.dtype | 
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """What a file of torch.save, old or new, or a .safetensors file holds, on the CPU.
+    """Read a file of torch.save in its old or new format, or a .safetensors file, on the CPU.
 
-    Tensors and plain values; a pickled configuration becomes a dict, an object that is not needed
+    Return tensors and plain values; a pickled configuration becomes a dict, an unneeded object
     None. DamagedError where the file is proven damaged; ValueError where it is missing, cannot be
     read, is no checkpoint, or holds anything else.
     """
@@ -171,7 +171,7 @@ def verify_checkpoint(path: Path) -> None:
 
 @contextlib.contextmanager
 def one_line_errors(path: Path, failure: str = "cannot be read") -> Iterator[None]:
-    """Every failure inside as a ValueError of one line: a file's content can raise anything."""
+    """Turn every exception inside into a one-line ValueError: a file can raise anything."""
     try:
         yield
     except DamagedError as error:
@@ -188,7 +188,7 @@ def one_line_errors(path: Path, failure: str = "cannot be read") -> Iterator[Non
 
 
 def _require_file(path: Path) -> None:
-    """ValueError unless it is a file."""
+    """ValueError unless `path` is a regular file; OSError where there is none."""
     if path.is_dir() and (path / ".metadata").exists():
         raise ValueError(
             "it is a sharded one: make one file of its weights first "
@@ -202,16 +202,16 @@ def _require_file(path: Path) -> None:
 
 
 def _verify(path: Path) -> int:
-    """The size of a file that torch.load may read; the error says what else it is.
+    """Check a file before torch.load reads it; return its size in bytes.
 
-    DamagedError where a record is not what its checksum says; a file of the format before torch
-    1.6 has none.
+    DamagedError where it is damaged (files of the format before torch 1.6 have no checksums),
+    ValueError where it is a known other kind of file.
     """
     with open(path, "rb") as file:
         head = file.read(64)
         size = file.seek(0, 2)
         file.seek(-min(size, 2**17), 2)
-        file.read()  # where the archive's directory lies: zipfile takes a failing disk for damage
+        file.read()  # the archive's directory: zipfile would report a failing disk as damage
         if head.startswith(_ZIP):
             _verify_archive(file, size)
         elif not head:
@@ -226,36 +226,36 @@ def _verify(path: Path) -> int:
 
 
 def _verify_archive(file: IO[bytes], size: int) -> None:
-    """DamagedError unless all records are stored as they are, within the file, and undamaged."""
+    """DamagedError unless all records are uncompressed, within the file, and undamaged."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > size:
                 raise DamagedError("its records claim to be larger than the file")
             for entry in entries:
-                # Of what is marked as a folder torch reads nothing, and takes what memory holds.
+                # torch reads no record marked as a folder, and returns uninitialized memory.
                 marked = entry.is_dir() or entry.external_attr & _FOLDER
                 if marked or entry.compress_type != zipfile.ZIP_STORED:
                     raise DamagedError(f"its record {entry.filename[:80]} is not stored as it is")
-                # Opening compares the two headers; where nothing was summed the sum is 0.
+                # Opening compares the two headers; a checksum of 0 means that none was computed.
                 with archive.open(entry) as record:
                     while entry.CRC and record.read(_BLOCK):
                         pass
     except (DamagedError, MemoryError):
         raise
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a place before the file's beginning
+        if error.errno != errno.EINVAL:  # seek to a negative position
             raise
-        raise DamagedError("its directory names a place that no file has") from None
-    except Exception as error:  # zipfile has many
-        cut = "not a zip file" in str(error)  # which begins as one
+        raise DamagedError("its directory contains a negative offset") from None
+    except Exception as error:  # zipfile raises many kinds
+        cut = "not a zip file" in str(error)  # although it begins as one
         raise DamagedError("its end is missing" if cut else _reason(error)) from None
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
         raise ValueError("it is a zip archive, but not one that torch.save wrote")
 
 
 def _reason(error: BaseException) -> str:
-    """One line for whatever torch or zipfile says."""
+    """One line for an error of torch or zipfile."""
     text = " ".join(str(error).split())
     if name := re.search(r"GLOBAL (\S+) w(?:as|hose)", text):
         return f"it holds {name[1][:80]}, which is not plain data"
@@ -263,7 +263,7 @@ def _reason(error: BaseException) -> str:
         return (
             "it was pickled with protocol 4 or 5; torch.save writes 2 unless it is told otherwise"
         )
-    # What torch's reader says lies between advice to read the file without its protection.
+    # torch surrounds its reader's message with advice to read the file unprotected.
     inner = text.partition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0]
     return reason_of(ValueError(inner)) if inner else reason_of(error)
 
@@ -272,17 +272,17 @@ _Sections = dict[Any, object] | list[object] | tuple[object, ...] | set[object]
 
 
 class _Plain:
-    """Makes plain values of what torch.load returned, within limits.
+    """Converts the result of torch.load to plain values, within limits.
 
-    `most_bytes` is the limit of all tensors, one that is named twice counts twice.
+    `most_bytes` limits all tensors together; a tensor with two references counts twice.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self.left, self.bytes_left = _MOST_ITEMS, most_bytes
-        self.known: dict[int, tuple[Any, int, int]] = {}  # what it became, its values and bytes
+        self.known: dict[int, tuple[Any, int, int]] = {}  # result, its values and bytes
 
     def of(self, value: object, level: int = 0) -> Any:
-        """The plain value; ValueError where it is too much, too deep, or an unusual tensor."""
+        """The plain value; ValueError where it is too large, too deep, or an unusual tensor."""
         if isinstance(value, _Section):
             value = value.values
         self._count(1, 0)
@@ -330,7 +330,7 @@ class _Plain:
 
 
 def _require_name(key: object) -> None:
-    """ValueError unless it is text or a number."""
+    """ValueError unless `key` is text, a number or None."""
     if not isinstance(key, str | int | float | None):
         raise ValueError(f"it has a {type(key).__name__} as a name")
 
@@ -338,10 +338,10 @@ def _require_name(key: object) -> None:
 def model_weights(
     content: object, source: str | Path, keys: Sequence[str] = ("model_ema", "model")
 ) -> Weights:
-    """The parameters in what `read_checkpoint` returned, recomputed buffers left out.
+    """The weights in the result of `read_checkpoint`, without buffers that models recompute.
 
-    They are below the first of `keys` that is there (averaged weights win), else they are the file
-    itself. ValueError where there are none.
+    They are the section of the first of `keys` that exists (averaged weights win), else the whole
+    content. ValueError where there are none.
     """
     found = [content.get(key) for key in keys] if isinstance(content, Mapping) else []
     weights = next((section for section in found if section is not None), content)
@@ -354,7 +354,7 @@ def model_weights(
 
 
 def require_same_numbers(weights: Weights, own: Mapping[str, Tensor], source: str | Path) -> None:
-    """ValueError where whole or complex numbers would become a model's real ones, or real whole."""
+    """ValueError where only one of a weight and the model's tensor is floating-point."""
     for name, value in weights.items():
         if value.is_floating_point() != own[name].is_floating_point():
             raise ValueError(
@@ -364,7 +364,7 @@ def require_same_numbers(weights: Weights, own: Mapping[str, Tensor], source: st
 
 
 def require_finite(weights: Weights, source: str | Path) -> None:
-    """ValueError where a number is infinite or none: what is computed with it is no use."""
+    """ValueError where a weight is infinite or NaN, since results would be useless."""
     for name, value in weights.items():
         if not torch.isfinite(value).all():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""When a run saves its state, how without making it wait, and which of its files it keeps."""
+"""Save the state of a run in the background, and remove checkpoints that it no longer needs."""
 
 import functools
 import time
@@ -37,8 +37,8 @@ from utils.processes.group import (
 from utils.processes.heartbeat import step
 from utils.processes.sharding import is_sharded, local_part
 
-_MOMENT = 1.0  # seconds after which processes that wait tell each other
-_INSIDE_KEPT = 2  # the newest, and one should that be damaged
+_MOMENT = 1.0  # seconds between exchanges of waiting processes
+_INSIDE_KEPT = 2  # the newest, and one more in case that is damaged
 
 
 class BrokenWeightsError(ValueError):
@@ -46,11 +46,11 @@ class BrokenWeightsError(ValueError):
 
 
 class Saver:
-    """Saves the state of a run; `report` is told of each file that is whole, `warn` of troubles.
+    """Saves the state of a run; calls `report` for each complete file, `warn` for problems.
 
-    Call its methods in all processes. The first writes, in the background and one file at a time;
-    of a sharded model each process writes its part. The first file is read back as a whole, of
-    later ones the checksums are compared: what resume could not read is an error now.
+    Call its methods in all processes. The first process writes in the background, one file at a
+    time; of a sharded model each process writes its part. The first file is read back in full, of
+    later ones the checksums are compared, so that an unreadable file is an error at once.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class Saver:
         return 0 < self.cfg.SAVE_MINUTES * 60 < time.monotonic() - self.latest
 
     def save_epoch(self, epoch: int, due: bool = True, best: bool = False) -> None:
-        """Save at the end of an epoch where that is due, and as the best so far."""
-        # The best first: a run that is killed between the two trains and judges the epoch again.
+        """Save at the end of an epoch: where `due` under its number, where `best` as the best."""
+        # The best first: a run killed between the two repeats the epoch and its validation.
         paths = [self.output.path / BEST] * best + [epoch_path(self.output.path, epoch)] * due
         if is_sharded(self.state.model):
             for path in paths:
@@ -88,14 +88,14 @@ class Saver:
             self.save(*paths)
 
     def save_inside(self) -> None:
-        """Save inside an epoch."""
+        """Save inside an epoch, at the present position."""
         position = self.state.position
         self.save(inside_path(self.output.path, position.epoch, position.update))
 
     def save(self, path: Path, *others: Path) -> None:
-        """Copy the state to host memory and write it while training goes on, under each name.
+        """Copy the state to host memory and write it under each name while training continues.
 
-        Waits for the file before, and raises its ValueError where that could not be written.
+        Wait for the file before, and raise the ValueError of that where it could not be written.
         BrokenWeightsError where a weight or moment is not finite: nothing is written then.
         """
         self.wait()
@@ -120,9 +120,9 @@ class Saver:
             self.pending = self.writer.submit(self._write, copy, path, others)
 
     def wait(self) -> None:
-        """Wait until the file is whole; ValueError where it could not be written.
+        """Wait until the pending file is complete; ValueError where it could not be written.
 
-        Call it in all processes: they wait together, however long writing takes, and get on.
+        Call it in all processes: they wait together, and the heartbeat counts that as progress.
         """
         while any_process(self._is_writing()):
             step()
@@ -135,23 +135,23 @@ class Saver:
         raise_everywhere(failure)
 
     def has_failed(self) -> bool:
-        """Whether a file could not be written, as `wait` would tell, without waiting for it."""
+        """Whether the pending file could not be written (`wait` raises why), without waiting."""
         pending = self.pending
         return pending is not None and pending.done() and pending.exception() is not None
 
     def _is_writing(self) -> bool:
-        """Whether the file is still not whole, after a moment."""
+        """Whether the pending file is still incomplete after a wait of `_MOMENT`."""
         return self.pending is not None and bool(futures.wait([self.pending], _MOMENT).not_done)
 
     def _write(self, copy: list[Content], path: Path, others: Sequence[Path]) -> None:
-        """Write the one content in `copy`, which is given up before the file is read back."""
+        """Write the one content in `copy`, which is released before the file is read back."""
         save_checkpoint(path, copy.pop())
         for other in others:
             write_again(other, path)
         self._finish((path, *others)[-1])
 
     def _finish(self, path: Path, written: Future[None] | None = None) -> None:
-        """Read a file back and remove those that nobody needs any more."""
+        """Read the file back and remove checkpoints that are no longer needed."""
         if written is not None:
             written.result()
         if rank() == 0:
@@ -162,16 +162,16 @@ class Saver:
 
 
 def keep(folder: Path, last: int, every: int, warn: Callable[[str], None]) -> None:
-    """Remove checkpoints that nobody goes on from; `warn` is told of those that do not go.
+    """Remove checkpoints that are no longer needed; call `warn` for those that cannot be removed.
 
-    One inside an epoch goes when two newer ones are there; of those at ends of epochs the `last`
-    stay (0: all), and those of every `every`-th epoch, from the first.
+    One inside an epoch is removed when two newer ones exist. Of those at ends of epochs, the `last`
+    newest are kept (0: all), and those of every `every`-th epoch from the first (0: none).
     """
     at_ends = 0
     try:
         found = checkpoints_in(folder)
     except OSError as error:
-        warn(f"{folder} cannot be listed, old checkpoints stay: {error.strerror}")
+        warn(f"{folder} cannot be listed, old checkpoints are kept: {error.strerror}")
         return
     for index, path in enumerate(found):
         if is_inside(path):
@@ -188,7 +188,7 @@ def keep(folder: Path, last: int, every: int, warn: Callable[[str], None]) -> No
 
 
 def on_host(value: Any) -> Any:
-    """A copy in host memory of nested dicts and lists of tensors and plain values."""
+    """Copy nested dicts and lists of tensors and plain values to host memory."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
@@ -199,7 +199,7 @@ def on_host(value: Any) -> Any:
 
 
 def _all_finite(tensors: Mapping[str, Tensor], device: torch.device) -> bool:
-    """Whether all numbers are, and not too large for float32's norm: read once, on the device."""
+    """Whether all float tensors have a norm finite in float32; one pass on their devices."""
     values = [local_part(value) for value in tensors.values() if value.is_floating_point()]
     norms = torch._foreach_norm(values)
     return bool(torch.stack([norm.float().to(device) for norm in norms]).isfinite().all())

@@ -1,7 +1,7 @@
 """Checkpoints of sharded models: a folder, to which every process writes its part.
 
-Tensors lie in torch.distributed.checkpoint's format, and can be read by any number of processes;
-everything else in one ordinary file beside them. Reading runs no code from any of them.
+Tensors are in torch.distributed.checkpoint's format, which any number of processes can read;
+everything else is in one ordinary file beside them. Reading runs no code from any of them.
 """
 
 import os
@@ -30,13 +30,13 @@ from utils.files import remove, sync_folder
 from utils.messages import reason_of, require_same_shapes, shown
 from utils.processes.group import rank, together
 
-# A checkpoint NAME is written as .NAME.tmp, which becomes .NAME.whole and then NAME: an earlier
-# one of that name goes between the two, so that one of them is there at any moment.
+# A checkpoint NAME is written as .NAME.tmp and renamed to .NAME.whole, then to NAME. An earlier one
+# of that name is moved away between the two renames, so that at any moment one of them exists.
 _PART, _WHOLE = ".tmp", ".whole"
 
 
 class _Reader(checkpoint.FileSystemReader):
-    """torch's reader, with a table of contents that was read and checked here."""
+    """torch's reader, with a table of contents that `read_contents` read and checked."""
 
     def __init__(self, folder: Path, contents: Metadata) -> None:
         super().__init__(folder)
@@ -48,17 +48,17 @@ class _Reader(checkpoint.FileSystemReader):
 
 
 class _Writer(checkpoint.FileSystemWriter):
-    """torch's writer, which leaves the checksum of each file beside it."""
+    """torch's writer, which also writes a checksum file beside each file."""
 
     def write_data(self, plan: Any, planner: Any) -> Any:
-        """Write this process's pieces."""
+        """Write this process's pieces and their checksums."""
         done = super().write_data(plan, planner)
         for name in {result.storage_data.relative_path for result in done.value()}:
             write_checksum(Path(self.path, name))
         return done
 
     def finish(self, metadata: Metadata, results: Any) -> None:
-        """Write the table of contents: the first process, when all pieces are there."""
+        """Write the table of contents in the first process, when all pieces are written."""
         super().finish(metadata, results)
         write_checksum(Path(self.path, METADATA))
 
@@ -72,14 +72,14 @@ def save_tensors(
 ) -> Future[None]:
     """Copy tensors to host memory and write them in the background; call it in all processes.
 
-    `write_rest` writes the ordinary file; the first process calls it. `group` is one of gloo's that
-    nothing else uses. The future's ValueError tells that it could not be written; else the
-    checkpoint is whole when the first process's future is done.
+    `write_rest` writes the ordinary file; the first process calls it. `group` is a gloo group that
+    nothing else uses. The future raises ValueError where writing fails; otherwise the checkpoint is
+    complete when the first process's future is done.
     """
     part = _hidden(folder, _PART)
 
     def prepare() -> None:
-        """An empty folder, made by the first process."""
+        """Make an empty folder in the first process."""
         if rank() == 0:
             _complete(folder)
             part.mkdir(parents=True)
@@ -90,7 +90,7 @@ def save_tensors(
     )
 
     def commit() -> None:
-        """Wait for all pieces; the first process then gives the checkpoint its name."""
+        """Wait for all pieces; the first process then renames the checkpoint."""
         try:
             written.result()
             if rank() == 0:
@@ -98,14 +98,14 @@ def save_tensors(
                 sync_folder(part)
                 os.replace(part, _hidden(folder, _WHOLE))
                 _complete(folder)
-        except (checkpoint.CheckpointException, OSError) as error:  # the first is no Exception
+        except (checkpoint.CheckpointException, OSError) as error:  # the first: BaseException
             raise ValueError(f"{folder} cannot be written: {_reason(error)}") from None
 
     return executor.submit(commit)
 
 
 def complete_saves(folder: Path) -> None:
-    """Give names to sharded checkpoints that a killed run has left whole; remove half ones.
+    """Rename complete sharded checkpoints that a killed run left, and remove incomplete ones.
 
     For the first process of the run that has locked the folder, before it looks for checkpoints.
     """
@@ -131,7 +131,7 @@ def _hidden(folder: Path, state: str) -> Path:
 
 
 def load_tensors(folder: Path, contents: Metadata, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors, sharded or not, in place, by name."""
+    """Load tensors in place by name, sharded or not."""
     alone = not distributed.is_initialized()
     try:
         with warnings.catch_warnings():
@@ -151,7 +151,7 @@ def training_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor
 
 
 def restore_tensors(folder: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Load model and optimizer; ValueError where the checkpoint does not fit."""
+    """Load model and optimizer in place; ValueError where the checkpoint does not fit."""
     contents = read_contents(folder)
     moments = _moments_to_fill(folder, contents, model, optimizer)
     own = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -175,7 +175,7 @@ def restore_tensors(folder: Path, model: nn.Module, optimizer: Optimizer) -> Non
 def _moments_to_fill(
     folder: Path, contents: Metadata, model: nn.Module, optimizer: Optimizer
 ) -> dict[str, dict[str, Tensor]]:
-    """Tensors for the stored moments of every parameter; ValueError for another kind of them.
+    """Tensors to fill with each parameter's stored moments; ValueError for another optimizer's.
 
     A parameter that never had a gradient has none.
     """
@@ -199,7 +199,7 @@ def _moments_to_fill(
 
 
 def _moment(parameter: nn.Parameter, name: str, optimizer: Optimizer) -> Tensor:
-    """The optimizer's own tensor, else a new one, as the optimizer would make it."""
+    """The optimizer's own tensor, else a zero one as the optimizer would make it."""
     earlier = optimizer.state[parameter].get(name)
     if isinstance(earlier, Tensor):
         return earlier
@@ -209,7 +209,7 @@ def _moment(parameter: nn.Parameter, name: str, optimizer: Optimizer) -> Tensor:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the first process's failure."""
+    """One line for the first failure that torch collected, else for the error itself."""
     failures = getattr(error, "failures", None)
     if failures:
         error = next(iter(failures.values()))[0]

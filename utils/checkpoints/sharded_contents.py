@@ -1,4 +1,4 @@
-"""A sharded checkpoint's table of contents, read without running code, and checked."""
+"""Read and check a sharded checkpoint's table of contents without running code from it."""
 
 import contextlib
 import hashlib
@@ -31,8 +31,8 @@ _CHECKSUM_SUFFIX = ".sha256"
 _PIECE = re.compile(r"__[0-9]{1,9}_[0-9]{1,9}\.distcp")
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 _MOST_SIDES = 8
-# What no table of contents has: bytes whose length is merely claimed, calls with keywords or of
-# what lies below a mark, and what hashes its parts, which takes for ever where they are nested.
+# Opcodes that no table of contents needs: byte buffers of a claimed length, calls with keywords or
+# below a mark, and containers that hash their items, which takes too long where these are nested.
 _REFUSED = (
     *(pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.NEWOBJ_EX, pickle.INST, pickle.OBJ),
     *(pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.DICT),
@@ -40,15 +40,15 @@ _REFUSED = (
 
 
 class _Object:
-    """What a pickle names: by which name, made from which arguments, with which state."""
+    """A pickled object as plain data: the name of its class, its arguments and its state."""
 
     def __init__(self, name: str, arguments: Sequence[Any] = ()) -> None:
         self.name, self.arguments = name, arguments
         self.state: Any = None
 
 
-class _Unpickler(pickle._Unpickler):  # the one in Python: no opcode of it claims memory
-    """Reads a pickle and calls nothing that it names: every object of it is an `_Object`."""
+class _Unpickler(pickle._Unpickler):  # pure Python: no opcode allocates memory by a claimed size
+    """Reads a pickle without calling anything that it names: each object becomes an `_Object`."""
 
     stack: list[Any]
     dispatch: ClassVar[dict[int, Any]] = {
@@ -58,28 +58,28 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: no opcode of it claim
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Stands for `module.name`; UnpicklingError where no table of contents names it."""
+        """An `_Object` for `module.name`; UnpicklingError unless it is of torch or pathlib."""
         if module.split(".")[0] not in ("torch", "pathlib"):
             raise pickle.UnpicklingError(f"it holds {shown(f'{module}.{name}')}, not plain data")
         return _Object(name)
 
     def load_call(self) -> None:
-        """An object is noted, not made."""
+        """Record the class and arguments of an object instead of calling the class."""
         arguments = self.stack.pop()
         self.stack[-1] = _Object(self.stack[-1].name, arguments)
 
     def load_build(self) -> None:
-        """Its state is noted, not set."""
+        """Record the state of an object instead of setting it."""
         state = self.stack.pop()
         self.stack[-1].state = state  # only an `_Object` has one
 
     def load_setitem(self) -> None:
-        """One item of a dict."""
+        """Add an item to a dict; UnpicklingError where its key is no name."""
         _require_keys(self.stack[-2:-1])
         super().load_setitem()  # type: ignore[misc]  # typeshed lacks it
 
     def load_setitems(self) -> None:
-        """Items of a dict."""
+        """Add items to a dict; UnpicklingError where a key is no name."""
         _require_keys(self.stack[::2])
         super().load_setitems()  # type: ignore[misc]
 
@@ -102,7 +102,7 @@ def read_contents(folder: Path) -> Metadata:
 
 
 def contents_here(folder: Path) -> Metadata:
-    """The same, for one process that asks no other."""
+    """The same as `read_contents`, in one process without the others."""
     _length(folder, METADATA)
     content = (folder / METADATA).read_bytes()
     is_as_written = _has_right_checksum(folder, METADATA, content)
@@ -112,7 +112,7 @@ def contents_here(folder: Path) -> Metadata:
     except MemoryError:
         raise
     except Exception as error:  # broken bytes can raise anything
-        kind = ValueError if is_as_written else DamagedError  # the first: of another torch
+        kind = ValueError if is_as_written else DamagedError  # intact: of another torch version
         raise kind(f"checkpoint {folder} has no usable {METADATA}: {reason_of(error)}") from None
     for name, end in {**ends, REST: 0}.items():
         if _length(folder, name) < end:
@@ -121,7 +121,7 @@ def contents_here(folder: Path) -> Metadata:
 
 
 def _length(folder: Path, name: str) -> int:
-    """Bytes of a file; DamagedError where there is none."""
+    """The size of a file in bytes; DamagedError where there is no regular file."""
     with contextlib.suppress(FileNotFoundError):
         found = (folder / name).stat()
         if stat.S_ISREG(found.st_mode):
@@ -130,7 +130,7 @@ def _length(folder: Path, name: str) -> int:
 
 
 def _contents_of(table: _Object, size: int) -> Metadata:
-    """Torch's objects from what was read from so many bytes; ValueError where it is not whole."""
+    """torch's objects for a table read from `size` bytes; ValueError where it is invalid."""
     entries: Mapping[Any, Any] = table.state["state_dict_metadata"]
     if sum(len(entry.state["chunks"]) for entry in entries.values()) > size:
         raise ValueError("it repeats the same parts again and again")
@@ -151,7 +151,7 @@ def _contents_of(table: _Object, size: int) -> Metadata:
 def _tensor_entry(state: Mapping[str, Any]) -> TensorStorageMetadata:
     kind = state["properties"].state[0].name
     if kind not in _DTYPES:
-        raise ValueError(f"{shown(kind)} is no type of numbers")
+        raise ValueError(f"{shown(kind)} is not a supported dtype")
     chunks = [
         ChunkStorageMetadata(_size(chunk.state["offsets"]), _size(chunk.state["sizes"]))
         for chunk in state["chunks"]
@@ -163,7 +163,7 @@ def _tensor_entry(state: Mapping[str, Any]) -> TensorStorageMetadata:
 def _require_all_parts(
     name: str, entry: TensorStorageMetadata, pieces: Mapping[MetadataIndex, object]
 ) -> None:
-    """ValueError unless a tensor's parts are all its rows, and each of them lies in a piece."""
+    """ValueError unless a tensor's parts make up all its rows, and each part is in a piece."""
     parts = [chunk for chunk in entry.chunks if math.prod(chunk.sizes)]
     whole = sum(math.prod(part.sizes) for part in parts) == math.prod(entry.size)
     place = [0] * len(entry.size)
@@ -176,7 +176,7 @@ def _require_all_parts(
 
 
 def _size(sides: Any) -> torch.Size:
-    """Of what stands for a torch.Size, or of a tuple."""
+    """The torch.Size that an `_Object`, a tuple or a list represents; ValueError for others."""
     if isinstance(sides, _Object):
         (sides,) = sides.arguments
     if not isinstance(sides, tuple | list) or len(sides) > _MOST_SIDES:
@@ -197,7 +197,7 @@ def _text(value: object) -> str:
 
 
 def _ends_of_pieces(contents: Metadata) -> dict[str, int]:
-    """How many bytes of each piece hold tensors; ValueError where that is not one after another."""
+    """Bytes of tensors in each piece; ValueError where they overlap, leave gaps or claim more."""
     ends: dict[str, int] = {}
     places = contents.storage_data.values()
     for place in sorted(places, key=lambda place: (place.relative_path, place.offset)):
@@ -212,15 +212,15 @@ def _ends_of_pieces(contents: Metadata) -> dict[str, int]:
 
 
 def tensors_below(contents: Metadata, prefix: str) -> dict[str, TensorStorageMetadata]:
-    """What is stored of the tensors whose names begin so; names without the prefix."""
+    """Metadata of the stored tensors whose names begin with `prefix`, by the rest of the name."""
     found: dict[str, Any] = contents.state_dict_metadata
     return {name.removeprefix(prefix): found[name] for name in found if name.startswith(prefix)}
 
 
 def verify(folder: Path, contents: Metadata) -> None:
-    """DamagedError, in all processes, where a piece is not what was written.
+    """DamagedError in all processes where a piece's checksum differs.
 
-    Each process reads its share of them; call it in all.
+    Each process reads its share of the pieces; call it in all processes.
     """
     names = sorted({piece.relative_path for piece in contents.storage_data.values()})
     own = names[rank() :: world_size()]
@@ -229,7 +229,7 @@ def verify(folder: Path, contents: Metadata) -> None:
 
 
 def write_checksum(path: Path) -> None:
-    """Leave a file's SHA-256 beside it, as sha256sum does."""
+    """Write a file's SHA-256 beside it, in the format of sha256sum."""
 
     def write(file: IO[bytes]) -> None:
         file.write(f"{checksum(path).hexdigest()}  {path.name}\n".encode())
@@ -238,11 +238,11 @@ def write_checksum(path: Path) -> None:
 
 
 def _has_right_checksum(folder: Path, name: str, content: bytes | None = None) -> bool:
-    """Whether a file has a checksum; DamagedError where that is another one than its content's."""
+    """Whether a file has a checksum; DamagedError where its content has another one."""
     try:
         noted = (folder / f"{name}{_CHECKSUM_SUFFIX}").read_bytes()
     except FileNotFoundError:
-        return False  # of an older checkpoint: taken as it is
+        return False  # of an older checkpoint: accepted unchecked
     found = checksum(folder / name) if content is None else hashlib.sha256(content)
     if noted[:64] != found.hexdigest().encode():
         raise DamagedError(f"checkpoint {folder}: its {name} is damaged (checksum)")

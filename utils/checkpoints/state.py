@@ -1,4 +1,4 @@
-"""What a run trains and goes on from, and how a checkpoint's content is put back into it."""
+"""The state of a run, its conversion to a checkpoint's content, and its restoration."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,19 +28,19 @@ from utils.processes.sharding import is_sharded
 LARGEST_NUMBER = 2**53
 _MAY_LACK = "relative_coords_table"
 
-# What every process adds up: sums over an epoch's good updates, numbers of its updates, and the
-# state of a row of bad ones. A checkpoint holds them in this order.
+# Figures of each process: sums over an epoch's good updates, counts of its updates by outcome, and
+# the state of a row of bad updates. A checkpoint holds them in this order.
 EPOCH_FIGURES = ("loss", "grad_norm", "good", "skipped", "adjusted")
 ROW_FIGURES = ("skipped_in_a_row", "first_skipped", "adjusted_in_a_row")
 
 
 @dataclass
 class Position:
-    """Where a run stands: its only clock.
+    """The progress of a run, which nothing else counts.
 
-    All epochs before `epoch` are complete, with their validation; `images` of it are trained on;
-    `update` counts all updates since the run began. The learning-rate schedule stands `offset`
-    updates later, where the run was resumed with another number of images per update.
+    All epochs before `epoch` are complete, with their validation; `images` images of `epoch` are
+    trained on; `update` counts all updates since the run began. The learning-rate schedule is
+    `offset` updates ahead, after a resume with another number of images per update.
     """
 
     images_per_update: int
@@ -60,7 +60,7 @@ class Position:
         self.images += self.images_per_update
 
     def complete_epoch(self) -> None:
-        """Stand at the beginning of the next epoch."""
+        """Move to the beginning of the next epoch."""
         self.epoch, self.images = self.epoch + 1, 0
 
 
@@ -72,7 +72,7 @@ class Best:
     epoch: int = -1
 
     def update(self, acc1: float, epoch: int) -> bool:
-        """Count an evaluation; return whether it is the best, the first of equals."""
+        """Record an evaluation; return whether it is better than all before."""
         is_best = acc1 > self.acc1
         if is_best:
             self.acc1, self.epoch = acc1, epoch
@@ -81,9 +81,9 @@ class Best:
 
 @dataclass
 class TrainState:
-    """All that a checkpoint holds; `best` and `average` only where a run fine-tunes.
+    """The state that a checkpoint holds; `best` and `average` only where a run fine-tunes.
 
-    `figures` are those of the epoch so far, a row of EPOCH_FIGURES and ROW_FIGURES per process.
+    `figures` are those of the epoch so far: per process a row of EPOCH_FIGURES and ROW_FIGURES.
     """
 
     model: nn.Module
@@ -96,7 +96,7 @@ class TrainState:
     figures: list[list[float]] = field(default_factory=list)
 
     def models(self) -> dict[str, nn.Module]:
-        """The trained model and, where there is one, the average of its weights."""
+        """The trained model and the model with averaged weights, if any, by their keys."""
         models = {"model": self.model}
         return models if self.average is None else models | {"model_ema": self.average.module}
 
@@ -116,7 +116,7 @@ class TrainState:
         return values if self.best is None else values | {"best": asdict(self.best)}
 
     def load_values(self, content: Content) -> None:
-        """Take over what `values` returned, from a checkpoint that was validated."""
+        """Restore the output of `values` from a validated checkpoint."""
         progress, schedule = content["progress"], content["lr_scheduler"]
         self.position = Position(
             images_per_update=progress["images_per_update"],
@@ -133,10 +133,10 @@ class TrainState:
 
 
 def training_content(state: TrainState, cfg: CfgNode, classes: Sequence[str] = ()) -> Content:
-    """All that a run goes on from, as plain values and its own tensors, not copies of them.
+    """The content of a checkpoint: plain values and the state's own tensors, not copies.
 
-    Of a sharded model all but the tensors. The random states follow from SEED and the update, so
-    these two numbers stand for them.
+    Without the tensors of a sharded model. SEED and the update stand for the random states, which
+    follow from them.
     """
     content: Content = {}
     if not is_sharded(state.model):
@@ -150,12 +150,12 @@ def training_content(state: TrainState, cfg: CfgNode, classes: Sequence[str] = (
 
 
 def restore(content: Content, state: TrainState, source: Path) -> None:
-    """Copy what `load_checkpoint` read into the state, and take its tensors out of `content`.
+    """Copy the content that `load_checkpoint` read into the state, and remove its tensors.
 
-    Tensors are copied one by one and released, so that at no time there is more than the state and
-    the file's content. Settings of the optimizer (weight decay, betas) stay those of the
-    configuration; only its moments are read. ValueError names the first differences; nothing is
-    changed then.
+    Tensors are released after copying, so that memory never holds more than the state and the
+    file's content. Settings of the optimizer (weight decay, betas) remain those of the
+    configuration; only its moments are restored. ValueError names the first differences; the state
+    is then unchanged.
     """
     if source.is_dir():
         restore_tensors(source, state.model, state.optimizer)
@@ -180,9 +180,9 @@ def restore_model(weights: Weights, model: nn.Module, source: Path) -> None:
 
 
 def _require_fitting(weights: Weights, model: nn.Module, source: Path) -> None:
-    """ValueError unless names and shapes are the model's, and numbers real where its are."""
+    """ValueError where names or shapes differ from the model's, or only one is floating-point."""
     own = model.state_dict()
-    # Buffers that follow from the configuration, where a file does not store them.
+    # Buffers that the model computes from the configuration, where a file lacks them.
     derived = {name for name in own if name.endswith(_MAY_LACK) and name not in weights}
     require_same_shapes(
         {name: tuple(value.shape) for name, value in weights.items()},
@@ -196,9 +196,9 @@ Moments = dict[Tensor, dict[str, Tensor]]
 
 
 def _moments(stored: Any, optimizer: Optimizer, source: Path) -> Moments:
-    """The moments of each parameter that has some, taken out of an optimizer's stored state.
+    """Remove and return each parameter's moments, if any, from an optimizer's stored state.
 
-    ValueError unless they are those of this kind of optimizer, of their parameters' shapes.
+    ValueError unless they are those of this kind of optimizer, with their parameters' shapes.
     """
     expected = expected_moments(optimizer)
     with one_line_errors(source, "does not fit the optimizer"):
@@ -206,17 +206,17 @@ def _moments(stored: Any, optimizer: Optimizer, source: Path) -> Moments:
         keys = _parameters(stored["param_groups"], by_name)
         own = _parameters(optimizer.param_groups, by_name)
         if keys.keys() != own.keys():
-            raise ValueError("its groups of parameters are others")
+            raise ValueError("its parameter groups differ")
         found: Moments = {}
         for name, parameter in own.items():
             key = keys[name]
             moments = {
                 name: value
                 for name, value in stored["state"].pop(key, {}).items()
-                if value is not None  # SGD's before its first update
+                if value is not None  # as SGD stores before its first update
             }
             if not moments:
-                continue  # it never had a gradient
+                continue  # the parameter never had a gradient
             if set(moments) != expected:
                 raise ValueError(
                     f"it holds {', '.join(sorted(moments))}, TRAIN.OPTIMIZER.NAME here keeps "
@@ -231,7 +231,7 @@ def _moments(stored: Any, optimizer: Optimizer, source: Path) -> Moments:
 
 
 def _parameters(groups: Sequence[Mapping[str, Any]], by_name: bool) -> dict[Any, Any]:
-    """Parameters of an optimizer's groups by their names, else by group and place."""
+    """Parameters of an optimizer's groups by name, else by their indices of group and place."""
     found: dict[Any, Any] = {}
     for index, group in enumerate(groups):
         places = [(index, place) for place in range(len(group["params"]))]
@@ -243,12 +243,12 @@ def _parameters(groups: Sequence[Mapping[str, Any]], by_name: bool) -> dict[Any,
 def _is_moment(value: object, shape: Sequence[int]) -> bool:
     if not isinstance(value, Tensor) or value.shape != torch.Size(shape):
         return False
-    # The updates that it has seen, where it is one number.
+    # A single number is the count of updates.
     return value.is_floating_point() and (value.ndim > 0 or 0 <= float(value) < LARGEST_NUMBER)
 
 
 def _restore_moments(moments: Moments, optimizer: Optimizer) -> None:
-    """Copy moments into tensors of the optimizer's own, one after the other."""
+    """Copy moments one by one into new tensors of the optimizer, and release them."""
     for group in optimizer.param_groups:
         on_device = group.get("fused") or group.get("capturable")
         for parameter in group["params"]:

@@ -1,4 +1,4 @@
-"""The configuration: every key, files and flags that set them, and what values they may take."""
+"""The configuration: its keys, the files and flags that set them, and their possible values."""
 
 from utils.config.reading import (
     config_of,

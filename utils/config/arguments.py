@@ -1,4 +1,4 @@
-"""Reading the command lines of all programs, without torch: --help and mistakes answer at once."""
+"""Read the command lines of all programs without importing torch, so that errors show at once."""
 
 import argparse
 import difflib
@@ -20,17 +20,17 @@ from utils.config.values import value_of
 from utils.messages import fail, one_of, short
 
 _WORKERS = "DATA.NUM_WORKERS"
-_MOST_SHOWN = 8  # changes of a recipe, at a run's start
-_LARGEST = 10.0**15  # of a number, and the inverse of the smallest
+_MOST_SHOWN = 8  # changed keys that the summary lists
+_LARGEST = 10.0**15  # largest number, and the inverse of the smallest
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are a ValueError of one line, with what may have been meant."""
+    """A parser that raises a one-line ValueError for a wrong command line, with a suggestion."""
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: None = None
     ) -> argparse.Namespace:
-        """What `args` say, by default the command line; what follows --opts may be negative."""
+        """Parse `args`, by default the command line; values after --opts may be negative."""
         words, opts = _without_options(sys.argv[1:] if args is None else args)
         for index, word in enumerate(words):
             flag, _, value = word.partition("=")
@@ -43,11 +43,11 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
     def error(self, message: str) -> NoReturn:
-        """As every other mistake of use."""
+        """Raise ValueError instead of ending the program."""
         raise ValueError(f"{message} ({self.prog} --help tells more)")
 
     def _hint(self, flag: str, value: str) -> str:
-        """What may have been meant."""
+        """A suggestion for an unknown flag."""
         owners = [name for name, (_, flags) in PROGRAMS.items() if flag in flags]
         if owners:
             return f"it is a flag of {' and '.join(owners)}"
@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.HelpFormatter):
-    """Fits a description to the terminal: prose is filled, a command keeps its line."""
+    """Fits a description to the terminal: prose is re-wrapped, a command keeps its own line."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         blocks: list[str] = []
@@ -81,7 +81,7 @@ def _is_command(line: str) -> bool:
 
 
 def _may_join(one: str, other: str) -> bool:
-    """Whether two lines are of one paragraph."""
+    """Whether two lines belong to one paragraph."""
     prose = all(line.strip() and not _is_command(line) for line in (one, other))
     return prose and one[:1].isspace() == other[:1].isspace()
 
@@ -96,7 +96,7 @@ def _last_part(key: str) -> str:
 
 
 def _without_options(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """A command line without what follows --opts, and that: -1e-3 looks like a flag to argparse."""
+    """Split off the values after --opts: argparse takes a value such as -1e-3 for a flag."""
     rest: list[str] = []
     opts: list[str] = []
     chosen = rest
@@ -111,9 +111,9 @@ def _without_options(words: Iterable[str]) -> tuple[list[str], list[str]]:
 def make_parser(
     program: str, description: str | None, flags: Sequence[str] = (), first: str = ""
 ) -> Parser:
-    """The parser of a program, with those of FLAGS that it uses; others are added to it.
+    """The parser of a program with the FLAGS that `flags` names; the caller may add arguments.
 
-    `first` is what stands before all flags.
+    `first` is the usage text before all flags.
     """
     name = f"python {program}"
     of_configuration = [flag for flag in FLAGS if flag in flags]
@@ -146,12 +146,12 @@ def make_parser(
 
 
 def positive_number(text: str) -> float:
-    """The `type` of an argument that is a positive, finite number, within what can be computed."""
+    """The `type` of an argument that is a number from 1e-15 to 1e15."""
     return _within(float, text, 1 / _LARGEST, "a number")
 
 
 def positive_integer(text: str) -> int:
-    """The `type` of an argument that counts something: 1 or more."""
+    """The `type` of an argument that is a count: a whole number from 1 to 1e15."""
     return _within(int, text, 1, "a whole number")
 
 
@@ -160,7 +160,7 @@ def _within(kind: Callable[[str], Any], text: str, least: float, expected: str) 
         number = kind(text)
     except ValueError:
         number = math.nan
-    if not least <= number <= _LARGEST:  # not a number is neither
+    if not least <= number <= _LARGEST:  # also true for NaN
         raise argparse.ArgumentTypeError(
             f"{short(text)} is not {expected} from {least:g} to {_LARGEST:g}"
         )
@@ -169,16 +169,16 @@ def _within(kind: Callable[[str], Any], text: str, least: float, expected: str) 
 
 @dataclass(frozen=True)
 class Command:
-    """What a command line asks for: the configuration, and what the log says of it."""
+    """The configuration of a command line, and its summary for the log."""
 
     cfg: CfgNode
     summary: tuple[str, ...]
 
 
 def read_command(arguments: argparse.Namespace) -> Command:
-    """Defaults < BASE < file < flags < --opts, with no more loader workers than cores.
+    """Merge defaults < BASE < file < flags < --opts; loader workers are limited to the cores.
 
-    DATA.NUM_WORKERS of a recipe is the most that it has use for; --opts wins over the cores.
+    The limit holds for DATA.NUM_WORKERS of a recipe, not for one that --opts sets.
     """
     opts: list[Any] = []
     for flag, entry in FLAGS.items():
@@ -206,7 +206,7 @@ def read_command(arguments: argparse.Namespace) -> Command:
 
 
 def cores_of_a_process() -> int:
-    """CPU cores that each of this machine's processes may use, at least 1."""
+    """CPU cores for each of the run's processes on this machine, at least 1."""
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
@@ -218,7 +218,7 @@ def read_config(arguments: argparse.Namespace) -> CfgNode:
 
 
 def read_program(program: str, description: str | None) -> Command:
-    """The command line of an entry point; with --print-config it ends here."""
+    """Read the command line of an entry point; with --print-config, print and end the program."""
     stage, flags = PROGRAMS[program]
     arguments = make_parser(program, description, flags).parse_args()
     command = read_command(arguments)
@@ -241,7 +241,7 @@ def read_program(program: str, description: str | None) -> Command:
 
 
 def read_early(read: Callable[[], object]) -> None:
-    """Read a command line before torch is imported: --help and mistakes end the program here."""
+    """Read a command line before torch is imported; --help and errors end the program here."""
     try:
         read()
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The flags of all programs: which key of the configuration each sets, and which program has it."""
+"""The flags of all programs: the key of the configuration that each sets, and its programs."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,17 +9,17 @@ from utils.config.values import value_of
 
 @dataclass(frozen=True)
 class Flag:
-    """What a flag sets, and what --help says of it."""
+    """The key that a flag sets, and its text in --help."""
 
     group: str
     help: str
     key: str = ""  # of the configuration
-    default: str = ""  # in words, where the key's says little
+    default: str = ""  # words for --help where the key's default is not clear by itself
     details: dict[str, Any] = field(default_factory=dict)  # for argparse
 
     @property
     def text(self) -> str:
-        """The help with the key and its default."""
+        """The help text with the key and its default."""
         if not self.key:
             return self.help
         return f"{self.help} [{self.key}: {self.default or value_of(DEFAULTS, self.key)}]"

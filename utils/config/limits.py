@@ -1,4 +1,4 @@
-"""What values the keys of the configuration may take: every number has a range."""
+"""Possible values of the configuration's keys: choices, lengths, and a range for every number."""
 
 import math
 
@@ -14,22 +14,22 @@ CHOICES = {
     "TRAIN.PRECISION": _PRECISIONS,
     "DEVICE": ("auto", "cpu", "cuda"),
 }
-# Files and folders; those that are parts of a run's folder must not lead out of it.
+# Keys of files and folders; FOLDER_NAMES are parts of a run's path and must not leave OUTPUT.
 PATHS = ("DATA.DATA_PATH", "DATA.VAL_LABELS", "MODEL.RESUME", "PRETRAINED", "OUTPUT")
 FOLDER_NAMES = ("MODEL.NAME", "TAG")
 LENGTHS = {"TRAIN.OPTIMIZER.BETAS": 2, "AUG.CROP_SCALE": 2, "AUG.CUTMIX_MINMAX": 2}
 MOST_AUGMENTATIONS = 16  # layers (n) of RandAugment, chains (w) of AugMix and their length (d)
 
-# More than any machine has room for: a configuration from anybody fails here, not there.
+# Upper limits are above what any machine can hold, so that absurd values are reported early.
 _LAYERS = (1, 1000)
 _CHANNELS = (1, 10**4)
 _WIDTH = (1, 10**5)
 _NUMBER = (1, 10**7)
-_COUNT = (1, 10**12)  # of what only passes by
+_COUNT = (1, 10**12)  # of things that need no memory, such as epochs
 _COUNT_OR_NONE = (0, 10**12)
 _SHARE = (0, 1)
 _FACTOR = (0, 10**6)
-_RATE = (0, 1e38)  # what float32 holds
+_RATE = (0, 1e38)  # within float32
 _REAL = (-(10**6), 10**6)
 _ENCODER = {
     "PATCH_SIZE": _WIDTH,

@@ -1,4 +1,4 @@
-"""The configuration: defaults, YAML files with BASE, options; checked, then frozen.
+"""Build the configuration from defaults, YAML files with BASE, and options; check and freeze it.
 
 Precedence: defaults < BASE files < file < flags < --opts.
 """
@@ -25,7 +25,7 @@ def get_config(cfg_file: str | Path | None = None, opts: Sequence[object] = ()) 
 
 
 def read_recipe(cfg_file: str | Path | None) -> CfgNode:
-    """A YAML file on top of the defaults, not yet checked: options may still change it."""
+    """Merge a YAML file into the defaults; ranges are not checked, since options come later."""
     cfg = CfgNode(DEFAULTS)
     for path, values in read_files(Path(cfg_file)) if cfg_file is not None else ():
         _merge(cfg, values, "", str(path))
@@ -33,7 +33,7 @@ def read_recipe(cfg_file: str | Path | None) -> CfgNode:
 
 
 def with_options(recipe: CfgNode, opts: Sequence[object]) -> CfgNode:
-    """The frozen configuration that a recipe and a flat KEY, VALUE list make."""
+    """Merge a flat KEY, VALUE list into a recipe; check and freeze the result."""
     cfg = recipe.clone()
     _merge_options(cfg, opts)
     check_values(cfg)
@@ -42,19 +42,19 @@ def with_options(recipe: CfgNode, opts: Sequence[object]) -> CfgNode:
 
 
 def config_of(values: Mapping[str, object], source: str, opts: Sequence[object] = ()) -> CfgNode:
-    """The frozen configuration that `to_plain` made plain, with options; errors name `source`."""
+    """The frozen configuration from what `to_plain` returned, and options; errors name `source`."""
     cfg = CfgNode(DEFAULTS)
     _merge(cfg, values, "", source)
     return with_options(cfg, opts)
 
 
 def is_finetuning(cfg: CfgNode) -> bool:
-    """Whether MODEL.NAME says that a recipe fine-tunes."""
+    """Whether a recipe fine-tunes, by its MODEL.NAME."""
     return stage_of(cfg) == "fine-tuning"
 
 
 def stage_of(cfg: CfgNode) -> str | None:
-    """What MODEL.NAME says of a recipe: fine-tuning, pre-training, or nothing.
+    """The stage of a recipe by its MODEL.NAME: fine-tuning, pre-training, or None.
 
     Published names are simmim_pretrain and simmim_finetune.
     """
@@ -77,7 +77,7 @@ def to_plain(cfg: CfgNode) -> dict[str, object]:
 
 
 def keys_like(name: str) -> list[str]:
-    """Keys of the whole configuration that somebody may mean by a name, the likeliest first."""
+    """At most three keys of the configuration that a wrong name may mean, the likeliest first."""
     wanted = name.upper().replace("-", "_")
     keys = list(keys_below(DEFAULTS))
     last = wanted.rpartition(".")[2]
@@ -92,7 +92,7 @@ def keys_like(name: str) -> list[str]:
 
 
 def keys_below(section: Mapping[str, object], prefix: str = "") -> Iterator[str]:
-    """Every key of nested sections, as DATA.BATCH_SIZE."""
+    """Every key of nested sections with its section, such as DATA.BATCH_SIZE."""
     for name, value in section.items():
         if isinstance(value, Mapping):
             yield from keys_below(value, f"{prefix}{name}.")
@@ -131,7 +131,7 @@ def _merge_options(cfg: CfgNode, opts: Sequence[object]) -> None:
             f"options come as KEY VALUE pairs, with a space between; {opts[-1]!r} has no value"
         )
     for key, given in zip(opts[::2], opts[1::2], strict=True):
-        nested = given  # then in its section, in the section of that
+        nested = given  # wrapped below in one dict per section
         for name in reversed(str(key).split(".")):
             nested = {name: nested}
         assert isinstance(nested, dict)  # every key has a name

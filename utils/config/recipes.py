@@ -1,4 +1,4 @@
-"""Recipes: YAML files and those that they include with BASE, from anybody."""
+"""Read recipes: YAML files, from untrusted sources, and the files that they include with BASE."""
 
 import os
 import stat
@@ -9,7 +9,7 @@ import yaml
 
 from utils.messages import reason_of, shown
 
-# Of all files that a recipe consists of; a whole one has some KB.
+# Limits for a recipe with its BASE files together; an ordinary one has a few KB.
 _MOST_BYTES = 2**15
 _MOST_FILES = 64
 _MOST_MERGED = 10**4  # pairs that `<<` copies
@@ -19,9 +19,9 @@ Values = dict[Any, Any]
 
 
 def read_files(path: Path) -> list[tuple[Path, Values]]:
-    """A recipe's files with their values, in the order in which they are merged: itself last.
+    """A recipe's files with their values in the order of merging: the recipe itself is last.
 
-    BASE names files relative to the one it stands in. ValueError where one cannot be read.
+    BASE names files relative to the file that contains it. ValueError where one cannot be read.
     """
     reader = _Reader()
     reader.read(path, ())
@@ -31,7 +31,7 @@ def read_files(path: Path) -> list[tuple[Path, Values]]:
 
 
 class _Reader:
-    """Reads files within limits for all of them together."""
+    """Reads files; the limits hold for all of them together."""
 
     def __init__(self) -> None:
         self.files: list[tuple[Path, Values]] = []
@@ -60,7 +60,7 @@ class _Reader:
         except OSError as error:
             raise ValueError(f"config file {path} cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise ValueError(f"config file {path} is no text") from None
+            raise ValueError(f"config file {path} is not a text file") from None
         except _LimitError as error:
             raise ValueError(f"config file {path} is no recipe: {error}") from None
         except Exception as error:  # broken text can raise anything
@@ -71,7 +71,7 @@ class _Reader:
         return values or {}
 
     def _text(self, path: Path) -> str:
-        """A file's text; ValueError where that is no file of a recipe's size."""
+        """A file's text; _LimitError where it is no regular file or the recipe gets too large."""
         self.num_files += 1
         if self.num_files > _MOST_FILES:
             raise _LimitError(f"with its BASE files it has more than {_MOST_FILES}")
@@ -86,22 +86,22 @@ class _Reader:
 
 
 class _LimitError(Exception):
-    """More than any recipe has."""
+    """A file exceeds the limits of recipes, or is no regular file."""
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader without what PyYAML takes long for."""
+    """A safe loader that refuses constructs on which PyYAML takes very long."""
 
     merged = 0
 
     def fetch_flow_collection_start(self, token: object) -> None:
-        """Enter brackets."""
+        """Enter brackets; _LimitError where they are nested too deep."""
         if self.flow_level >= _DEEPEST:
             raise _LimitError(f"it has more than {_DEEPEST} brackets inside each other")
         super().fetch_flow_collection_start(token)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Copy what `<<` names into a mapping."""
+        """Copy the mappings that `<<` names into a mapping; _LimitError where they are too many."""
         super().flatten_mapping(node)
         self.merged += len(node.value)
         if self.merged > _MOST_MERGED:
@@ -113,7 +113,7 @@ def _may_be_path(base: object) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, and where, on one line."""
+    """The error and its place in the file, on one line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         text = f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"

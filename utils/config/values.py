@@ -1,4 +1,4 @@
-"""Values of the configuration: in the type of their key's default, and within its limits."""
+"""Convert values to the type of their key's default, and check them against its limits."""
 
 import ast
 import contextlib
@@ -15,10 +15,10 @@ from utils.config.defaults import DEFAULTS, FLOAT_LISTS, OPTIONAL, SIZES
 from utils.config.limits import CHOICES, FOLDER_NAMES, LENGTHS, MOST_AUGMENTATIONS, PATHS, RANGES
 from utils.messages import choose, shown
 
-_LARGEST_INT = 2**1000  # that a float holds
+_LARGEST_INT = 2**1000  # converts to float without overflow
 _LONGEST_NAME = 255  # bytes, of a file system
 _LONGEST_PATH = 4096
-# What YAML takes for a boolean, no value or infinity, in any case.
+# Words that YAML reads as a boolean, null or infinity; upper and lower case are equal.
 _WORDS: dict[str, object] = dict.fromkeys(("true", "yes", "on"), True)
 _WORDS |= dict.fromkeys(("false", "no", "off"), False)
 _WORDS |= dict.fromkeys(("none", "null", "~"), None)
@@ -27,14 +27,14 @@ _WORDS |= dict.fromkeys(("-inf", "-.inf"), -math.inf)
 
 
 def value_of(values: Any, key: str) -> Any:
-    """What nested sections hold under a key such as DATA.BATCH_SIZE."""
+    """The value under a key such as DATA.BATCH_SIZE in nested sections."""
     for name in key.split("."):
         values = values[name]
     return values
 
 
 def convert(value: object, key: str, source: str) -> object:
-    """Give `value` the type of the key's default; text is read as a Python literal."""
+    """Convert `value` to the type of the key's default, or raise ValueError; text is a literal."""
     default = OPTIONAL.get(key, value_of(DEFAULTS, key))
     if isinstance(value, str) and not isinstance(default, str):
         value = _read_literal(value)
@@ -52,12 +52,12 @@ def convert(value: object, key: str, source: str) -> object:
 
 
 def _read_literal(text: str) -> object:
-    """The value that text stands for, or the text itself."""
+    """The value that a text represents, else the text itself."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:
         return ast.literal_eval(text)
-    except Exception:  # text from anybody can raise anything
+    except Exception:  # arbitrary text can raise anything
         return text
 
 
@@ -69,7 +69,7 @@ def _kind(default: object, key: str) -> str:
 
 
 def _as_type_of(default: object, value: object, key: str) -> object:
-    """`value` in the type of `default`, or None where it cannot have that type."""
+    """`value` converted to the type of `default`, or None where that is impossible."""
     if isinstance(default, list | tuple):
         kinds = int | float if key in FLOAT_LISTS else int
         if not isinstance(value, list | tuple):
@@ -86,12 +86,12 @@ def _as_type_of(default: object, value: object, key: str) -> object:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    """Whether it is a number: no bool, no NaN."""
+    """Whether a value is an int or float, but no bool and no NaN."""
     return type(value) is int or (isinstance(value, float) and not math.isnan(value))
 
 
 def check_values(cfg: CfgNode) -> None:
-    """ValueError names the first key whose value is outside of its limits."""
+    """ValueError names the first key with a value outside its limits."""
     for key, choices in CHOICES.items():
         choose(dict.fromkeys(choices), value_of(cfg, key), key)
     for key, limits in RANGES.items():
@@ -126,13 +126,13 @@ def _require_within(value: Any, limits: tuple[float, float], key: str) -> None:
             continue
         if high <= 1000:
             expected = f"from {low} to {high}"
-        else:  # whoever gives too little need not know what no machine can hold
+        else:  # huge upper limits are of no interest where a number is too small
             expected = f"at least {low}" if number < low else f"at most {high}"
         raise ValueError(f"{key} is {shown(number)}, expected {expected}")
 
 
 def _require_path(path: str, key: str) -> None:
-    """ValueError where no file system has such a name."""
+    """ValueError where no file system allows such a path."""
     try:
         name = os.fsencode(path)
     except UnicodeEncodeError:
@@ -143,9 +143,9 @@ def _require_path(path: str, key: str) -> None:
 
 
 def _require_few_augmentations(text: str) -> None:
-    """ValueError where a picture would take for ever: timm repeats as often as it is told."""
+    """ValueError where timm's policy repeats so often that a picture takes too long."""
     for name, number in re.findall(r"-([nwd])(\d[^-]*)", text):
-        # What is no number timm refuses.
+        # timm itself refuses text that is no number.
         with contextlib.suppress(ValueError):
             number = int(number)
         if isinstance(number, int) and number > MOST_AUGMENTATIONS:

@@ -1,1 +1,1 @@
-"""Processes of a run: how they find, tell and wait for each other, and how they end."""
+"""Processes of a run: how they meet, communicate, detect failures, and end."""

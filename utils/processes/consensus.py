@@ -1,4 +1,4 @@
-"""What all processes do at the same update although only one knows of it."""
+"""Decisions that all processes take at the same update, although one process asks for them."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,11 +9,11 @@ from utils.processes.group import gloo_group, world_size
 
 
 class Consensus:
-    """Requests of any process, answered to all of them at the same update.
+    """Share the requests of each process with all of them at the same update.
 
-    A request is a number below 256, 0 for none; of several the largest counts. With several
-    processes the requests of one update are answered at the next, so that no process waits: they
-    travel between CPUs (gloo) while the devices compute.
+    A request is a number below 256; 0 is none. The largest over all processes counts. With several
+    processes the requests of one update are known at the next, so that no process waits: gloo
+    exchanges them between CPUs while the devices compute.
     """
 
     def __init__(self, requests: Callable[[], Sequence[int]]) -> None:
@@ -24,14 +24,14 @@ class Consensus:
         self.work: distributed.Work | None = None
 
     def ask(self) -> None:
-        """Send this process's requests to the others."""
+        """Start to send this process's requests to the others; call it in all processes."""
         if not self.alone:
             self.asked = torch.tensor(self.requests(), dtype=torch.uint8)
             operation = distributed.ReduceOp.MAX
             self.work = distributed.all_reduce(self.asked, operation, self.group, async_op=True)
 
     def decide(self) -> Sequence[int]:
-        """Which requests the processes had when they asked; alone, which there are."""
+        """The largest requests over all processes at the last `ask`; of one process, its own."""
         if self.alone:
             return self.requests()
         if self.work is not None:

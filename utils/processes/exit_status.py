@@ -1,4 +1,4 @@
-"""How a program ends: its exit status, and the one line that says why."""
+"""Run a program and end it with an exit status and one line that gives the reason."""
 
 import os
 import re
@@ -15,10 +15,10 @@ from utils.processes.group import CommonError, rank, stop_process_group, world_s
 
 
 def run_program(main: Callable[[], None], resumes: bool = False) -> None:
-    """Call `main`; an error of use, of a file or of the disk becomes one line and exit status 2.
+    """Call `main`; a ValueError or OSError becomes one line and exit status 2.
 
-    Ctrl-C ends it with status 130. `resumes`: started again, the program goes on where it was; then
-    signals have it save and end (`utils.processes.signals`), and it does not outlive its launcher.
+    Ctrl-C ends the program with status 130. `resumes`: the program can resume when started again,
+    so it saves and ends at signals (`utils.processes.signals`) and when its launcher ends.
     """
     streams.open_missing()
     keep_freed_memory()
@@ -33,13 +33,13 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
     except signals.PreemptedError as stop:
         if rank() == 0:
             print(stop, file=sys.stderr, flush=True)
-        _end_at_once(stop.status)  # all is written, and a loader may hang
+        _end_at_once(stop.status)  # everything is written, and a loader may hang
     except RuntimeError as error:
         missing = heartbeat.lost(error)
         if not missing:
             raise
         heartbeat.leave(missing, reason_of(error))
-    except CommonError as error:  # all processes have it: one says it
+    except CommonError as error:  # all processes raise it: rank 0 prints it
         if rank() == 0:
             print(f"rank {error.rank}: error: {error}", file=sys.stderr, flush=True)
         _end_at_once(2)
@@ -52,14 +52,14 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
 
 
 def _end_at_once(status: int) -> None:
-    """End this process without tidying up, which gloo's threads can abort."""
+    """End this process without cleaning up, during which gloo's threads can abort it."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def _last_line(error: ValueError | OSError) -> str:
-    """The message itself: a loader's worker puts its traceback before it."""
+    """The message itself, without the traceback that a loader's worker puts before it."""
     text = str(error).strip()
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename or 'a file'}: {error.strerror}"

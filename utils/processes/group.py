@@ -1,4 +1,4 @@
-"""The group of processes of a run, and what they exchange."""
+"""The process group of a run, and the collective operations on it."""
 
 import contextlib
 import datetime
@@ -18,13 +18,13 @@ from utils.processes.sharding import is_sharded, synchronize_gradients
 
 Result = TypeVar("Result")
 
-_LONGEST_MESSAGE = 1000  # characters that processes tell each other of an error
+_LONGEST_MESSAGE = 1000  # characters of an error that processes exchange
 
-_meetings: list[Rendezvous] = []  # none, or that of this process's group
+_meetings: list[Rendezvous] = []  # the rendezvous of this process's group, once it exists
 
 
 class CommonError(ValueError):
-    """An error of process `rank` that all processes raise together, so that one may say it."""
+    """An error of process `rank` that all processes raise together, so that one may print it."""
 
     def __init__(self, message: str, rank: int) -> None:
         super().__init__(message)
@@ -47,10 +47,10 @@ def launched() -> bool:
 
 
 def start_process_group(device: torch.device, lost_after: float = 600.0) -> None:
-    """Join the launcher's group, nccl on GPUs, gloo on CPUs; nothing without a launcher.
+    """Join the launcher's group, nccl on GPUs, gloo on CPUs; do nothing without a launcher.
 
-    ValueError where the processes do not find each other within `lost_after` seconds. What they do
-    together later fails a little after that time: the heartbeat is to say first who is missing.
+    ValueError where the processes do not find each other within `lost_after` seconds. Collectives
+    time out 10 s later than that, so that the heartbeat first reports which process is missing.
     """
     if not launched() or distributed.is_initialized():
         return
@@ -78,7 +78,7 @@ def shared_store(part: str) -> distributed.Store:
 
 
 def stop_process_group() -> None:
-    """Wait for all processes, then leave the group, if any."""
+    """Wait for all processes, then destroy the group if it is of nccl."""
     barrier()
     # Destroying gloo right after a collective can hang or abort the process (torch 2.6 to 2.15).
     if distributed.is_initialized() and distributed.get_backend() == "nccl":
@@ -86,7 +86,7 @@ def stop_process_group() -> None:
 
 
 def gloo_group() -> distributed.ProcessGroup:
-    """A new group of all processes over their CPUs, which nothing else uses."""
+    """A new gloo group of all processes, for the caller alone; call it in all of them."""
     group = distributed.new_group(backend="gloo")
     assert isinstance(group, distributed.ProcessGroup)  # every process is in it
     return group
@@ -113,7 +113,7 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 
 def gather_over_processes(values: Tensor) -> Tensor:
-    """Every process's tensor (n,) as one of (processes, n); call it in all of them."""
+    """Stack the tensors (n,) of all processes to (processes, n); call it in all of them."""
     rows = [torch.empty_like(values) for _ in range(world_size())]
     if world_size() > 1:
         distributed.all_gather(rows, values.contiguous())
@@ -122,7 +122,7 @@ def gather_over_processes(values: Tensor) -> Tensor:
 
 
 def largest_over_processes(value: int, device: torch.device) -> int:
-    """The largest of every process's number; call it in all of them."""
+    """The largest value over all processes; call it in all of them."""
     values = torch.tensor(value, device=device)
     if world_size() > 1:
         distributed.all_reduce(values, distributed.ReduceOp.MAX)
@@ -130,17 +130,17 @@ def largest_over_processes(value: int, device: torch.device) -> int:
 
 
 def any_process(value: bool) -> bool:
-    """Whether it is true in any process; call it in all of them."""
+    """Whether `value` is true in any process; call it in all of them."""
     if world_size() == 1:
         return value
     return bool(largest_over_processes(value, torch.device(_device_of_group())))
 
 
 def raise_everywhere(error: ValueError | None) -> None:
-    """Raise the first process's error in all of them, if any has one; call it in all of them.
+    """Raise one error in all processes if any has one; call it in all of them.
 
-    Damage that one has proven comes first. Alone it is the error itself, else a DamagedError or a
-    `CommonError` with the same words.
+    A DamagedError comes first, then the lowest rank. A single process raises its error itself,
+    several raise a DamagedError or a `CommonError` with the same message.
     """
     if world_size() == 1:
         if error is not None:
@@ -157,9 +157,9 @@ def raise_everywhere(error: ValueError | None) -> None:
 
 
 def together(what: str, act: Callable[[], Result]) -> Result:
-    """What `act` returns; where it fails in any process, one ValueError in all of them.
+    """Return `act()`; where it fails in any process, raise one ValueError in all of them.
 
-    Call it in all processes. `what` begins the message of a failure of the system.
+    Call it in all processes. `what` begins the message for an OSError or MemoryError.
     """
     error: ValueError | None = None
     try:
@@ -177,7 +177,7 @@ def _device_of_group() -> str:
 
 
 def combine_over_processes(marks: Tensor, device: torch.device) -> Tensor:
-    """What any process has marked, bool on the CPU; call it in all of them."""
+    """The elementwise "or" of the processes' `marks`, bool on the CPU; call it in all of them."""
     values = marks.to(device, torch.uint8, copy=True)
     if world_size() > 1:
         distributed.all_reduce(values, distributed.ReduceOp.MAX)
@@ -193,7 +193,7 @@ def equal_in_all_processes(value: int, device: torch.device) -> bool:
 def distribute(model: nn.Module, device: torch.device) -> nn.Module:
     """Wrap the model so that gradients are averaged over processes.
 
-    A sharded model does that itself, and one process has nothing to average.
+    A sharded model averages them itself, and a run without a process group need not.
     """
     if not distributed.is_initialized() or is_sharded(model):
         return model
@@ -208,7 +208,7 @@ def distribute(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def synchronized_if(last: bool, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Average gradients in this backward pass only if it is an update's `last`."""
+    """Average gradients in this backward pass only if it is the `last` of an update."""
     synchronize_gradients(model, last)
     if last or not isinstance(model, DistributedDataParallel):
         return contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""Which process is lost: each tells the others every second that it lives, and how far it is."""
+"""Detect lost processes: each publishes a beat and its progress every second."""
 
 import inspect
 import signal
@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 from utils.processes.group import rank, shared_store, world_size
 from utils.processes.signals import end_at_once, requested
 
-STATUS = 3  # exit status of a process that waits for what will not come
+STATUS = 3  # exit status of a process that waits in vain for others or for data
 _BEAT = 1.0  # seconds
-_PATIENCE = 4.0  # without a beat for so long, a process is dead or stopped
-_HURRY = 10.0  # at least so long a process that a signal asks to stop waits for data
+_PATIENCE = 4.0  # seconds without a beat after which a process counts as dead or stopped
+_HURRY = 10.0  # seconds that a process which a signal asks to stop waits for data at least
 _ROOT = Path(__file__).parent.parent
 _LOADING = inspect.getfile(DataLoader)
 
@@ -26,25 +26,25 @@ Item = TypeVar("Item")
 
 
 class Heartbeat:
-    """Beats of all processes, in the launcher's store, and threads that tell and judge them.
+    """Beats of all processes in the launcher's store, and threads that write and evaluate them.
 
-    Where no process has got on for `timeout` seconds, this one says which are missing and ends.
-    Before the first step (a folder is listed, a checkpoint read) that takes silence besides. One
-    process alone computes as long as it likes, but waits no longer than that for data.
+    Where this process makes no progress for `timeout` seconds and sees none in others for half of
+    that, it reports which are missing and ends; before its first step (folders are listed,
+    checkpoints read) only if one is silent. A run of one process only limits its wait for data.
     """
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
-        # Others are looked at so early that who is dead can be told from who waits.
+        # Look at others early enough to tell dead processes from waiting ones.
         self.looks_after = min(timeout / 2, timeout - _PATIENCE - 2 * _BEAT)
         self.steps = self.beats = 0
         self.explains = False
-        self.seen: dict[int, tuple[bytes, float]] = {}  # latest beat of a process, since when
-        # When this process got on, when another was seen to, when the store last answered.
+        self.seen: dict[int, tuple[bytes, float]] = {}  # latest beat of a process, and its time
+        # Times of this process's last progress, of progress seen in any, of the store's last reply.
         self.moment = self.got_on = self.answered = time.monotonic()
-        self.loading = -1, self.moment  # step after which it waits for data, since when
-        self.longest_wait = 0.0  # for data that came
-        self.asked: float | None = None  # since when a signal asks it to stop
+        self.loading = -1, self.moment  # step that waits for data (-1: none), and since when
+        self.longest_wait = 0.0  # longest wait for data that arrived, in seconds
+        self.asked: float | None = None  # time at which a signal was first seen
         self.done = threading.Event()
         tasks = [self._judge]
         if world_size() > 1:
@@ -55,12 +55,12 @@ class Heartbeat:
             threading.Thread(target=task, name="heartbeat", daemon=True).start()
 
     def step(self) -> None:
-        """This process has got on."""
+        """Record that this process made progress."""
         self.steps += 1
         self.moment = time.monotonic()
 
     def silent(self) -> str:
-        """Which processes show no sign of life; nothing where all do."""
+        """Words for the processes or the store that show no sign of life; empty where all do."""
         now = time.monotonic()
         if now - self.answered > _PATIENCE:
             return "the launcher's store (torchrun's, else rank 0's) does not answer"
@@ -70,7 +70,7 @@ class Heartbeat:
         return ""
 
     def missing(self) -> str:
-        """Which processes are lost, as far as their beats tell."""
+        """Words for the processes that are silent, else for those that are behind the others."""
         if silent := self.silent():
             return silent
         steps = {other: int(beat.split()[1]) for other, (beat, _) in self.seen.items()}
@@ -80,21 +80,21 @@ class Heartbeat:
         return "all processes wait, though each gives signs of life"
 
     def explain(self) -> str:
-        """Look long enough to tell who is dead, and say which are missing."""
+        """Watch the beats long enough to recognize dead processes; return `missing()`."""
         self.explains = True
         time.sleep(_PATIENCE + 2 * _BEAT)
         return self.missing()
 
     def _talk(self) -> None:
-        """Tell the others; the store may keep this thread waiting."""
+        """Publish beats, in a thread of its own since the store may block."""
         while not self.done.wait(_BEAT):
             try:
                 self._beat()
-                # At the others only where there is a reason: they are many, the store is one.
+                # Read other beats only when needed: all processes share one store.
                 if self.explains or time.monotonic() - self.moment > self.looks_after:
                     self._look()
                 self.answered = time.monotonic()
-            except RuntimeError:  # the store is gone, and comes not back
+            except RuntimeError:  # the store is gone for good
                 return
 
     def _judge(self) -> None:
@@ -109,20 +109,20 @@ class Heartbeat:
                 if loading > self.timeout:
                     leave("no data came from the loader", f"for {loading:.0f} s")
             elif waited > self.timeout and now - self.got_on > self.timeout / 2 and self._begun():
-                leave(self.missing(), f"nothing got on for {waited:.0f} s")
+                leave(self.missing(), f"no progress for {waited:.0f} s")
 
     def _begun(self) -> bool:
-        """Whether who gets on slowly is lost: before the first step only who is silent is."""
+        """Whether slow processes count as lost: before the first step only silent ones do."""
         return self.steps > 0 or bool(self.silent())
 
     def _wastes(self, loading: float, now: float) -> bool:
-        """Whether a process that is to stop waits for data which, as it seems, will not come."""
+        """Whether this process, asked to stop, has waited too long for data to expect any."""
         if self.asked is None:
             self.asked = now
         return min(loading, now - self.asked) > max(_HURRY, 2 * self.longest_wait)
 
     def _waits_for_data(self, now: float) -> float:
-        """For how many seconds the main thread has been waiting for the same data."""
+        """Seconds for which the main thread has waited for the same data; 0 where it does not."""
         steps = self.steps if any(file == _LOADING for file, _ in _stack()) else -1
         before, since = self.loading
         if steps != before:
@@ -150,32 +150,32 @@ _heartbeats: list[Heartbeat] = []
 
 
 def start(timeout: float) -> None:
-    """Watch this process and the others from now on; `timeout` in seconds."""
+    """Start to watch this process and the others; `timeout` in seconds."""
     stop()
     _heartbeats.append(Heartbeat(timeout))
 
 
 def stop() -> None:
-    """No longer watch."""
+    """Stop watching."""
     while _heartbeats:
         _heartbeats.pop().done.set()
 
 
 def step() -> None:
-    """This process has got on."""
+    """Record that this process made progress."""
     for heartbeat in _heartbeats:
         heartbeat.step()
 
 
 def stepping(items: Iterable[Item]) -> Iterator[Item]:
-    """The items; each means that this process has got on."""
+    """Yield the items, and record progress at each."""
     for item in items:
         step()
         yield item
 
 
 def lost(error: RuntimeError) -> str:
-    """Which processes are missing, where an error came from their silence; else nothing."""
+    """Words for the missing processes if the error is one of communication; else empty."""
     words = ("gloo", "nccl", "connection", "timed out", "timeout", "store", "watchdog")
     if (
         world_size() == 1
@@ -187,7 +187,7 @@ def lost(error: RuntimeError) -> str:
 
 
 def leave(missing: str, why: str) -> None:
-    """End this process at once, with one line: whatever it waits for will not come."""
+    """End this process at once with status 3 and one line, also while it waits in C."""
     own = [
         f"{Path(file).name}, line {line}"
         for file, line in _stack()
@@ -198,7 +198,7 @@ def leave(missing: str, why: str) -> None:
 
 
 def _stack() -> Iterator[tuple[str, int]]:
-    """Files and lines where the main thread is, innermost first; no file is looked at."""
+    """Files and lines of the main thread's stack, innermost first; no file is read."""
     main = sys._current_frames()[threading.main_thread().ident or 0]
     for frame, line in traceback.walk_stack(main):
         yield frame.f_code.co_filename, line
@@ -209,6 +209,6 @@ def _said(line: str) -> str:
 
 
 def _ranks(numbers: Iterable[int]) -> str:
-    """Rank 3, ranks 1, 5."""
+    """Ranks in words: "rank 3", "ranks 1, 5"."""
     names = [str(number) for number in numbers]
     return f"rank{'s' * (len(names) > 1)} {', '.join(names)}"

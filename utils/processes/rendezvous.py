@@ -1,4 +1,4 @@
-"""Where the processes of a run find each other, also after torchrun has started them again."""
+"""Let the processes of a run find each other, also after torchrun restarted them."""
 
 import os
 import threading
@@ -8,16 +8,16 @@ from datetime import timedelta
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
-_HELLOS = "simmim/hellos"  # how many processes have asked so far, in all rounds
+_HELLOS = "simmim/hellos"  # counts the processes that have asked so far, in all rounds
 _PAUSE = 0.05  # seconds
 
 
 class Rendezvous:
-    """A part of the launcher's store for this round of processes alone.
+    """A part of the launcher's store for the present round (start or restart) of processes alone.
 
-    torchrun keeps one store while it starts processes again, and torch then finds addresses of dead
-    ones in it (pytorch issue 135712). Counting restarts does not tell rounds apart, since every
-    machine counts its own; so rank 0 makes up a name, and answers every process that asks for it.
+    torchrun keeps one store over restarts, and torch then finds addresses of dead processes in it
+    (pytorch issue 135712). A count of restarts does not identify a round, since each machine counts
+    its own. So rank 0 draws a name for the round and sends it to every process that asks.
     """
 
     def __init__(self, timeout: timedelta) -> None:
@@ -37,7 +37,7 @@ class Rendezvous:
         return PrefixStore(f"simmim/{self.round}/{part}", self._connect(serve=False))
 
     def close(self) -> None:
-        """All have met: stop answering."""
+        """Stop answering, once all processes have met."""
         self.complete.set()
 
     def _connect(self, serve: bool) -> TCPStore:
@@ -52,13 +52,13 @@ class Rendezvous:
         return self.launcher.get(f"simmim/answer/{name}").decode()
 
     def _answer(self) -> None:
-        """Answer everybody: also the dead of earlier rounds, which does no harm."""
+        """Answer every request, also of dead processes of earlier rounds, which does no harm."""
         store = self._connect(serve=False)
         answered: set[int] = set()
         while not self.complete.is_set():
             for number in set(range(1, store.add(_HELLOS, 0) + 1)) - answered:
                 key = f"simmim/hello/{number}"
-                if store.check([key]):  # else whoever counted died before it said its name
+                if store.check([key]):  # else the process has counted, but not written its name
                     store.set(f"simmim/answer/{store.get(key).decode()}", self.round)
                     answered.add(number)
             time.sleep(_PAUSE)

@@ -1,6 +1,6 @@
 """Signals that ask a run to stop, and processes that must not outlive others.
 
-Nothing here takes time to import, so that a program can listen before it imports the rest.
+This module imports quickly, so that a program can listen before it imports the rest.
 """
 
 import contextlib
@@ -13,15 +13,15 @@ import threading
 import time
 from collections.abc import Callable
 
-STATUS = 75  # EX_TEMPFAIL of sysexits.h: started again, the run goes on
+STATUS = 75  # EX_TEMPFAIL of sysexits.h: the run resumes when started again
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _MAY_BE_IGNORED = (signal.SIGINT, signal.SIGHUP)  # by a shell's `&`, by nohup
-_ECHO = 2.0  # seconds: one wish can come twice, from a scheduler or terminal and from torchrun
+_ECHO = 2.0  # seconds: one request can arrive twice, from a scheduler or terminal and torchrun
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
-_heard_by: list[int] = []  # none, or the end of a pipe into which signals are written
+_heard_by: list[int] = []  # after `listen`: the end of a pipe into which signals are written
 _received: list[signal.Signals] = []
-_goes_on: list[Callable[[], str]] = []  # none before training begins
+_goes_on: list[Callable[[], str]] = []  # empty before training begins
 
 
 class PreemptedError(Exception):
@@ -33,11 +33,11 @@ class PreemptedError(Exception):
 
 
 def listen() -> None:
-    """From now on SIGTERM, SIGUSR1, SIGINT and SIGHUP ask the run to save and stop.
+    """Let SIGTERM, SIGUSR1, SIGINT and SIGHUP ask the run to save and stop.
 
-    Before `begin` there is nothing to save: they end the process at once, as a second signal always
-    does. A thread of its own hears them, also while the main one imports or waits in C. The end of
-    the launcher, if there is one, comes as SIGTERM (Linux). Later calls change nothing.
+    Before `begin` there is nothing to save, and they end the process at once; so does a signal more
+    than 2 s after the first. A separate thread receives them, also while the main one imports or
+    waits in C. The end of a launcher arrives as SIGTERM (Linux). Further calls change nothing.
     """
     if _heard_by:
         return
@@ -54,7 +54,7 @@ def listen() -> None:
 
 
 def ignore() -> None:
-    """From now on the signals end the process as they end any: it has nothing to save."""
+    """Restore the signals' default actions, for a process that has nothing to save."""
     signal.set_wakeup_fd(-1)
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -64,31 +64,31 @@ def ignore() -> None:
 
 
 def begin(goes_on: Callable[[], str]) -> None:
-    """Training begins: signals are looked at after each update; `goes_on` says what is saved."""
+    """Defer signals from now on: `requested` reports the first; `goes_on` tells what is saved."""
     _goes_on[:] = [goes_on]
 
 
 def finish() -> None:
-    """All is saved and the process about to end, which no signal need hasten."""
+    """Ignore signals from now on: everything is saved, and the process is about to end."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def requested() -> int:
-    """Number of the first signal that came, or 0."""
+    """Number of the first signal received, or 0."""
     return _received[0] if _received else 0
 
 
 def goes_on() -> str:
-    """What the same command goes on from; nothing before training begins."""
+    """Words for what the same command resumes from; empty before training begins."""
     with contextlib.suppress(OSError):
         return _goes_on[0]() if _goes_on else ""
-    return "what is saved cannot be seen"
+    return "the saved checkpoints cannot be listed"
 
 
 def end_at_once(why: str, status: int) -> None:
-    """End this process, whatever it does, with one line on standard error."""
-    with contextlib.suppress(OSError):  # past sys.stderr, which the main thread may hold
+    """End this process at once from any thread, with one line on standard error."""
+    with contextlib.suppress(OSError):  # not through sys.stderr, whose lock another thread may hold
         os.write(2, f"{'; '.join(filter(None, (why, goes_on())))}\n".encode(errors="replace"))
     os._exit(status)
 
@@ -110,7 +110,7 @@ def _hear(reader: int) -> None:
 
 
 def _follow_launcher() -> None:
-    """End with the process that has started this one, also where it has ended already."""
+    """End when the process that started this one ends, or at once where it has already ended."""
     launcher = os.getppid()
     end_with_parent(signal.SIGTERM)
     orphaned = launcher == 1 and "TORCHELASTIC_RUN_ID" in os.environ and not _first_is_python()
@@ -119,17 +119,17 @@ def _follow_launcher() -> None:
 
 
 def _first_is_python() -> bool:
-    """Whether process 1 can be torchrun, as in a container, and not who takes in orphans."""
+    """Whether process 1 may be torchrun, as in a container, and not an init that adopts orphans."""
     try:
         return "python" in os.path.basename(os.readlink("/proc/1/exe"))
-    except OSError:  # another user's: it has not started this one
+    except OSError:  # another user's process, which did not start this one
         return False
 
 
 def follow_parent() -> None:
-    """Make this process one that only the process which started it ends: a loader's worker.
+    """Let only the parent process end this one, a loader's worker.
 
-    Signals to a whole group are for the main process alone, which still needs its workers.
+    Signals to the process group are for the main process, which still needs its workers.
     """
     signal.set_wakeup_fd(-1)  # of the main process
     end_with_parent(signal.SIGKILL)
@@ -148,6 +148,6 @@ def _end_by_parent() -> None:
 
 
 def end_with_parent(number: signal.Signals) -> None:
-    """Have this process get a signal when the one that started it ends, however it does (Linux)."""
+    """Have this process receive a signal when its parent ends for any reason (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))

@@ -1,1 +1,1 @@
-"""A run from its start to its last epoch: the loop, its figures, evaluation."""
+"""A run from its start to its last epoch: the training loop, metrics, evaluation."""

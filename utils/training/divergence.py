@@ -1,4 +1,4 @@
-"""What a diverged run leaves: all that one command needs to compute the bad update again."""
+"""Write the file of a diverged run from which one command recomputes the bad update."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from utils.training.run import Run
 def split_among_processes(
     samples: list[int], processes: int, micro_batches: int
 ) -> list[list[list[int]]]:
-    """An update's samples by process and micro-batch, as the loaders hand them out."""
+    """An update's samples by process and micro-batch, as the loaders distribute them."""
     size = len(samples) // (processes * micro_batches)
     return [
         [samples[rank::processes][size * part : size * (part + 1)] for part in range(micro_batches)]
@@ -34,12 +34,11 @@ def write_bundle(
 ) -> Path | None:
     """Write `diverged_update_N.pth`: the state before update N, its samples and their files.
 
-    `place` is where update N began, `order` the order of an epoch's samples, `name_of` the name of
-    a sample's picture. The weights are those that it began with, since skipped updates change
-    nothing; what was random in it follows from the seed and the numbers of update, process and
-    micro-batch. Of a sharded model, whose weights no process has, nothing is written, nor of an
-    update that another process made before this one was started (`place` is None). Returns the
-    file.
+    `place` is the position where update N began, `order` returns an epoch's order of samples,
+    `name_of` the name of a sample's picture. The weights are those before update N, since skipped
+    updates change nothing; its random numbers follow from the seed and the numbers of update,
+    process and micro-batch. Return the file, or None and write nothing where the model is sharded
+    (no process has its whole weights) or `place` is unknown (an update before this run's start).
     """
     if place is None or is_sharded(state.model):
         return None

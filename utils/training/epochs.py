@@ -1,4 +1,4 @@
-"""The epochs of a run: what happens before, between and after the updates of the engine's loop."""
+"""The epochs of a run: reporting, saving and stopping around the updates of the engine's loop."""
 
 import contextlib
 import signal
@@ -23,10 +23,10 @@ from utils.training.run import Run
 
 
 class Training:
-    """A run while it trains: reports, saves, and stops at signals; call it in all processes.
+    """A run in training: report, save, and stop at signals; call its methods in all processes.
 
-    `loop` is what `train_one_epoch` takes. `count_unreadable` tells how many training pictures
-    could not be read so far.
+    `loop` is the argument of `train_one_epoch`. `count_unreadable` returns how many training
+    pictures could not be read so far.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Training:
 
     @contextlib.contextmanager
     def epoch(self) -> Iterator[None]:
-        """Surround the updates that are left of the epoch at which the run stands.
+        """Enclose the remaining updates of the present epoch.
 
         `PreemptedError` where a signal ends the run.
         """
@@ -86,12 +86,12 @@ class Training:
             yield
 
     def report(self, record: Record) -> None:
-        """Tell the figures of an update, if the folder is still this run's."""
+        """Log the figures of an update; ValueError where the folder is no longer this run's."""
         self.run.output.require_own()
         self.log.report(record | {"broken_pictures": self.count_unreadable()})
 
     def after_update(self) -> None:
-        """Save, and stop, where that is due or any process asks for it."""
+        """Save where it is due, and save and stop where a signal reached any process."""
         number, late = self._agreed()
         every = self.run.cfg.SAVE_UPDATES
         if number or late or (every and self.state.position.update % every == 0):
@@ -101,9 +101,9 @@ class Training:
         self.consensus.ask()
 
     def between_batches(self) -> None:
-        """Stop a validation, whose epoch is trained, where a signal asks for it.
+        """Save and stop during a validation where a signal asks for it.
 
-        Call it in all processes equally often: a run that goes on does the validation.
+        Call it equally often in all processes. The resumed run repeats the validation.
         """
         number, _ = self._agreed()
         if number:
@@ -112,7 +112,7 @@ class Training:
         self.consensus.ask()
 
     def complete_epoch(self, save: bool, best: bool = False) -> None:
-        """Count an epoch as done, with its validation, and save it where that is due."""
+        """Count an epoch as complete after its validation, and save where that is due."""
         position = self.state.position
         with self._bundled():
             self.metrics.require_finite()
@@ -121,14 +121,14 @@ class Training:
             self.saver.save_epoch(position.epoch - 1, save, best)
 
     def close(self) -> None:
-        """Wait until everything is written, and leave the folder to others."""
+        """Wait until everything is written, and unlock the folder."""
         self.saver.wait()
         self.log.close()
         self.run.output.release()
 
     @contextlib.contextmanager
     def _bundled(self) -> Iterator[None]:
-        """Where a run diverges, write what shows it, and say how to look at it."""
+        """Where the run diverges, write its bundle; ValueError names the command to replay it."""
         try:
             yield
         except (DivergenceError, BrokenWeightsError) as error:
@@ -142,14 +142,14 @@ class Training:
             raise ValueError(f"{error}; {hint}") from None
 
     def _requests(self) -> tuple[int, bool, bool]:
-        """What this process asks all to do: stop by a signal, save, raise a failed save's error."""
+        """This process's requests: stop by a signal, save, raise the error of a failed save."""
         return signals.requested(), self.saver.is_late(), self.saver.has_failed()
 
     def _agreed(self) -> tuple[int, bool]:
-        """The signal that asks to stop, or 0, and whether a save is due, the same everywhere."""
+        """The signal that asks to stop (or 0), and whether to save: equal in all processes."""
         number, late, failed = self.consensus.decide()
         if failed:
-            self.saver.wait()  # which raises why
+            self.saver.wait()  # raises the error of the failed save
         return number, bool(late)
 
     def _save_inside(self) -> None:
@@ -166,7 +166,7 @@ class Training:
         raise signals.PreemptedError(line, number)
 
     def _goes_on(self) -> str:
-        """What a run that is started again goes on from."""
+        """Words for what the run resumes from when started again."""
         cfg, newest = self.run.cfg, next(iter(starts_in(self.run.folder)), None)
         if newest is None:
             return "nothing is saved yet: the same command begins again"

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier, every image counted once on any number of processes, and its speed."""
+"""Accuracy of a classifier, each image counted once over all processes, and its speed."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from utils.processes.sharding import is_sharded, mixed_precision
 
 
 class Batches(Sized, Protocol):
-    """Batches of images and labels, whose number is known."""
+    """Batches of images and labels with a known length."""
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -44,7 +44,7 @@ class Evaluation:
         return f"* Acc@1 {self.acc1:.3f} Acc@5 {self.acc5:.3f}"
 
     def to_plain(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Everything as numbers for a JSON file; a class without images has accuracy None."""
+        """All figures as plain values for a JSON file; a class without images has accuracy None."""
         per_class = zip(classes, self.images.tolist(), self.correct1.tolist(), strict=True)
         return {
             "acc1": self.acc1,
@@ -52,7 +52,7 @@ class Evaluation:
             "loss": self.loss,
             "images": int(self.images.sum()),
             "unreadable": self.unreadable,
-            # A list: names that a file gives to its classes may occur twice.
+            # A list, since class names from a file may occur twice.
             "per_class": [
                 {
                     "index": index,
@@ -79,10 +79,10 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate this process's share `batches` and add up the shares; call it in all processes.
 
-    A label -1 - k is that of a picture of class k that could not be read: it counts as wrong.
-    `prepare` makes of images what the model takes, `progress` shows how far it is, `between` is
-    called after every batch, equally often in all processes. ValueError where outputs are not
-    finite.
+    A label -1 - k marks an unreadable picture of class k, which counts as wrong. `prepare` turns
+    images into the model's input, `progress` shows the progress, `between` is called after every
+    batch, equally often in all processes. ValueError where the mean loss over readable pictures is
+    not finite.
     """
     was_training = model.training
     model.eval()
@@ -110,7 +110,7 @@ def evaluate(
         )
         between()
     for _ in range(num_missing):
-        if is_sharded(model):  # whose processes compute in step
+        if is_sharded(model):  # all processes must compute equally often
             classify(image)
         between()
     model.train(was_training)
@@ -118,12 +118,12 @@ def evaluate(
     loss_sum, readable_sum = sum_over_processes(sums).tolist()
     loss = loss_sum / max(readable_sum, 1)
     if not math.isfinite(loss):
-        raise ValueError(f"the loss of the evaluation is {loss}: the weights are no use")
+        raise ValueError(f"the loss of the evaluation is {loss}: the weights are unusable")
     return Evaluation(images, correct1, correct5, loss, int(images.sum()) - round(readable_sum))
 
 
 def _batches_behind(number: int, device: torch.device, sharded: bool) -> int:
-    """How many batches others have more."""
+    """The most batches of any process minus `number`; ValueError where `sharded` and one has 0."""
     most, least = (sign * largest_over_processes(sign * number, device) for sign in (1, -1))
     if sharded and least == 0:
         raise ValueError("a sharded model is evaluated on at least one image per process")
@@ -134,9 +134,9 @@ def _batches_behind(number: int, device: torch.device, sharded: bool) -> int:
 def measure_throughput(
     model: nn.Module, image: Tensor, amp_dtype: torch.dtype, *, seconds: float
 ) -> float:
-    """Images per second that `model` classifies in batches `image`, on one process.
+    """Images per second that `model` classifies in batches equal to `image`, on one process.
 
-    Timed for `seconds` and at least three batches, after a warm-up of a fifth of that.
+    Timed for `seconds` and at least three batches, after a warm-up of a fifth of `seconds`.
     """
     model.eval()
 

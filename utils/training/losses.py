@@ -1,4 +1,4 @@
-"""What each stage makes of a batch: its loss, a scalar."""
+"""The loss of a batch, a scalar, for each stage."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,7 +21,7 @@ def pretrain_loss(normalize: Normalize) -> ComputeLoss:
 
 
 def finetune_loss(criterion: nn.Module, normalize: Normalize, augment: Augment) -> ComputeLoss:
-    """`criterion` of a batch of images and labels, which is augmented and mixed."""
+    """`criterion` on a batch of images and labels after normalization and augmentation."""
 
     def compute_loss(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
         image, target = augment(normalize(batch[0]), batch[1])

@@ -1,4 +1,4 @@
-"""Running figures of an epoch, kept on the device until somebody looks."""
+"""Running figures of an epoch, kept on the device until they are read."""
 
 import contextlib
 import dataclasses
@@ -21,12 +21,12 @@ from utils.processes.group import (
     world_size,
 )
 
-# So many halvings make of the first loss scale, 65,536, the last one that makes sense, 1.
+# Halvings from the first loss scale, 65,536, to the last useful one, 1.
 _MOST_ADJUSTMENTS = 16
 
 
 class DivergenceError(ValueError):
-    """Too many updates in a row had a loss or gradient that is not finite."""
+    """Too many updates in a row had a non-finite loss or gradient."""
 
     def __init__(self, update: int, number: int) -> None:
         self.update = update
@@ -40,10 +40,10 @@ class DivergenceError(ValueError):
 class TrainingMetrics:
     """Loss, gradient norm and times of the updates of an epoch, over all processes.
 
-    An update whose loss or gradient is not finite is counted as skipped; with a loss scaler
-    (`scales`) a finite loss with such a gradient is a scale adjustment. After `max_skipped` skipped
-    ones in a row the weights stay as they are, and `require_finite` raises `DivergenceError`, which
-    is to be called at least every `report_every` updates.
+    An update with a non-finite loss or gradient counts as skipped; with a loss scaler (`scales`) a
+    finite loss with such a gradient is a scale adjustment, for at most 16 of them in a row. After
+    `max_skipped` skipped updates in a row the weights no longer change, and `require_finite` raises
+    `DivergenceError`; call it at least every `report_every` updates.
     """
 
     def __init__(
@@ -58,31 +58,31 @@ class TrainingMetrics:
         self.images_per_update = images_per_update
         self.max_skipped, self.scales = max_skipped, scales
         self.row = torch.zeros(len(ROW_FIGURES), dtype=torch.float64, device=device)
-        # Where the latest updates began: a divergence is found at most so many updates late.
+        # Positions of the latest updates; a divergence is found at most this many updates late.
         self.begun: deque[Position] = deque(maxlen=max_skipped + report_every + 1)
         self.start_epoch()
 
     def start_epoch(self) -> None:
-        """Forget the epoch before."""
+        """Reset the figures and the clock for a new epoch."""
         self.sums = torch.zeros(len(EPOCH_FIGURES), dtype=torch.float64, device=self.device)
         self.latest = self.sums[:2]
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Measure times from now on; figures stay."""
+        """Measure times from now on, and keep the figures."""
         self.num_updates = 0  # since then
         self.waited = self.update_time = 0.0
         self.start = self.previous = time.perf_counter()
 
     def state(self) -> list[list[float]]:
-        """Figures of every process, a row for each; call it in all of them."""
+        """Figures of all processes, one row each; call it in all of them."""
         rows: list[list[float]] = gather_over_processes(torch.cat((self.sums, self.row))).tolist()
         return rows
 
     def load(self, figures: list[list[float]], own: int) -> None:
-        """Go on with figures of an earlier run, if there are any.
+        """Continue from the figures of an earlier run, if there are any.
 
-        They are row `own`, or the mean of all rows where there were other processes.
+        Take row `own`, or the mean of all rows where the number of processes was another one.
         """
         if not figures:
             return
@@ -91,33 +91,33 @@ class TrainingMetrics:
         self.sums, self.row = row[: len(EPOCH_FIGURES)], row[len(EPOCH_FIGURES) :]
 
     def begin_update(self, position: Position) -> None:
-        """Note where in the data the next update begins."""
+        """Record the position at which the next update begins."""
         self.begun.append(dataclasses.replace(position))
 
     def place_of(self, update: int | None) -> Position | None:
-        """Where that update began (None: the latest), or the earliest known one after it."""
+        """The position where `update` (None: the latest) or the earliest known later one began."""
         latest = [self.begun[-1]] if self.begun else []
         known = latest if update is None else [at for at in self.begun if at.update >= update]
         return known[0] if known else None
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Count the time inside as spent on waiting for data."""
+        """Count the time inside the context as waiting for data."""
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start
 
     def guarded(self, loss: Tensor) -> Tensor:
-        """The loss; where it is not finite, or training has diverged, with gradients that are NaN.
+        """The loss, multiplied by NaN where it is not finite or training has diverged.
 
-        A NaN on one process reaches all of them with the averaged gradients, so all skip the
-        update without asking each other, and no host waits for its device.
+        Averaged gradients carry the NaN of one process to all of them, so all skip the update
+        without further communication, and no host waits for its device.
         """
         healthy = loss.isfinite() & (self.row[0] < self.max_skipped)
         return loss * torch.where(healthy, 1.0, math.nan)
 
     def add(self, update: int, loss: Tensor, grad_norm: Tensor) -> None:
-        """Count an update; its figures stay on the device."""
+        """Add the figures of an update, on the device."""
         self.latest = torch.stack((loss.detach(), grad_norm.detach())).to(self.sums)
         finite_loss, finite_norm = self.latest.isfinite()
         skipped, first, adjustments = self.row
@@ -136,7 +136,7 @@ class TrainingMetrics:
         self.update_time, self.previous = now - self.previous, now
 
     def require_finite(self) -> None:
-        """DivergenceError where too many in a row were skipped; call it in all processes."""
+        """DivergenceError after `max_skipped` skips in a row; call it in all processes."""
         skipped, first, _ = (largest_over_processes(int(value), self.device) for value in self.row)
         if skipped >= self.max_skipped:
             raise DivergenceError(first, self.max_skipped)
@@ -167,10 +167,10 @@ class TrainingMetrics:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory used so far in MiB: of tensors on a GPU, of the whole process on a CPU."""
+    """Peak memory so far in MiB: of tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    try:  # Linux: getrusage's figure begins with the memory of the process that started this one
+    try:  # Linux, where getrusage's peak starts from that of the parent process
         words = Path("/proc/self/status").read_text(encoding="utf-8").split()
         return int(words[words.index("VmHWM:") + 1]) / 2**10
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What both entry points do first: configuration, device, processes, seeds, output folder."""
+"""The start of both entry points: device, processes, seeds, model, output folder and log."""
 
 import math
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from utils.versions import versions
 
 @dataclass(frozen=True)
 class Run:
-    """What a run starts with."""
+    """Settings of a run, fixed at its start."""
 
     cfg: CfgNode
     device: torch.device
@@ -45,7 +45,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where the run keeps its files."""
+        """The folder of the run's files."""
         return self.output.path
 
     @property
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """What all randomness follows from, with the numbers of updates and samples."""
+        """The seed; all random numbers follow from it and the numbers of updates and samples."""
         return int(self.cfg.SEED)
 
     @property
@@ -70,7 +70,7 @@ class Run:
 
 
 def start_run(command: Command) -> Run:
-    """Device, process group and seeds; nothing is written yet."""
+    """Choose the device, join the process group, seed the random numbers; write no files yet."""
     cfg = command.cfg
     device = choose_device(cfg.DEVICE)
     amp_dtype = choose_precision(cfg.TRAIN.PRECISION, device)
@@ -84,14 +84,14 @@ def start_run(command: Command) -> Run:
 
 
 def run_folder(cfg: CfgNode) -> Path:
-    """Where a run keeps its files: OUTPUT/MODEL.NAME/TAG."""
+    """The folder of a run's files: OUTPUT/MODEL.NAME/TAG."""
     return Path(cfg.OUTPUT or "output") / cfg.MODEL.NAME / cfg.TAG
 
 
 def place_model(run: Run, model: nn.Module) -> nn.Module:
-    """Move the model to the device, divided over the processes if TRAIN.SHARDING is full.
+    """Move the model to the device, and divide it over the processes if TRAIN.SHARDING is full.
 
-    TRAIN.COMPILE says which of its parts are compiled, at their first use.
+    The parts that TRAIN.COMPILE names are compiled at their first use.
     """
     sharded = run.cfg.TRAIN.SHARDING == "full"
     if sharded and not launched():
@@ -110,7 +110,7 @@ def place_model(run: Run, model: nn.Module) -> nn.Module:
 def build_state(
     run: Run, model: nn.Module, updates_per_epoch: int, validates: bool = False
 ) -> TrainState:
-    """What a checkpoint holds: model, optimizer, schedule, loss scaler, where the run stands.
+    """Build the state that a checkpoint holds: model, optimizer, schedule, loss scaler, position.
 
     A run that validates also keeps its best accuracy and, with EMA_DECAY, averaged weights.
     """
@@ -134,12 +134,12 @@ def build_state(
 
 
 def open_log(run: Run, state: TrainState, start: Start) -> RunLog:
-    """Create the run's folder and log, and note there what the run starts from."""
+    """Create the run's folder and log, and log what the run starts from."""
     cfg, notes = run.cfg, start.notes
     config = yaml.safe_dump(to_plain(run.cfg), sort_keys=False)
 
     def settle() -> None:
-        """The first process makes the folder its own."""
+        """Create, lock and prepare the folder in the first process."""
         if rank() == 0:
             run.folder.mkdir(parents=True, exist_ok=True)
             run.output.acquire()
@@ -168,7 +168,7 @@ def open_log(run: Run, state: TrainState, start: Start) -> RunLog:
 
 
 def _describe(run: Run, model: nn.Module, log: RunLog) -> None:
-    """Say what is trained, with which recipe, on what, how and where to."""
+    """Log model, recipe, data, device, batch size, learning rate and folder."""
     cfg = run.cfg
     log.detail("%s", versions())
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -201,5 +201,5 @@ def _describe(run: Run, model: nn.Module, log: RunLog) -> None:
 
 
 def is_due(epoch: int, every: int, epochs: int) -> bool:
-    """True in every `every`-th epoch from 0 and in the last; never where `every` is 0."""
+    """Whether `epoch` is a multiple of `every` or the last; never where `every` is 0."""
     return every > 0 and (epoch % every == 0 or epoch == epochs - 1)
