@@ -1,4 +1,4 @@
-"""Where a run starts: from which checkpoint, if any, and whether that fits."""
+"""Resume a run: find its checkpoint, read it, check that it fits, restore it."""
 
 import os
 import zlib
@@ -47,10 +47,10 @@ class Start:
     damaged: dict[Path, str] = field(default_factory=dict)
 
     def settle(self, folder: RunFolder) -> None:
-        """Have the folder show where the run starts; call it with the folder's lock.
+        """Record in the folder where the run starts; call it with the folder's lock.
 
-        Damaged checkpoints get another name, so that nobody takes them for usable ones. ValueError
-        where another run has left checkpoints since this one looked.
+        Damaged checkpoints are renamed, so that no later run reads them. ValueError where another
+        run has saved checkpoints since this one looked.
         """
         if [path.name for path in starts_in(folder.path)] != self.seen:
             raise changed(folder)
@@ -63,7 +63,7 @@ class Start:
 
 
 def changed(folder: RunFolder) -> ValueError:
-    """What to raise where the checkpoints of a folder are no longer those that were there."""
+    """The error for a folder whose checkpoints have changed since this run listed them."""
     return ValueError(
         f"another run has changed the checkpoints in {folder.path} while this one was starting: "
         "start it again"
@@ -78,12 +78,13 @@ def resume(
     device: torch.device,
     classes: Sequence[str] = (),
 ) -> Start:
-    """Load the checkpoint from which the run goes on, if any; call it in all processes.
+    """Restore the state from the run's checkpoint, if it has one; call it in all processes.
 
-    That is the newest one in the folder. With MODEL.RESUME it is that file, or the newest one of
-    the run that was started from it, when the same command is given again. A damaged one is passed
-    over. ValueError where a checkpoint cannot be read or does not fit, where none of several can be
-    used, where later ones would be overwritten, and where the processes do not see the same files.
+    This is the newest checkpoint in the folder. With MODEL.RESUME it is that file, or the newest
+    checkpoint of the run that an earlier call of the same command started from it. Damaged
+    checkpoints are skipped. ValueError where a checkpoint cannot be read or does not fit, where
+    none of several can be used, where later ones would be overwritten, and where the processes see
+    different files.
     """
     start = Start()
     images_per_update = state.position.images_per_update
@@ -118,7 +119,7 @@ def resume(
 def find(
     folder: RunFolder, cfg: CfgNode, sharded: bool, start: Start, device: torch.device
 ) -> list[Path]:
-    """Checkpoints that the run can go on from, the best first; `start` notes what it saw."""
+    """The checkpoints that the run can resume from, newest first; `start` records all names."""
     together(f"output folder {folder.path} cannot be used", lambda: _take(folder))
     saved = starts_in(folder.path)
     start.seen = [path.name for path in saved]
@@ -127,21 +128,21 @@ def find(
             f"the processes see different checkpoints in {folder.path}: it must be shared"
         )
     candidates = _candidates(folder, saved, cfg, start)
-    # Of one that is there sharded and in one file, the form that this run writes.
+    # Where a checkpoint exists both sharded and as one file, keep the form that this run writes.
     return [
         path for path in candidates if path.is_dir() == sharded or _twin(path) not in candidates
     ]
 
 
 def _take(folder: RunFolder) -> None:
-    """Lock the folder, if there is one, and complete what a killed run has all but saved."""
+    """Lock the folder, if it exists, and complete saves that a killed run left nearly done."""
     if rank() == 0 and folder.path.is_dir():
         folder.acquire()
         complete_saves(folder.path)
 
 
 def read(path: Path, state: TrainState) -> Content:
-    """The validated content of a checkpoint, the same in all processes."""
+    """Read and validate a checkpoint; an error of any process is raised in all of them."""
     _require_form(path, is_sharded(state.model))
     content = together(f"checkpoint {path} cannot be read", lambda: load_checkpoint(path))
     if "progress" not in content:  # from before runs were saved inside epochs
@@ -189,7 +190,7 @@ def _adjust_position(
 
 
 def _require_new(folder: Path, found: list[Path], start: Start) -> None:
-    """ValueError where a folder holds checkpoints, none of which can be used."""
+    """ValueError where the folder holds checkpoints but none can be used."""
     if found:
         raise ValueError(
             f"none of the {len(found)} checkpoint(s) in {folder} can be used "
@@ -205,7 +206,7 @@ def _require_new(folder: Path, found: list[Path], start: Start) -> None:
 
 
 def _candidates(folder: RunFolder, found: list[Path], cfg: CfgNode, start: Start) -> list[Path]:
-    """Checkpoints to go on from, the best first; `start` notes which ones that would endanger."""
+    """Checkpoints to resume from, newest first; `start` records which ones would be overwritten."""
     origin = Path(cfg.MODEL.RESUME) if cfg.MODEL.RESUME else None
     if origin is None:
         if found and not cfg.TRAIN.AUTO_RESUME:
@@ -225,7 +226,7 @@ def _candidates(folder: RunFolder, found: list[Path], cfg: CfgNode, start: Start
 
 
 def _require_safe(folder: Path, start: Start, origin: Path) -> None:
-    """ValueError where a run from `origin` would overwrite or remove what another has saved."""
+    """ValueError where a run from `origin` would overwrite or remove another run's checkpoints."""
     if start.endangered:
         raise ValueError(
             f"{folder} holds {start.endangered[0].name}, which is not from a run that was started "
@@ -235,13 +236,13 @@ def _require_safe(folder: Path, start: Start, origin: Path) -> None:
 
 
 def _name_of(origin: Path, folder: Path) -> str:
-    """How a folder remembers a file: one of its own by its name, which stays where it is moved."""
+    """The name under which run.json records a file: relative for a file of the folder itself."""
     origin, folder = origin.resolve(), folder.resolve()
     return origin.name if origin.parent == folder else str(origin)
 
 
 def _is_later(path: Path, origin: Path) -> bool:
-    """Whether a checkpoint of a folder comes after `origin`; all do where that lies elsewhere."""
+    """Whether a checkpoint is later than `origin`; True for any where `origin` lies elsewhere."""
     path, origin = path.resolve(), origin.resolve()
     place, begin = place_of(path), place_of(origin)
     if path == origin:
@@ -250,7 +251,7 @@ def _is_later(path: Path, origin: Path) -> bool:
 
 
 def _twin(path: Path) -> Path:
-    """The other form of a checkpoint: one file of a sharded one, or the other way round."""
+    """The path of the same checkpoint in its other form: one file, or sharded."""
     return path.with_suffix(SUFFIX if path.suffix == SHARDED_SUFFIX else SHARDED_SUFFIX)
 
 
