@@ -57,7 +57,7 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
     blocks with their own, Swin V2's coordinates use units of the file's windows, and an RGB stem is
     adapted to other channels (one: sum; else repeated, times 3 / channels). A head of another size
     is left out. ValueError where more than head, `fc_norm` and position biases (if none are stored)
-    is missing, or more than decoder, mask token, head and a norm that `fc_norm` replaces is left.
+    is missing, or more than decoder, mask token, head and a norm that `fc_norm` replaces remains.
     """
     content = read_checkpoint(path)
     stored = model_weights(content, path)
