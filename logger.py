@@ -1,4 +1,4 @@
-"""What a run tells: console, a file per rank, metrics.jsonl and TensorBoard."""
+"""Logs of a run: console, a file per rank, metrics.jsonl and TensorBoard."""
 
 import contextlib
 import datetime
@@ -38,7 +38,7 @@ SCALARS = (
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints above a progress bar, in colour on terminals."""
+    """Print above a progress bar, in colour on terminals."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record, with its time."""
@@ -51,19 +51,19 @@ class _ConsoleHandler(logging.Handler):
 
 
 class _FileHandler(logging.FileHandler):
-    """Says once on standard error that the log cannot be written, and lets the run go on."""
+    """Report once on standard error that the log cannot be written; let the run continue."""
 
     failed = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Called where a record could not be written."""
+        """Handle a record that could not be written."""
         if not self.failed:
             self.failed = True
             print(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
 
 
 def train_line(record: Record, epoch: int, epochs: int) -> str:
-    """One line per report, in the reference's format; `eta` is that of the epoch."""
+    """Format a report as a line of the published code; `eta` is for the end of the epoch."""
     left = record["time_mean"] * (record["num_updates"] - record["index"] - 1)
     return (
         f"Train: [{epoch}/{epochs}][{record['index']}/{record['num_updates']}]\t"
@@ -78,7 +78,7 @@ def train_line(record: Record, epoch: int, epochs: int) -> str:
 def progress_bar(
     items: Iterable[Item], name: str, rank: int, total: int | None = None
 ) -> Iterable[Item]:
-    """Show a progress bar where a person is looking, on standard error."""
+    """Show a progress bar on standard error, on rank 0 and terminals only."""
     if rank != 0 or not sys.stderr.isatty():
         return items
     bar: Iterable[Item] = tqdm(items, name, total, leave=False, dynamic_ncols=True)
@@ -86,11 +86,11 @@ def progress_bar(
 
 
 class RunLog:
-    """Everything one process of a run tells, into `folder`; figures and pictures from rank 0.
+    """All logs of one process, in `folder`; figures and pictures are of rank 0 only.
 
-    What cannot be written here is a warning, the first time, and does not end a run whose
-    checkpoints can: figures are kept until there is room for them, pictures and curves are lost.
-    `first_update` and `first_epoch` are where the run starts: figures of later updates and
+    The first failure to write each of them is a warning. The run continues as long as checkpoints
+    can be written: figures are kept until they can be written, pictures and curves are lost.
+    The run starts at `first_update` and `first_epoch`: figures of these and later updates and
     validations, left by a run that was stopped after its last checkpoint, are replaced.
     """
 
@@ -101,14 +101,14 @@ class RunLog:
         self.current_epoch = 0
         self.update = max(first_update - 1, 0)  # the latest
         self.skipped = 0
-        self.unwritten = b""  # figures that there was no room for
+        self.unwritten = b""  # figures that could not be written yet
         self.failed: set[str] = set()
         self.logger = _create_logger(folder, rank)
         self.info = self.logger.info
-        self.detail = self.logger.debug  # for the file alone
+        self.detail = self.logger.debug  # for the file only
         self.warning = self.logger.warning
         if rank == 0:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, one rank needs it
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, for rank 0 only
 
             _forget_from(folder / "metrics.jsonl", first_update, first_epoch)
             self.board: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=first_update)
@@ -116,7 +116,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def epoch(self, epoch: int) -> Iterator[None]:
-        """Surround the training of one epoch: names it in reports, times it."""
+        """Set the epoch that reports name, and log how long the `with` block takes."""
         self.current_epoch, self.skipped = epoch, 0
         start = time.perf_counter()
         yield
@@ -140,7 +140,7 @@ class RunLog:
             self._draw_curves({f"train/{name}": record[name] for name in SCALARS})
 
     def progress(self, updates: range) -> Iterable[int]:
-        """The updates of an epoch, under a progress bar."""
+        """The updates of an epoch, with a progress bar."""
         return progress_bar(updates, f"epoch {self.current_epoch}", self.rank)
 
     def validated(self, line: str, loss: float, acc1: float, acc5: float) -> None:
@@ -169,7 +169,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def _going_on(self, what: str) -> Iterator[None]:
-        """Inside, a failure to write is a warning, and only the first time."""
+        """Turn the first failure to write `what` into a warning; ignore further ones."""
         try:
             yield
         except OSError as error:
@@ -208,26 +208,26 @@ def _create_logger(folder: Path, rank: int) -> logging.Logger:
     logger.addHandler(file)
     if rank == 0:
         logger.addHandler(_ConsoleHandler(logging.INFO))
-    lose_failures()  # the file has it
+    lose_failures()  # the console may fail: the file has the log
     return logger
 
 
 def _close(logger: logging.Logger) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-        with contextlib.suppress(OSError):  # no room for the last lines, as has been said
+        with contextlib.suppress(OSError):  # the last lines cannot be written, as warned before
             handler.close()
 
 
 def _say_unless_curves(failure: threading.ExceptHookArgs) -> None:
-    """Leave it to `RunLog` to tell of TensorBoard's thread that could not write."""
+    """Report a thread's error unless TensorBoard could not write, which `RunLog` reports."""
     ours = type(failure.thread).__module__.startswith("tensorboard.")
     if not ours or not isinstance(failure.exc_value, OSError):
         threading.__excepthook__(failure)
 
 
 def _forget_from(path: Path, first_update: int, first_epoch: int) -> None:
-    """Drop the lines that this run is about to write again, and a torn last line."""
+    """Drop lines that this run will write again, incomplete lines and invalid ones."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
@@ -244,9 +244,9 @@ def _forget_from(path: Path, first_update: int, first_epoch: int) -> None:
 def _is_before(line: str, first_update: int, first_epoch: int) -> bool:
     try:
         record: Record = json.loads(line)
-        # A validation follows the updates of its epoch, and is part of what completes it.
+        # A validation follows all updates of its epoch: it is replaced if the epoch is.
         if "val_loss" in record:
             return bool(record["epoch"] < first_epoch)
         return bool(record["update"] < first_update)
-    except (ValueError, KeyError, TypeError, RecursionError):  # what a crash has left there
+    except (ValueError, KeyError, TypeError, RecursionError):  # left by a crash
         return False

@@ -38,10 +38,10 @@ def multistep(t: int, peak: float, *, milestones: Sequence[int], gamma: float) -
 
 
 class Scheduler:
-    """Sets every group's learning rate; a group's peak is the rate it was built with.
+    """Set every group's learning rate; a group's peak is its rate at construction.
 
-    Update 0 runs with the rate of t = 0 and update n with that of t = n - 1, as in the published
-    runs. It keeps no time of its own: `update` is the one whose rates are set.
+    Update 0 runs with the rate of t = 0, update n with that of t = n - 1, as in the published runs.
+    `update` is the update whose rates are set; the training loop advances it.
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
@@ -51,13 +51,13 @@ class Scheduler:
         self.set_rates(0)
 
     def set_rates(self, update: int) -> None:
-        """Set the rates with which an update of the schedule (from 0) runs."""
+        """Set the learning rates of an update, counted from 0."""
         self.update = update
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = self.schedule(max(update - 1, 0), peak)
 
     def step(self) -> None:
-        """Set the rates of the next update, in a loop that does not count its updates itself."""
+        """Set the rates of the next update, for a loop that does not count its updates."""
         self.set_rates(self.update + 1)
 
 
@@ -69,9 +69,9 @@ def build_scheduler(
     warmup_lr: float | None = None,
     min_lr: float | None = None,
 ) -> Scheduler:
-    """The schedule LR_SCHEDULER.NAME over all epochs, after a linear warm-up.
+    """Build the schedule LR_SCHEDULER.NAME over all epochs, with a linear warm-up.
 
-    `warmup_lr` and `min_lr` are absolute; without them the values of the config are used unscaled.
+    `warmup_lr` and `min_lr` are absolute; by default the values of the config are used unscaled.
     """
     keys = cfg.TRAIN.LR_SCHEDULER
     start = cfg.TRAIN.WARMUP_LR if warmup_lr is None else warmup_lr

@@ -9,7 +9,7 @@ from utils.config.arguments import read_early, read_program
 from utils.processes import signals
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
-    signals.listen()  # signals come and launchers go meanwhile, too
+    signals.listen()  # signals may arrive and launchers may end during the imports
     read_early(lambda: read_program("main_finetune.py", __doc__))
 
 import itertools
@@ -58,12 +58,12 @@ MOVED = (
 
 
 def main() -> None:
-    """One of three programs that share a command line."""
+    """Fine-tune, evaluate a checkpoint, or measure throughput, by the command line."""
     run = start_run(read_program("main_finetune.py", __doc__))
     if not (run.cfg.THROUGHPUT_MODE or run.cfg.EVAL_MODE):
         finetune(run)
         return
-    signals.ignore()  # nothing is lost
+    signals.ignore()  # nothing has to be saved
     if run.cfg.THROUGHPUT_MODE:
         print_throughput(run)
     else:
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def finetune(run: Run) -> None:
-    """Data, model, what it starts from, optimizer, resume, epochs."""
+    """Build data, model, initial weights and optimizer; resume; train all epochs."""
     cfg = run.cfg
     dataset = build_train_dataset(cfg)
     val_dataset = build_eval_dataset(cfg, dataset.classes)
@@ -89,7 +89,7 @@ def finetune(run: Run) -> None:
     start.notes, start.pretrained = notes + start.notes, cfg.PRETRAINED
     augment = build_batch_augmentation(cfg, len(dataset.classes), run.device)
     criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
-    log = open_log(run, state, start)  # only from here on files are written
+    log = open_log(run, state, start)  # no file is written before this
     describe_data(log, dataset, val_dataset)
     if rank() == 0 and start.epoch == 0:
         log.picture("augmentation", draw_augmentation(dataset, augment, run.device))
@@ -108,7 +108,7 @@ def finetune(run: Run) -> None:
 
 
 def describe_data(log: RunLog, dataset: LabelledDataset, val_dataset: EvalDataset) -> None:
-    """Say what is trained on, and whether its classes are numbered otherwise for validation."""
+    """Log the training data, and how many classes have other indices in the validation data."""
     log.info("%s", dataset.pictures)
     log.info("%d images of %d classes to train on", len(dataset), len(dataset.classes))
     if val_dataset.num_moved:
@@ -116,10 +116,10 @@ def describe_data(log: RunLog, dataset: LabelledDataset, val_dataset: EvalDatase
 
 
 def start_weights(run: Run, model: nn.Module, begins: bool) -> list[str]:
-    """Copy the file of --pretrained, if any, into a model; what the log should say of it.
+    """Copy the file of --pretrained, if any, into a model; return notes for the log.
 
-    A run that goes on needs it no more, and it may have gone meanwhile. ValueError where the run in
-    the folder began from another file, whose results would be taken for this one's.
+    A resumed run does not read the file, which may be gone. ValueError where the run in the folder
+    began from another file, since its results would be mistaken for this one's.
     """
     path, first = run.cfg.PRETRAINED, run.output.remembered().get("pretrained")
     if not path:
@@ -129,7 +129,7 @@ def start_weights(run: Run, model: nn.Module, begins: bool) -> list[str]:
     if first and first != os.path.abspath(path):
         raise ValueError(
             f"the run in {run.folder} began from {first}, not from --pretrained {path}: give "
-            "another --tag (or leave --pretrained away to go on)"
+            "another --tag (or omit --pretrained to continue that run)"
         )
     return [f"{path} is not read: the run goes on from a checkpoint of its own"]
 
@@ -137,7 +137,7 @@ def start_weights(run: Run, model: nn.Module, begins: bool) -> list[str]:
 def validate(
     training: Training, epoch: int, loader: DataLoader[list[Tensor]], num_classes: int
 ) -> bool:
-    """Evaluate the (averaged) weights; whether none were better before."""
+    """Evaluate the (averaged) weights; return whether they are the best so far."""
     log, state = training.log, training.state
     model = state.model if state.average is None else state.average.module
     evaluation = evaluate_on(training.run, model, loader, num_classes, training.between_batches)
@@ -157,7 +157,7 @@ def evaluate_on(
     num_classes: int,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Evaluate a classifier in TEST.PRECISION, under a progress bar where a person looks."""
+    """Evaluate a classifier in TEST.PRECISION, with a progress bar on terminals."""
     dataset: Any = loader.dataset
     return evaluate(
         model,
@@ -172,7 +172,7 @@ def evaluate_on(
 
 
 def evaluate_checkpoint(run: Run) -> None:
-    """Evaluate the file of --resume; prints accuracies and writes them with those per class."""
+    """Evaluate the file of --resume; print accuracies, write a report with those per class."""
     cfg = run.cfg
     path = Path(cfg.MODEL.RESUME)
     if not cfg.MODEL.RESUME:
@@ -196,9 +196,9 @@ def evaluate_checkpoint(run: Run) -> None:
 
 
 def write_report(checkpoint: Path, run: Run, report: dict[str, object]) -> str:
-    """Write eval__CHECKPOINT__TAG.json beside a checkpoint, else into the run's folder; where.
+    """Write eval__CHECKPOINT__TAG.json beside a checkpoint, else into the run's folder.
 
-    ValueError where neither is possible.
+    Return its path, with a remark. ValueError where neither folder can be written.
     """
     name = f"{checkpoint.stem}__{run.cfg.TAG.replace('/', '_')}"
     folder = checkpoint.absolute().parent
@@ -206,7 +206,7 @@ def write_report(checkpoint: Path, run: Run, report: dict[str, object]) -> str:
         return _write_beside_others(folder / f"eval__{name}.json", report)
     except OSError as error:
         reason = f"{folder} cannot be written: {error.strerror}"
-    path = run.folder / f"eval__{folder.name}__{name}.json"  # there may be others of that name
+    path = run.folder / f"eval__{folder.name}__{name}.json"  # unique: others may share the name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return f"{_write_beside_others(path, report)} ({reason})"
@@ -215,7 +215,7 @@ def write_report(checkpoint: Path, run: Run, report: dict[str, object]) -> str:
 
 
 def _write_beside_others(path: Path, report: dict[str, object]) -> str:
-    """Write a report; one of that name that says something else gets a number. What was done."""
+    """Write a report; add a number to the name of an earlier, different one. Return the path."""
     text, moved = json.dumps(report, indent=1) + "\n", ""
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
         names = (path.with_name(f"{path.stem}__{number}.json") for number in itertools.count(1))
@@ -227,7 +227,7 @@ def _write_beside_others(path: Path, report: dict[str, object]) -> str:
 
 
 def print_throughput(run: Run) -> None:
-    """Images per second of the classifier on synthetic images, forward passes only."""
+    """Print the classifier's images per second on synthetic images, forward passes only."""
     keys = run.cfg.DATA
     model: Any = build_classifier(run.cfg, run.cfg.MODEL.NUM_CLASSES).to(run.device)
     shape = (keys.BATCH_SIZE, model.in_chans, *to_2tuple(keys.IMG_SIZE))

@@ -7,7 +7,7 @@ from utils.config.arguments import read_early, read_program
 from utils.processes import signals
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
-    signals.listen()  # signals come and launchers go meanwhile, too
+    signals.listen()  # signals may arrive and launchers may end during the imports
     read_early(lambda: read_program("main_simmim.py", __doc__))
 
 
@@ -26,7 +26,7 @@ from utils.training.run import build_state, is_due, open_log, place_model, start
 
 
 def main() -> None:
-    """Configuration, data, model, optimizer, resume, epochs."""
+    """Build model, data and optimizer from the configuration; resume; train all epochs."""
     run = start_run(read_program("main_simmim.py", __doc__))
     cfg = run.cfg
     model = build_pretrain_model(cfg)
@@ -35,7 +35,7 @@ def main() -> None:
     updates_per_epoch = len(loader) // run.accumulation_steps
     state = build_state(run, place_model(run, model), updates_per_epoch)
     start = resume(run.output, state, cfg, updates_per_epoch, run.device)
-    log = open_log(run, state, start)  # everything fits: only from here on files are written
+    log = open_log(run, state, start)  # everything fits: no file is written before this
     log.info("%s", dataset.pictures)
     unreadable = UnreadableCount(
         dataset.pictures, cfg.DATA.MAX_BROKEN, run.folder, log.warning, run.device
@@ -46,7 +46,7 @@ def main() -> None:
         with training.epoch():
             train_one_epoch(training.loop)
         training.complete_epoch(save=is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS))
-        drawing = rank() == 0 or is_sharded(model)  # whose processes compute together
+        drawing = rank() == 0 or is_sharded(model)  # all processes must compute it
         if drawing and is_due(epoch, cfg.PICTURE_FREQ, cfg.TRAIN.EPOCHS):
             log.picture("reconstruction", draw_reconstructions(model, dataset, run.device))
     training.close()

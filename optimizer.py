@@ -8,7 +8,7 @@ from yacs.config import CfgNode
 
 from utils.messages import choose
 
-# Excluded where OPTIMIZER.NO_WEIGHT_DECAY is `intended`, beside what the encoders name themselves.
+# Excluded by OPTIMIZER.NO_WEIGHT_DECAY `intended`, in addition to the encoder's own exclusions.
 _INTENDED = ("mask_token", "relative_position_bias_table")
 _EXCLUSIONS = ("published", "intended")
 _OPTIMIZERS = ("adamw", "sgd")
@@ -19,28 +19,28 @@ _MOMENTS: dict[type[torch.optim.Optimizer], frozenset[str]] = {
 
 
 def scale_lr(lr: float, images_per_update: int) -> float:
-    """Learning rates of a config are for 512 images per update (section 4.1)."""
+    """Scale a config's learning rate, which is for 512 images per update (section 4.1)."""
     return lr * images_per_update / 512
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """AdamW or SGD over `parameter_groups`; `lr` is the scaled peak, before layer-wise decay."""
+    """Build AdamW or SGD on `parameter_groups`; `lr` is the scaled peak before layer-wise decay."""
     keys = cfg.TRAIN.OPTIMIZER
     choose(dict.fromkeys(_OPTIMIZERS), keys.NAME, "TRAIN.OPTIMIZER.NAME")
     groups = parameter_groups(
         model, lr, cfg.TRAIN.WEIGHT_DECAY, cfg.TRAIN.LAYER_DECAY, keys.NO_WEIGHT_DECAY
     )
     if keys.NAME == "sgd":
-        fused = cfg.TRAIN.SHARDING == "none"  # torch's fused SGD knows no sharded tensors
+        fused = cfg.TRAIN.SHARDING == "none"  # torch's fused SGD does not support sharded tensors
         sgd = torch.optim.SGD(groups, lr=lr, momentum=keys.MOMENTUM, nesterov=True, fused=fused)
-        for parameter in model.parameters():  # else a skipped first step leaves them unset
+        for parameter in model.parameters():  # else a skipped first step leaves it unset
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     return torch.optim.AdamW(groups, lr=lr, betas=tuple(keys.BETAS), eps=keys.EPS, fused=True)
 
 
 def expected_moments(optimizer: torch.optim.Optimizer) -> frozenset[str]:
-    """Names of what an optimizer of this kind keeps of every parameter that it has updated."""
+    """Names of the state that an optimizer of this kind keeps for each updated parameter."""
     return _MOMENTS[type(optimizer)]
 
 
@@ -50,7 +50,7 @@ def parameter_groups(
     """One group per pair of learning-rate scale and weight decay, in order of first appearance.
 
     `model` is an encoder or holds one as `.encoder`. The scale of layer id i of n blocks is
-    layer_decay^(n + 1 - i); it is multiplied onto `lr` here and nowhere else.
+    layer_decay^(n + 1 - i); only this function multiplies `lr` by it.
     """
     choose(dict.fromkeys(_EXCLUSIONS), exclusion, "TRAIN.OPTIMIZER.NO_WEIGHT_DECAY")
     encoder: Any = getattr(model, "encoder", model)
@@ -78,10 +78,10 @@ def parameter_groups(
 
 
 def _excluded(encoder: Any, name: str, pretraining: bool, exclusion: str) -> bool:
-    """Whether the encoder's exclusions spare this parameter (name without prefix) from decay.
+    """Whether the encoder excludes a parameter (name without prefix) from weight decay.
 
-    The published runs looked for the excluded names below "encoder." and so found, while
-    pre-training, only the encoder's own parameters: tables inside blocks did decay.
+    In pre-training, the published runs compared excluded names below "encoder." and thus matched
+    only the encoder's direct parameters: tables inside blocks did decay.
     """
     if exclusion == "intended":
         return encoder.no_weight_decay(name) or name.endswith(_INTENDED)

@@ -1,4 +1,4 @@
-"""From the configuration to loaders; the only file here that reads it."""
+"""Build data sets and loaders from the configuration, which no other file in data/ reads."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ from utils.processes.signals import follow_parent
 
 
 def _drawn(cfg: CfgNode, number: int, train: bool) -> Shapes:
-    """The built-in drawings; ValueError where pictures of a folder are meant."""
+    """The built-in drawn shapes; ValueError where DATA.DATA_PATH is set."""
     if cfg.DATA.DATA_PATH:
         raise ValueError(
             "DATA.DATASET shapes draws its pictures and reads none of DATA.DATA_PATH, which is "
@@ -47,7 +47,7 @@ def _drawn(cfg: CfgNode, number: int, train: bool) -> Shapes:
     return Shapes(number, cfg.DATA.IMG_SIZE, train, _channels(cfg))
 
 
-# Name -> (configuration, train) -> pictures; their labels are not used
+# Name -> (configuration, train) -> pictures; pre-training ignores their labels
 DATASETS: dict[str, Callable[[CfgNode, bool], PictureSet]] = {
     "imagenet": lambda cfg, train: ImageFolder(
         cfg.DATA.DATA_PATH, _channels(cfg), cfg.DATA.DECODER
@@ -59,7 +59,7 @@ DATASETS: dict[str, Callable[[CfgNode, bool], PictureSet]] = {
 
 
 def build_pretrain_dataset(cfg: CfgNode, *, patch_size: int, train: bool = True) -> PretrainDataset:
-    """Pictures with augmentation and masks; `patch_size` is the encoder's."""
+    """Build the pre-training set, with augmentation and masks; `patch_size` is the encoder's."""
     keys, size = cfg.DATA, cfg.DATA.IMG_SIZE
     pictures = choose(DATASETS, keys.DATASET, "DATA.DATASET")(cfg, train)
     readable = ReadablePictures(pictures, cfg.SEED, _channels(cfg))
@@ -68,7 +68,7 @@ def build_pretrain_dataset(cfg: CfgNode, *, patch_size: int, train: bool = True)
 
 
 def build_mask(cfg: CfgNode, patch_size: int) -> Callable[[], Tensor]:
-    """Draw the mask of an image, bool (H/patch, W/patch), at each call; True = hidden."""
+    """Return a function that draws an image's mask: bool (H/patch, W/patch), True = hidden."""
     keys = cfg.DATA
     mask = choose(MASKS, keys.MASK, "DATA.MASK")
     return mask(keys.IMG_SIZE, keys.MASK_PATCH_SIZE, patch_size, keys.MASK_RATIO)
@@ -94,7 +94,7 @@ def _imagenet(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Label
     folder = os.path.join(keys.DATA_PATH, "train" if train else "val")
     if train or not keys.VAL_LABELS:
         return class_folders(folder, _channels(cfg))
-    assert classes is not None  # evaluation knows them from the training set or the checkpoint
+    assert classes is not None  # evaluation passes those of the training set or checkpoint
     return listed_pictures(folder, keys.VAL_LABELS, classes, _channels(cfg))
 
 
@@ -116,7 +116,7 @@ def _shapes(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Shapes:
     return _drawn(cfg, number, train)
 
 
-# Name -> (configuration, train, classes if they are known) -> pictures with labels
+# Name -> (configuration, train, known classes or None) -> pictures with labels
 LABELLED: dict[str, Callable[[CfgNode, bool, Sequence[str] | None], LabelledSet]] = {
     "imagenet": _imagenet,
     "csv": _csv,
@@ -127,7 +127,7 @@ LABELLED: dict[str, Callable[[CfgNode, bool, Sequence[str] | None], LabelledSet]
 
 
 def build_train_dataset(cfg: CfgNode) -> LabelledDataset:
-    """Labelled training pictures with augmentation; their classes are the classifier's."""
+    """Build the labelled training set, with augmentation; its classes are the classifier's."""
     keys = cfg.DATA
     pictures = choose(LABELLED, keys.DATASET, "DATA.DATASET")(cfg, True, None)
     transform = train_transform(
@@ -147,11 +147,11 @@ def build_train_dataset(cfg: CfgNode) -> LabelledDataset:
 
 
 def build_eval_dataset(cfg: CfgNode, classes: Sequence[str], named: bool = True) -> EvalDataset:
-    """Labelled validation pictures without augmentation; ValueError for other `classes`.
+    """Build the labelled validation set, without augmentation; ValueError for other `classes`.
 
-    Labels become indices into `classes`, which the data may have in another order: a csv list sorts
-    numbers by value, folders are sorted as text. Where nobody named a checkpoint's classes (`named`
-    is False, `classes` are "0", "1", ...) only their number is compared: the data's order counts.
+    Labels become indices into `classes`. The data may order the same classes differently: CSV lists
+    sort numbers by value, folders sort as text. Where a checkpoint stores no class names (`named`
+    is False, `classes` is "0", "1", ...), only their number is compared; the data's order is used.
     """
     keys = cfg.DATA
     if keys.VAL_LABELS and keys.DATASET != "imagenet":
@@ -160,7 +160,7 @@ def build_eval_dataset(cfg: CfgNode, classes: Sequence[str], named: bool = True)
     own = pictures.classes
     if not named and len(own) == len(classes):
         classes = own
-    # An index (of shards without names), or a name that occurs twice, does not tell a place.
+    # Indices (shards without names) and repeated names do not identify classes: compare in order.
     is_named = list(own) != [str(index) for index in range(len(own))] and len(set(own)) == len(own)
     if not is_named or sorted(own) != sorted(classes):
         what = f"validation pictures of {keys.DATASET} {keys.DATA_PATH}".rstrip()
@@ -175,7 +175,7 @@ def build_eval_dataset(cfg: CfgNode, classes: Sequence[str], named: bool = True)
 def build_batch_augmentation(
     cfg: CfgNode, num_classes: int, device: torch.device
 ) -> BatchAugmentation:
-    """Random erasing and, where MIXUP or CUTMIX is on, mixed images with soft targets."""
+    """Build random erasing and, where MIXUP or CUTMIX is on, mixing with soft targets."""
     keys = cfg.AUG
     erase = RandomErasing(keys.REPROB, mode=keys.REMODE, max_count=keys.RECOUNT, device=device.type)
     if not (keys.MIXUP > 0 or keys.CUTMIX > 0 or keys.CUTMIX_MINMAX is not None):
@@ -201,7 +201,7 @@ def build_batch_augmentation(
 def build_train_loader(
     cfg: CfgNode, dataset: PretrainDataset | LabelledDataset, device: torch.device
 ) -> DataLoader[list[Tensor]]:
-    """Batches of either stage; call `loader.sampler.set_position` before each epoch.
+    """Build the loader of either stage; call `loader.sampler.set_position` before each epoch.
 
     ValueError where the data set holds fewer images than one update needs.
     """
@@ -220,7 +220,7 @@ def build_train_loader(
 def build_eval_loader(
     cfg: CfgNode, dataset: LabelledDataset, device: torch.device
 ) -> DataLoader[list[Tensor]]:
-    """Batches of uint8 images and labels: this process's share of the data set."""
+    """Build the loader of this process's share: batches of images (uint8 for RGB) and labels."""
     return _loader(cfg, dataset, ShareSampler(len(dataset)), device, drop_last=False)
 
 
@@ -232,7 +232,7 @@ def _loader(
     drop_last: bool,
 ) -> DataLoader[list[Tensor]]:
     return DataLoader(
-        cast(Dataset[list[Tensor]], dataset),  # collated, a batch of either is a list
+        cast(Dataset[list[Tensor]], dataset),  # a collated batch is a list for either data set
         batch_size=cfg.DATA.BATCH_SIZE,
         sampler=sampler,
         num_workers=cfg.DATA.NUM_WORKERS,

@@ -1,4 +1,4 @@
-"""Data sets of both stages: what a loader collects into batches, from (epoch, index)."""
+"""Data sets of both stages: samples by (epoch, index), which a loader collects into batches."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,9 +13,9 @@ from utils.randomness import SAMPLE_STREAM, seeded
 
 
 class PretrainDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Image and mask of a sample, both a function of (seed, epoch, index) alone.
+    """Samples of image and mask, both determined by (seed, epoch, index) alone.
 
-    `normalize` makes of a batch of images what the network takes.
+    `normalize` converts a batch of images to the network's input.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class PretrainDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 class LabelledDataset(Dataset[tuple[Tensor, int]]):
-    """Image and label; what the transform leaves to chance follows from (seed, epoch, index)."""
+    """Samples of image and label; (seed, epoch, index) determines the random augmentation."""
 
     def __init__(
         self,
@@ -62,9 +62,9 @@ class LabelledDataset(Dataset[tuple[Tensor, int]]):
 
 
 class EvalDataset(LabelledDataset):
-    """The same without chance: a picture that cannot be read is black and has label -1 - label.
+    """Samples without randomness; an unreadable picture is black and has label -1 - label.
 
-    `order` holds the index in `classes` of each of the pictures' own classes.
+    `order[i]` is the index in `classes` of class i of `pictures`.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class EvalDataset(LabelledDataset):
 
     @property
     def num_moved(self) -> int:
-        """How many classes have another index than among the pictures' own."""
+        """Number of classes whose index in `classes` differs from their index in `pictures`."""
         return sum(index != own for own, index in enumerate(self.order))
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        """Image (C, H, W) and label of (0, index)."""
+        """Image (C, H, W) and label of (epoch, index); the epoch has no effect."""
         picture, own, readable = self.readable.read_or_blank(key[1])
         label = self.order[own]
         return self.transform(picture), label if readable else -1 - label

@@ -1,4 +1,4 @@
-"""Pictures for people: what the network is shown, and what it makes of it."""
+"""Draw network inputs and reconstructions for visual inspection."""
 
 import math
 from typing import Any
@@ -14,22 +14,22 @@ from data.pictures import RGB
 from data.transforms import BatchAugmentation, to_uint8
 
 COLUMNS = ("original", "masked", "reconstruction")
-MIXED_ROWS = 8  # an even number, which Mixup pairs
+MIXED_ROWS = 8  # even, since Mixup pairs images
 _HIDDEN_GREY = 128
 _GAP = 6
 _HEADER = 26
 
 
 def picture_grid(columns: dict[str, Tensor], side: int = 144) -> Image.Image:
-    """Columns of images (B, C, H, W) side by side under their names, about `side` px each.
+    """Draw columns of images (B, C, H, W) under their names, each image about `side` px large.
 
-    uint8, or floats from 0 to 1; of more than three channels the first three are seen.
+    uint8, or floats from 0 to 1. The first three channels are drawn; of fewer, only the first.
     """
     num_rows, _, *size = next(iter(columns.values())).shape
     height, width = (length * max(1, round(side / max(size))) for length in size)
     font = ImageFont.load_default(17)
     widest = math.ceil(max(map(font.getlength, columns)))
-    column_width = max(width, widest + 2 * _GAP)  # captions of narrow images need room, too
+    column_width = max(width, widest + 2 * _GAP)  # captions may be wider than images
     total = len(columns) * (column_width + _GAP) + _GAP
     grid = Image.new("RGB", (total, num_rows * (height + _GAP) + _GAP + _HEADER), "white")
     draw = ImageDraw.Draw(grid)
@@ -52,9 +52,9 @@ def _as_rgb(images: Tensor) -> Tensor:
 
 
 def spread(number: int, length: int) -> list[int]:
-    """Indices of `number` samples spread over a data set of `length`, of all where it has fewer.
+    """Indices of `number` different samples spread over `length`; all samples if there are fewer.
 
-    One step aside per sample, so that the classes of an ordered data set take turns; none twice.
+    The step exceeds length // number, so that the classes of an ordered data set alternate.
     """
     number = min(number, length)
     step = length // number + 1
@@ -64,7 +64,7 @@ def spread(number: int, length: int) -> list[int]:
 
 
 def save_picture(picture: Image.Image, path: str) -> None:
-    """Write a picture; ValueError where that is impossible."""
+    """Write a picture; ValueError where `path` cannot be written."""
     try:
         picture.save(path)
     except (OSError, ValueError) as error:
@@ -74,7 +74,7 @@ def save_picture(picture: Image.Image, path: str) -> None:
 def draw_reconstructions(
     model: nn.Module, dataset: PretrainDataset, device: torch.device, num_rows: int = 8
 ) -> Image.Image:
-    """A row for each of `num_rows` samples spread over the data set, of fewer where it is small."""
+    """Draw `num_rows` samples spread over the data set, one per row; all samples if fewer."""
     was_training = model.training
     model.eval()
     samples = [dataset[0, index] for index in spread(num_rows, len(dataset))]
@@ -93,9 +93,9 @@ def draw_reconstructions(
 def draw_augmentation(
     dataset: LabelledDataset, augment: BatchAugmentation, device: torch.device
 ) -> Image.Image:
-    """Samples spread over the data set, after their own augmentation and after the batch's.
+    """Draw samples spread over the data set after sample augmentation and batch augmentation.
 
-    Where it has fewer than there are rows they come again as the next epochs see them.
+    A data set with fewer samples than rows repeats them with the augmentation of later epochs.
     """
     indices = spread(MIXED_ROWS, len(dataset))
     rows = [divmod(row, len(indices)) for row in range(MIXED_ROWS)]

@@ -17,9 +17,9 @@ from utils.messages import reason_of, short, shown
 
 
 class LabelledPictures:
-    """Files below `root` with labels, which are indices into `classes`.
+    """Picture files below `root` with labels, which are indices into `classes`.
 
-    `channels` are read of each; `found` says how they were found.
+    Pictures are read as `channels` channels; `found` describes the search, for the log.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class LabelledPictures:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
-        """Picture of `channels` channels and label; ValueError names a file that is none."""
+        """Picture of `channels` channels and label; ValueError names a file that cannot be read."""
         return read_picture(self.name(index), self.channels), int(self.labels[index])
 
     def name(self, index: int) -> str:
@@ -48,7 +48,7 @@ class LabelledPictures:
 
 
 def class_folders(root: str, channels: int = RGB) -> LabelledPictures:
-    """ROOT/CLASS/.../picture, classes in sorted order; ValueError names folders without one."""
+    """Find ROOT/CLASS/.../picture, classes sorted; ValueError names classes without pictures."""
     require_path(root)
     if not Path(root).is_dir():
         raise ValueError(f"{root} is not a folder, expected one with a folder for each class")
@@ -68,14 +68,14 @@ def class_folders(root: str, channels: int = RGB) -> LabelledPictures:
 
 
 def _below(folder: bytes, names: list[bytes]) -> list[bytes]:
-    """The part of sorted paths that lies in a folder: "0" is the byte that follows "/"."""
+    """Select the sorted paths that lie in a folder; the byte after "/" is "0"."""
     return names[bisect_left(names, folder + b"/") : bisect_left(names, folder + b"0")]
 
 
 def csv_list(path: str, classes: Sequence[str] | None, channels: int = RGB) -> LabelledPictures:
-    """A CSV file with the columns `path` (relative to the file) and `label` (a class).
+    """Read a CSV file with the columns `path` (relative to the file) and `label` (a class).
 
-    Without `classes` they are the labels that occur, in sorted order (numbers by value).
+    If `classes` is None, the classes are the labels in the file, sorted (numbers by value).
     ValueError where a column is missing or a label is not among the classes.
     """
     rows = list(csv.DictReader(_read_text(path).splitlines()))
@@ -92,12 +92,12 @@ def csv_list(path: str, classes: Sequence[str] | None, channels: int = RGB) -> L
 def listed_pictures(
     root: str, path: str, classes: Sequence[str], channels: int = RGB
 ) -> LabelledPictures:
-    """All pictures below `root`, with the labels that the file `path` lists.
+    """Find all pictures below `root` and take their labels from the list in the file `path`.
 
-    Its lines are `name label`, or `label` alone for the pictures in sorted order; a label is a
-    class or its index. The development kit's ILSVRC2012_validation_ground_truth.txt counts classes
-    in an order of its own, which `meta.mat` beside it explains. ValueError where pictures and lines
-    do not match or a label is out of range.
+    Its lines are `name label`, or `label` alone for the pictures in sorted order. A label is a
+    class or its index. The development kit's ILSVRC2012_validation_ground_truth.txt has its own
+    class numbers, which are translated by `meta.mat` beside it. ValueError where pictures and lines
+    do not match or a label is no class.
     """
     pictures = sorted(map(os.fsdecode, find_pictures(root).names))
     lines = [line.split() for line in _read_text(path).splitlines() if line.strip()]
@@ -120,7 +120,7 @@ def listed_pictures(
 def first_of_each_class(
     labels: Sequence[int] | np.ndarray, number: int, classes: Sequence[str]
 ) -> list[int]:
-    """Indices of the first `number` samples of every class; ValueError where one has fewer."""
+    """Indices of the first `number` samples of every class; ValueError where a class has fewer."""
     found = np.asarray(labels)
     chosen = []
     for label, name in enumerate(classes):
@@ -135,9 +135,9 @@ def first_of_each_class(
 
 
 def _indices(words: list[str], classes: Sequence[str], source: str, first_line: int) -> list[int]:
-    """Labels as indices; where no class is a number, a number is an index.
+    """Convert labels to class indices; if no class is a number, a number is an index.
 
-    ValueError where a label is none of the classes, or two of them have that name.
+    ValueError where a label is no class, or the name of two classes.
     """
     lookup: dict[str, int] = {}
     twice = {name for name, number in Counter(classes).items() if number > 1}
@@ -156,7 +156,7 @@ def _indices(words: list[str], classes: Sequence[str], source: str, first_line: 
 
 
 def _development_kit_labels(words: list[str], table: Path, classes: Sequence[str]) -> list[str]:
-    """ILSVRC2012_ID -> WNID, or its index in sorted order where the classes have no names."""
+    """Translate ILSVRC2012_ID to WNID, or to its sorted index where the classes have no names."""
     try:
         synsets = loadmat(table, squeeze_me=True)["synsets"]
         wnids = {
@@ -164,7 +164,7 @@ def _development_kit_labels(words: list[str], table: Path, classes: Sequence[str
             for entry in synsets
             if int(entry["num_children"]) == 0
         }
-    except Exception as error:  # a broken file can raise anything
+    except Exception as error:  # broken files raise exceptions of many types
         raise ValueError(
             f"{table} is not the development kit's table: {reason_of(error)}"
         ) from None
@@ -176,7 +176,7 @@ def _development_kit_labels(words: list[str], table: Path, classes: Sequence[str
 
 
 def _sorted_classes(words: set[str]) -> list[str]:
-    """Sorted, numbers by their value."""
+    """Sort class names; by value if all are numbers."""
     numbers = all(word.isdecimal() for word in words)
     return sorted(words, key=int) if numbers else sorted(words)
 

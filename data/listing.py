@@ -1,4 +1,4 @@
-"""Which pictures lie below a folder, and how a million names are kept."""
+"""Find the pictures below a folder, and store a million names compactly."""
 
 import errno
 import io
@@ -13,12 +13,12 @@ from data.pictures import ARRAY_SUFFIX, IMAGE_SUFFIXES
 from utils.messages import short
 
 _SUFFIXES = tuple(suffix.encode() for suffix in (*IMAGE_SUFFIXES, ARRAY_SUFFIX))
-_NO_DATA = b"lost+found"  # of the file system, at the top of a disk
-_LEADS_NOWHERE = (errno.ELOOP, errno.ENOTDIR)  # a link to itself, a link to what is below a file
+_NO_DATA = b"lost+found"  # created by the file system at the root of a disk
+_LEADS_NOWHERE = (errno.ELOOP, errno.ENOTDIR)  # a link to itself, a link to a path below a file
 
 
 class Names:
-    """Byte strings in one block, which worker processes share: a million strings would be copied.
+    """Byte strings in one block that worker processes share; single strings would be copied.
 
     ImageNet's 1.28 million names take 50 MB.
     """
@@ -26,7 +26,7 @@ class Names:
     def __init__(self, names: Sequence[bytes]) -> None:
         lengths = np.fromiter(map(len, names), np.int64, len(names))
         self.ends = np.concatenate([[0], np.cumsum(lengths)])
-        block = io.BytesIO()  # joining would take as much memory again, for pointers
+        block = io.BytesIO()  # b"".join would need as much memory again, for pointers
         block.writelines(names)
         self.content = block.getvalue()
 
@@ -34,7 +34,7 @@ class Names:
         return len(self.ends) - 1
 
     def __getitem__(self, index: int) -> bytes:
-        """The name at an index, as in a list."""
+        """The name at `index`, which may be negative."""
         index = range(len(self))[index]
         return self.content[self.ends[index] : self.ends[index + 1]]
 
@@ -44,9 +44,9 @@ class Names:
 
 @dataclass
 class Listing:
-    """Pictures below `root`: their paths relative to it, sorted as bytes, and how they were found.
+    """Pictures below `root`: paths relative to it, sorted as bytes, and figures of the search.
 
-    `subfolders` are those in `root` itself, `repeated` those that links lead to once more.
+    `subfolders` lie directly in `root`; `repeated` are folders that links reach again.
     """
 
     root: str
@@ -68,19 +68,19 @@ class Listing:
 
 
 def require_path(root: str) -> None:
-    """ValueError where no data path is given."""
+    """Raise ValueError if no data path is given."""
     if not root:
         raise ValueError("DATA.DATA_PATH is empty, expected a folder of images (--data-path DIR)")
 
 
 def find_pictures(root: str, nested: bool = False) -> Listing:
-    """All pictures at any depth below `root`, also in folders that links lead to.
+    """Find all pictures at any depth below `root`, also in folders that links lead to.
 
-    With `nested`, for folders of classes, those in `root` itself are left out.
-    A folder that has several names, by links, counts once: under its own name if it lies below
-    `root`, else under the first of the shortest chain of links. So a link to a folder above ends.
-    ValueError names a folder that cannot be listed, one that two classes have, and where pictures
-    and arrays, whose numbers have other ranges, are mixed.
+    `nested`, for class folders, omits pictures directly in `root`.
+    A folder with several paths, by links, counts once: under its own if that lies below `root`,
+    else under the shortest chain of links, the first in sorted order. Cycles of links thus end.
+    ValueError names a folder that cannot be listed or belongs to two classes, or `root` if pictures
+    are mixed with arrays, whose values have other ranges.
     """
     require_path(root)
     if not os.path.isdir(root):
@@ -88,7 +88,7 @@ def find_pictures(root: str, nested: bool = False) -> Listing:
     start = time.perf_counter()
     listing = Listing(root)
     seen: dict[int, bytes] = {}
-    links = [b""]  # the folder itself, then, in turn, what links lead to from what is known
+    links = [b""]  # `root` itself, then, round by round, the links found in the round before
     while links:
         further: list[bytes] = []
         for link in sorted(links):
@@ -96,8 +96,8 @@ def find_pictures(root: str, nested: bool = False) -> Listing:
             while folders:
                 folder = folders.pop()
                 identity = _identity(root, folder)
-                # Only behind a link can a folder be a known one: file systems whose numbers are
-                # not unique lose nothing.
+                # Only folders behind a link can repeat. Without links, a file system with
+                # duplicate inode numbers thus loses no pictures.
                 if link and identity in seen:
                     listing.repeated.append(folder)
                     if nested:
@@ -117,7 +117,7 @@ def find_pictures(root: str, nested: bool = False) -> Listing:
 
 
 def _require_same_class(root: str, folder: bytes, other: bytes) -> None:
-    """ValueError where two classes have one folder; links may lead up to the root."""
+    """Raise ValueError if two classes share a folder; links to the root are allowed."""
     classes = [os.fsdecode(name.partition(b"/")[0]) for name in (folder, other)]
     if other and classes[0] != classes[1]:
         raise ValueError(
@@ -128,9 +128,9 @@ def _require_same_class(root: str, folder: bytes, other: bytes) -> None:
 
 
 def _identity(root: str, folder: bytes) -> int:
-    """Device and inode as one number.
+    """Device and inode as one number, not a tuple.
 
-    Python keeps freed tuples for later, and with them the memory of the names around them.
+    Python keeps freed tuples for reuse, and with them the memory of the names around them.
     """
     path = os.path.join(os.fsencode(root), folder)
     try:
@@ -143,7 +143,7 @@ def _identity(root: str, folder: bytes) -> int:
 def _list(
     root: str, folder: bytes, names: list[bytes], folders: list[bytes], links: list[bytes]
 ) -> None:
-    """Add what a folder holds: names of pictures, of folders, and of links to folders."""
+    """Append a folder's pictures, subfolders and links to folders to the three lists."""
     path = os.path.join(os.fsencode(root), folder)
     prefix = folder + b"/" if folder else b""
     try:
@@ -173,8 +173,8 @@ def _leads_to_folder(entry: os.DirEntry[bytes]) -> bool:
 def _unlisted(path: bytes, error: OSError) -> ValueError:
     what = os.fsdecode(error.filename or path)
     return ValueError(
-        f"{what} cannot be listed: {error.strerror}; without its pictures the data set would be "
-        "another one: make it readable, or move it away"
+        f"{what} cannot be listed: {error.strerror}; without its pictures the data set would "
+        "be incomplete: make it readable, or move it away"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which patches are hidden: made once from the sizes, then called for every picture."""
+"""Masks of hidden patches: constructed once from the sizes, then called for every picture."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Size = int | tuple[int, int]  # a side, or height and width
 class RandomMask:
     """Hide ceil(cells * ratio) square cells, drawn uniformly without replacement (section 3.1).
 
-    `image_size` is a side or (height, width); a call gives a bool tensor (height / patch_size,
+    `image_size` is a side or (height, width); a call returns a bool tensor (height / patch_size,
     width / patch_size), True = hidden.
     ValueError where the sizes do not divide, or nothing or everything would be hidden.
     """
@@ -50,5 +50,5 @@ class RandomMask:
         return mask.repeat_interleave(self.scale, 0).repeat_interleave(self.scale, 1)
 
 
-# (image_size, mask_patch_size, patch_size, mask_ratio) -> what draws a mask from torch's generator
+# (image_size, mask_patch_size, patch_size, mask_ratio) -> sampler of masks, by torch's generator
 MASKS: dict[str, Callable[[Size, int, int, float], Callable[[], Tensor]]] = {"random": RandomMask}

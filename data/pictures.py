@@ -1,4 +1,4 @@
-"""From files to pictures: RGB, or any number of channels as numbers."""
+"""Decode files to pictures: RGB, or float tensors with any number of channels."""
 
 import functools
 import io
@@ -20,40 +20,40 @@ from utils.messages import reason_of
 
 ARRAY_SUFFIX = ".npy"
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-# Without those for which PIL starts other programs (PostScript) or which nobody stores pictures in.
+# Without formats for which PIL starts other programs (PostScript), and without rare ones.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
 RGB = 3
 NO_LABEL = -1
 LARGEST_FILE = 2**31  # bytes
-_PAUSES = (0.5, 1.0, 2.0)  # seconds, before a file is tried again
+_PAUSES = (0.5, 1.0, 2.0)  # seconds before a file is read again
 _NPY_HEADERS: dict[Any, Callable[[io.BytesIO], Any]] = {
     (1, 0): npy.read_array_header_1_0,
     (2, 0): npy.read_array_header_2_0,
 }
 _JPEG_COLOURS = ("YCbCr", "Gray", "RGB")
 
-# RGB, also as uint8 (3, H, W); or float32 (C, H, W): integers of 8 and 16 bits as 0 to 1, other
-# numbers as they are.
+# An RGB image of PIL; uint8 RGB (3, H, W); or float32 (C, H, W): unsigned integers of 8 and 16 bits
+# scaled to 0 to 1, other numbers unchanged.
 Picture = Image.Image | Tensor
 
 
-Image.init()  # PIL knows a format by name only when its plugin is loaded
+Image.init()  # PIL finds formats by name only after their plugins are loaded
 
 
 def read_picture(path: str, channels: int = RGB) -> Picture:
-    """Read a file as `channels` channels; ValueError names one where that is impossible."""
+    """Read a file as `channels` channels; ValueError names a file where that fails."""
     return decode_picture(read_file(path), path, channels)
 
 
 def decoder_of(decoder: str, channels: int) -> Callable[[bytes, str], Picture]:
-    """What turns a file's content and name into a picture, by DATA.DECODER: fast or pil."""
+    """Return the function (content, name) -> picture for DATA.DECODER: fast or pil."""
     if decoder == "fast" and channels == RGB:
         return decode_jpeg
     return functools.partial(decode_picture, channels=channels)
 
 
 def decode_picture(content: bytes, name: str, channels: int = RGB) -> Picture:
-    """A file's content as `channels` channels; ValueError with its name where that fails."""
+    """Decode a file's content as `channels` channels; ValueError with its name where that fails."""
     try:
         if name.lower().endswith(ARRAY_SUFFIX):
             return _decode_array(content, channels)
@@ -64,21 +64,21 @@ def decode_picture(content: bytes, name: str, channels: int = RGB) -> Picture:
             return as_channels(image, channels)
     except UnidentifiedImageError:
         reason = "it is empty" if not content else "it is in no known format"
-    except Exception as error:  # broken bytes can raise anything
+    except Exception as error:  # broken content raises exceptions of many types
         reason = reason_of(error)
     raise ValueError(f"{name} cannot be read as a picture: {reason}")
 
 
 class VanishedError(ValueError):
-    """A folder of pictures is no longer there."""
+    """A folder of pictures no longer exists."""
 
 
 def read_file(path: str) -> bytes:
-    """The content of a picture's file; ValueError names one that cannot be read."""
+    """Read a picture's file; ValueError names a file that cannot be read."""
 
     def read() -> bytes:
         """One attempt."""
-        # Without waiting: a named pipe in the folder must not stop a run.
+        # O_NONBLOCK: opening a named pipe must not block the run.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             status = os.fstat(file.fileno())
             if stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_FILE:
@@ -89,9 +89,9 @@ def read_file(path: str) -> bytes:
 
 
 def read_patiently(read: Callable[[], bytes], name: str, folder: str) -> bytes:
-    """What `read` returns, tried again where the storage fails.
+    """Return `read()`; call it again after an error of the storage (OSError).
 
-    ValueError with `name` where it keeps failing; VanishedError where `folder` is gone.
+    ValueError with `name` where all attempts fail; VanishedError where `folder` is gone.
     """
     for pause in (*_PAUSES, None):
         try:
@@ -109,17 +109,17 @@ def read_patiently(read: Callable[[], bytes], name: str, folder: str) -> bytes:
 
 
 def _has_16_bits(image: ImageFile.ImageFile) -> bool:
-    """Whether a file that is open, and not yet decoded, stores colours of 16 bits."""
-    layouts = [entry[3] for entry in image.tile]  # "RGBA;16B", or a tuple that begins so
+    """Whether a file that is open but not yet decoded stores 16-bit colours."""
+    layouts = [entry[3] for entry in image.tile]  # "RGBA;16B", or a tuple that begins with it
     return any(
         "16" in str(layout[0] if isinstance(layout, tuple) else layout) for layout in layouts
     )
 
 
 def decode_jpeg(content: bytes, name: str) -> Picture:
-    """A JPEG file's content as uint8 RGB (3, H, W), the pixels of PIL in less time.
+    """Decode a JPEG file to uint8 RGB (3, H, W): PIL's pixels in less time.
 
-    Other files as PIL reads them; ValueError names one that is no picture.
+    PIL decodes other files, other colour spaces and huge pictures. ValueError names a broken file.
     """
     if not name.lower().endswith((".jpg", ".jpeg")):
         return decode_picture(content, name)
@@ -129,14 +129,14 @@ def decode_jpeg(content: bytes, name: str) -> Picture:
             return decode_picture(content, name)
         pixels = simplejpeg.decode_jpeg(content)
     except ValueError:
-        return decode_picture(content, name)  # which tells what is wrong, or is more patient
+        return decode_picture(content, name)  # PIL reports the error, or tolerates it
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def as_channels(image: Image.Image, channels: int) -> Picture:
-    """A picture as RGB, or as floats with another number of channels.
+    """Convert a picture to RGB, or to float32 (C, H, W) for another number of channels.
 
-    One channel is grey; ValueError where the picture has not the wanted number of others.
+    One channel is grey. For others, ValueError where the picture has a different number.
     """
     if channels == RGB:
         return to_rgb(image)
@@ -150,7 +150,7 @@ def as_channels(image: Image.Image, channels: int) -> Picture:
 
 
 def _decode_array(content: bytes, channels: int) -> Tensor:
-    """A file of NumPy's format: (H, W), (H, W, C) or (C, H, W)."""
+    """Decode an .npy file of shape (H, W), (H, W, C) or (C, H, W) to float32 (C, H, W)."""
     pixels = _array_of(content)
     shape = pixels.shape
     if pixels.ndim == 2:
@@ -165,7 +165,7 @@ def _decode_array(content: bytes, channels: int) -> Tensor:
 
 
 def _array_of(content: bytes) -> np.ndarray:
-    """What numpy.save wrote; memory is claimed for what is there, not for what the header says."""
+    """Decode numpy.save's format; allocate nothing for a size that only the header claims."""
     file = io.BytesIO(content)
     version = npy.read_magic(file)
     if version not in _NPY_HEADERS:
@@ -179,7 +179,7 @@ def _array_of(content: bytes) -> np.ndarray:
 
 
 def _as_floats(pixels: np.ndarray, channels: int) -> Tensor:
-    """(C, H, W) of any numbers as float32."""
+    """Convert real numbers (C, H, W) to float32; scale uint8 and uint16 to 0 to 1."""
     if len(pixels) != channels:
         raise ValueError(
             f"it has {len(pixels)} channel(s), the encoder takes {channels} (IN_CHANS)"
@@ -191,7 +191,7 @@ def _as_floats(pixels: np.ndarray, channels: int) -> Tensor:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture as 8-bit RGB: 16-bit grey is scaled, transparent parts become white."""
+    """Convert a picture to 8-bit RGB: scale 16-bit grey, blend transparency with white."""
     if image.mode == "RGB":
         return image
     if image.mode == "F":

@@ -12,15 +12,15 @@ Key = tuple[int, int]  # (epoch, index of the sample)
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
-    """The order of samples in an epoch, int64 (length,): that of torch's DistributedSampler."""
+    """The order of samples in an epoch, int64 (length,), equal to torch's DistributedSampler."""
     return torch.randperm(length, generator=torch.Generator().manual_seed(seed + epoch))
 
 
 class EpochSampler(Sampler[Key]):
-    """This process's share of an epoch's order; its keys carry the epoch to the workers.
+    """This process's share of an epoch's order; its keys pass the epoch to the workers.
 
-    The processes take turns, so that what all have seen is a beginning of the order: another
-    number of them can go on from there. What does not divide among them is left out.
+    Samples go to the processes in turn, so that the samples seen form a prefix of the order, from
+    which another number of processes can resume. A remainder that does not divide is dropped.
     """
 
     def __init__(self, length: int, processes: int, rank: int, seed: int) -> None:
@@ -28,11 +28,11 @@ class EpochSampler(Sampler[Key]):
         self.epoch = self.done = 0
 
     def set_position(self, epoch: int, done: int = 0) -> None:
-        """The next pass is over this epoch without its first `done` samples."""
+        """Let the next pass run over this epoch without its first `done` samples."""
         self.epoch, self.done = epoch, done
 
     def order_of(self, epoch: int) -> Tensor:
-        """Indices of an epoch's samples, of all processes."""
+        """Indices of an epoch's samples for all processes, in order."""
         return epoch_order(self.length, self.seed, epoch)
 
     def __len__(self) -> int:
@@ -45,7 +45,7 @@ class EpochSampler(Sampler[Key]):
 
 
 class ShareSampler(Sampler[Key]):
-    """This process's share of a data set: all shares together are every sample once."""
+    """This process's share of a data set; all shares together contain every sample once."""
 
     def __init__(self, num_samples: int) -> None:
         self.indices = range(rank(), num_samples, world_size())

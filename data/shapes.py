@@ -50,7 +50,7 @@ CLASSES = list(OUTLINES)
 
 
 def draw_shape(index: int, size: int, stream: int = 0) -> tuple[Image.Image, int]:
-    """Picture `index` of a stream, RGB size x size, and its class, index modulo ten."""
+    """Draw picture `index` of a stream, RGB size x size; its class is `index` modulo ten."""
     random = np.random.default_rng((stream, index))
     label = index % len(CLASSES)
     colours = _distinct_colours(random)
@@ -62,7 +62,7 @@ def draw_shape(index: int, size: int, stream: int = 0) -> tuple[Image.Image, int
 
 
 def _distinct_colours(random: np.random.Generator) -> np.ndarray:
-    """Four colours (4, 3): two related ones each for background and shape, the pairs apart."""
+    """Colours (4, 3): two of the background, two of the shape; the first of each differ."""
     ground = random.uniform(20, 235, 3)
     shape = (ground + random.uniform(70, 185, 3)) % 256
     colours = [ground, random.uniform(0, 255, 3), shape, random.uniform(0, 255, 3)]
@@ -86,13 +86,13 @@ def _texture(
     elif kind == 2:
         share = np.cos(waves * x) + np.cos(waves * y) - 0.5
     else:
-        share = (x - x.mean()) / 4  # smooth, after the gain below
+        share = (x - x.mean()) / 4  # still smooth after the gain below
     share = contrast * (0.5 + 0.5 * np.clip(4 * share, -1, 1))[..., None]
     return first * (1 - share) + second * share
 
 
 def _cover(random: np.random.Generator, name: str, size: int) -> np.ndarray:
-    """How much of each pixel the rotated shape covers: (size, size), 0 to 1."""
+    """Share of each pixel that the rotated shape covers: (size, size), 0 to 1."""
     scale = 2  # drawn larger, then reduced, for smooth edges
     canvas = Image.new("L", (size * scale, size * scale))
     turn = random.uniform(0, 2 * math.pi)

@@ -1,4 +1,4 @@
-"""Pictures in uncompressed tar files (the layout of webdataset), each read where it lies."""
+"""Pictures in uncompressed tar files (the layout of webdataset), with random access."""
 
 import functools
 import os
@@ -25,21 +25,21 @@ INDEX_SUFFIX = ".index"
 CLASSES_FILE = "classes.txt"
 LABEL_SUFFIX = ".cls"
 _LONGEST_LABEL = 20  # bytes
-_NAME_BYTES = 96  # of a name that an index keeps
+_NAME_BYTES = 96  # of each name in an index
 _OPEN_FILES = 128
-MOST_CLASSES = 10**7  # as many as MODEL.NUM_CLASSES may be
+MOST_CLASSES = 10**7  # the limit of MODEL.NUM_CLASSES
 INDEX = np.dtype(
     [("offset", "<i8"), ("size", "<i8"), ("label", "<i8"), ("name", f"S{_NAME_BYTES}")]
 )
 
 
 class Shards:
-    """All pictures in the tar files of a folder, in the order of file names and of each file.
+    """All pictures in the tar files of a folder, by file name and then by position in the file.
 
-    An index beside a tar file (`python -m tools.shard` writes it) tells where each picture lies;
-    without one the file's headers are read once. Any picture can then be read at any time, so that
-    order, resuming and randomness are those of a folder of pictures.
-    ValueError names a file that is no uncompressed tar file, or is cut off.
+    An index beside a tar file (`python -m tools.shard` writes it) holds each picture's position;
+    without one, the file's headers are read once. Pictures are read in any order: shuffling,
+    resuming and randomness are those of a folder of pictures.
+    ValueError names a file that is no uncompressed tar file, or is truncated.
     """
 
     def __init__(self, root: str, channels: int = RGB, decoder: str = "fast") -> None:
@@ -52,7 +52,7 @@ class Shards:
         self.entries = np.concatenate(entries)
         self.tar_of = np.repeat(np.arange(len(entries)), [len(part) for part in entries])
         self.labels = self.entries["label"]
-        self.files: OrderedDict[int, int] = OrderedDict()  # file descriptors by tar
+        self.files: OrderedDict[int, int] = OrderedDict()  # tar -> descriptor, oldest use first
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -68,16 +68,16 @@ class Shards:
         return self.decode(content, name), int(entry["label"])
 
     def name(self, index: int) -> str:
-        """The tar file and the name in it."""
+        """Path of the tar file and the picture's name in it."""
         name = self.entries[index]["name"].decode(errors="replace")
         return f"{self.tars[int(self.tar_of[index])]}: {name}"
 
     @functools.cached_property
     def classes(self) -> list[str]:
-        """Names in `classes.txt`, else "0", "1", ...
+        """Class names in `classes.txt`, else "0", "1", ...
 
-        ValueError where a picture has no label, and where two classes have one name: a report, a
-        list of labels or another order could not tell them apart.
+        ValueError where a picture has no label, and where two classes have the same name: reports,
+        lists of labels and other class orders could not distinguish them.
         """
         if (self.labels == NO_LABEL).any():
             index = int(np.argmax(self.labels == NO_LABEL))
@@ -115,14 +115,14 @@ class Shards:
         return self.files[tar]
 
     def __getstate__(self) -> dict[str, object]:
-        """Without open files, which another process does not have."""
+        """Omit open files, which are not valid in another process."""
         return self.__dict__ | {"files": OrderedDict()}
 
 
 def entries_of(path: str) -> np.ndarray:
-    """Where the pictures of a tar file lie (INDEX), from its index if that fits, else its headers.
+    """Locate the pictures of a tar file (dtype INDEX), by its index if that fits, else its headers.
 
-    ValueError names a file that cannot be read.
+    ValueError names a file that cannot be read, is truncated, or holds no picture or one > 2 GiB.
     """
     try:
         entries = _read_index(path)
@@ -144,7 +144,7 @@ def entries_of(path: str) -> np.ndarray:
 
 
 def _read_index(path: str) -> np.ndarray | None:
-    """The index beside a tar file; None where it is missing or belongs to another one."""
+    """Read the index beside a tar file; None where it is missing or of another tar file."""
     try:
         entries = np.load(path + INDEX_SUFFIX, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -155,7 +155,7 @@ def _read_index(path: str) -> np.ndarray | None:
         ) from None
     if not isinstance(entries, np.ndarray) or entries.dtype != INDEX or entries.ndim != 1:
         return None
-    # The last entry is the tar file's own size.
+    # The last entry holds the size of the tar file.
     fits = len(entries) and entries[-1]["size"] == os.path.getsize(path)
     return entries[:-1] if fits else None
 
@@ -168,7 +168,7 @@ def write_index(path: str, entries: np.ndarray) -> None:
 
 
 def _scan(tar: tarfile.TarFile, path: str) -> np.ndarray:
-    """Pictures of a tar file with the labels of the files that share their name."""
+    """List the pictures of a tar file, with labels from the .cls files of the same names."""
     pictures: dict[str, tuple[int, int, bytes]] = {}
     labels: dict[str, int] = {}
     for member in tar:
@@ -178,7 +178,7 @@ def _scan(tar: tarfile.TarFile, path: str) -> np.ndarray:
         key = os.path.join(folder, base.partition(".")[0])
         suffix = os.path.splitext(base)[1].lower()
         if suffix in (*IMAGE_SUFFIXES, ARRAY_SUFFIX):
-            name = os.fsencode(member.name)[-_NAME_BYTES:]  # the end: it tells the format
+            name = os.fsencode(member.name)[-_NAME_BYTES:]  # the end, with the suffix
             pictures[key] = (member.offset_data, member.size, name)
         elif suffix == LABEL_SUFFIX:
             labels[key] = _read_label(tar, member, path)

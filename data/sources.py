@@ -1,4 +1,4 @@
-"""Where pictures come from: index -> (picture, label)."""
+"""Sources of pictures: index -> (picture, label)."""
 
 import os
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ Labels = Sequence[int] | np.ndarray
 
 
 class PictureSet(Protocol):
-    """Pictures by their index: what pre-training asks for."""
+    """Pictures by index, as pre-training needs them."""
 
     def __len__(self) -> int: ...
 
@@ -36,15 +36,15 @@ class PictureSet(Protocol):
         """Picture and label (NO_LABEL where there is none)."""
 
     def name(self, index: int) -> str:
-        """What a person calls the picture."""
+        """The picture's name in messages."""
 
 
 class LabelledSet(PictureSet, Protocol):
-    """Pictures whose labels are known without reading them: what fine-tuning asks for."""
+    """Pictures with labels that are known without reading them, as fine-tuning needs them."""
 
     @property
     def labels(self) -> Labels:
-        """A label for each picture, an index into `classes`."""
+        """One label per picture, an index into `classes`."""
 
     @property
     def classes(self) -> list[str]:
@@ -52,7 +52,7 @@ class LabelledSet(PictureSet, Protocol):
 
 
 class Selection:
-    """Some pictures of a labelled set, by their indices in it."""
+    """A subset of a labelled set, given by indices."""
 
     def __init__(self, whole: LabelledSet, indices: Sequence[int]) -> None:
         self.whole, self.indices = whole, indices
@@ -68,7 +68,7 @@ class Selection:
         return self.whole[self.indices[index]]
 
     def name(self, index: int) -> str:
-        """Its name in the whole set."""
+        """The picture's name in the whole set."""
         return self.whole.name(self.indices[index])
 
 
@@ -100,7 +100,7 @@ class ImageFolder:
 
 
 class Cifar10:
-    """CIFAR-10 in torchvision's format, downloaded to `root` unless it is there."""
+    """CIFAR-10 in torchvision's format, downloaded to `root` if missing."""
 
     def __init__(self, root: str, train: bool, channels: int = RGB) -> None:
         require_path(root)
@@ -127,11 +127,11 @@ class Cifar10:
         return as_channels(picture, self.channels), label
 
     def name(self, index: int) -> str:
-        """Its number."""
+        """The picture's number, as in messages."""
         return f"picture {index} of CIFAR-10"
 
 
-_LARGEST_SHAPE = 4096  # pixels; drawing one takes ten arrays of floats
+_LARGEST_SHAPE = 4096  # pixels a side; drawing takes ten float arrays of this size
 
 
 class Shapes:
@@ -158,12 +158,12 @@ class Shapes:
         return as_channels(picture, self.channels), label
 
     def name(self, index: int) -> str:
-        """Its number."""
+        """The picture's number, as in messages."""
         return f"shape {index}"
 
 
 def rgb_or_grey(channels: int, name: str) -> int:
-    """Three or one; ValueError where a data set of RGB pictures has not the wanted channels."""
+    """Return `channels`; ValueError unless it is 3 (RGB) or 1 (grey), the only choices."""
     if channels not in (1, RGB):
         raise ValueError(f"IN_CHANS is {channels}, but the data set {name} has RGB (3) or grey (1)")
     return channels

@@ -1,4 +1,4 @@
-"""From a picture to a tensor, and from there to what the network sees."""
+"""Transforms of a picture to a tensor, and of a batch to the network's input."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -32,12 +32,12 @@ class CropAndFlip:
         self.mode = transforms.InterpolationMode(interpolation)
 
     def __call__(self, picture: Picture) -> Tensor:
-        """Draws from torch's generator what torchvision's two transforms would draw."""
+        """Crop and flip with the same random numbers as torchvision's two transforms."""
         crop = transforms.RandomResizedCrop.get_params(picture, self.scale, self.ratio)
         mirrored = bool(torch.rand(1) < 0.5)
         if not isinstance(picture, Tensor):
             cropped = pil_to_tensor(functional.resized_crop(picture, *crop, self.size, self.mode))
-        else:  # on bytes, several times as fast as PIL
+        else:  # on uint8, several times as fast as PIL
             top, left, height, width = crop
             part = picture[:, top : top + height, left : left + width]
             cropped = resize_image(part, self.size, self.mode)
@@ -45,12 +45,12 @@ class CropAndFlip:
 
 
 def pretrain_transform(image_size: Size) -> CropAndFlip:
-    """What pre-training does to a picture."""
+    """The augmentation of pre-training."""
     return CropAndFlip(image_size, (0.67, 1.0), "bilinear")
 
 
 def _ratio(height: int, width: int) -> tuple[float, float]:
-    """Width / height of crops: they are distorted by a third at most."""
+    """Range of width / height of a crop: 3/4 to 4/3 of the image's."""
     shape = width / height
     return 3 / 4 * shape, 4 / 3 * shape
 
@@ -60,7 +60,7 @@ def _to_tensor(picture: Picture) -> Tensor:
 
 
 class TrainTransform:
-    """One of two transforms, by the kind of picture."""
+    """Apply `for_rgb` to PIL images and `for_others` to tensors."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class TrainTransform:
         self.changes_colours = changes_colours
 
     def __call__(self, picture: Picture) -> Tensor:
-        """Picture -> tensor; ValueError where colours of others than RGB should change."""
+        """Picture -> tensor; ValueError for a tensor if `changes_colours`."""
         if not isinstance(picture, Tensor):
             return torch.as_tensor(self.for_rgb(picture))
         if self.changes_colours:
@@ -94,8 +94,8 @@ def train_transform(
     """timm's augmentation for supervised training: picture -> tensor (C, H, W).
 
     RGB pictures become uint8; others are only cropped and flipped, so colour jitter and
-    AutoAugment must be off for them. What timm does to a normalized batch, random erasing and
-    Mixup, is `BatchAugmentation`'s. ValueError where timm does not understand `auto_augment`.
+    AutoAugment must be off for them. `BatchAugmentation` does random erasing and Mixup, on
+    normalized batches. ValueError where timm does not understand `auto_augment`.
     """
     if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise ValueError(f"AUG.CROP_SCALE is {list(crop_scale)}, expected [from, to] within 0..1")
@@ -105,7 +105,7 @@ def train_transform(
         augment = create_transform(
             (height, width),
             is_training=True,
-            use_prefetcher=True,  # ends in uint8
+            use_prefetcher=True,  # returns uint8
             scale=tuple(crop_scale),
             ratio=_ratio(height, width),
             color_jitter=color_jitter or None,
@@ -123,10 +123,10 @@ def train_transform(
 
 
 def eval_transform(image_size: Size, interpolation: str, crop: bool) -> transforms.Compose:
-    """Picture -> tensor (C, H, W) without chance, uint8 for RGB pictures.
+    """Picture -> tensor (C, H, W) without randomness, uint8 for RGB pictures.
 
-    With `crop` the picture is made to cover 256/224 of the image size, then the centre is cut out;
-    without, the whole picture becomes that size.
+    With `crop`, the picture is resized to cover 256/224 of the image size, then cropped at the
+    centre; without, the whole picture is resized to the image size.
     """
     mode = transforms.InterpolationMode(interpolation)
     sides = to_2tuple(image_size)
@@ -141,7 +141,7 @@ def eval_transform(image_size: Size, interpolation: str, crop: bool) -> transfor
 def _cover(
     picture: Picture, height: int, width: int, mode: transforms.InterpolationMode
 ) -> Picture:
-    """Resize a picture, which keeps its shape, so that it just covers height x width."""
+    """Resize a picture, with its aspect ratio kept, so that it just covers height x width."""
     _, old_height, old_width = functional.get_dimensions(picture)
     if old_height * width <= old_width * height:
         size = [height, int(height * old_width / old_height)]
@@ -154,14 +154,14 @@ def _cover(
 class BatchAugmentation:
     """timm's random erasing, then Mixup or CutMix, on a normalized batch.
 
-    Without `mixup` labels stay class indices.
+    Without `mixup`, labels stay class indices.
     """
 
     def __init__(self, erase: RandomErasing, mixup: Mixup | None) -> None:
         self.erase, self.mixup = erase, mixup
 
     def __call__(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """float (B, 3, H, W) and labels (B,) -> images and targets (B,) or (B, num_classes)."""
+        """float (B, C, H, W) and labels (B,) -> images and targets (B,) or (B, num_classes)."""
         image = self.erase(image)
         if self.mixup is None:
             return image, label
@@ -170,10 +170,10 @@ class BatchAugmentation:
 
 
 class Normalizer:
-    """From pictures to what the network sees, (x - mean) / std per channel, and back.
+    """Convert images to the network's input, (x - mean) / std per channel, and back.
 
-    `mean` and `std` are for values from 0 to 1; one number stands for all channels.
-    ValueError unless there are one or `channels` of them.
+    `mean` and `std` refer to values from 0 to 1; one number applies to all channels.
+    ValueError unless both have one or `channels` numbers and `std` is positive.
     """
 
     def __init__(
@@ -204,13 +204,13 @@ class Normalizer:
         return to_uint8(image.float() * self.std + self.mean)
 
     def _move_to(self, device: torch.device) -> None:
-        # Once: a copy to the device in every step would make the host wait.
+        # Only once: a copy to the device in every step would make the host wait.
         if self.mean.device != device:
             self.mean, self.std = self.mean.to(device), self.std.to(device)
 
 
 def to_uint8(image: Tensor) -> Tensor:
-    """Values from 0 to 1 as 0 to 255, rounded and clamped; uint8 stays as it is."""
+    """Scale values of 0..1 to 0..255, rounded and clamped; return uint8 unchanged."""
     if image.dtype == torch.uint8:
         return image
     return (image * 255).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Pictures that cannot be read: what takes their place, and how many a run accepts."""
+"""Unreadable pictures: their substitutes, and how many a run accepts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +11,14 @@ from utils.processes.group import combine_over_processes, largest_over_processes
 from utils.randomness import SUBSTITUTE_STREAM, seeded
 
 _BLANK_SIDE = 32
-_TRIES = 16  # substitutes may be unreadable, too
-_NAMED = 5  # in one line
+_TRIES = 16  # attempts: substitutes may be unreadable, too
+_NAMED = 5  # names in one error message
 
 
 class ReadablePictures:
-    """A source's pictures, read by (epoch, index); another takes the place of an unreadable one.
+    """A source's pictures by (epoch, index), with unreadable ones replaced by others.
 
-    `unreadable` marks them. Loaders' workers do so in memory that all of them share with the main
+    `unreadable` marks unreadable pictures, in memory that the loader's workers share with the main
     process.
     """
 
@@ -30,9 +30,9 @@ class ReadablePictures:
         return len(self.pictures)
 
     def read(self, epoch: int, index: int) -> tuple[Picture, int]:
-        """Picture and label; a substitute follows from (seed, epoch, index) alone.
+        """Picture and label; (seed, epoch, index) alone determines a substitute.
 
-        ValueError where many in a row are unreadable, and where the whole folder has vanished.
+        ValueError where all attempts fail; VanishedError where the whole folder is gone.
         """
         for attempt in range(_TRIES):
             chosen = index
@@ -49,21 +49,21 @@ class ReadablePictures:
         raise ValueError(f"{reason}; nor could {_TRIES - 1} others that were to take its place")
 
     def name(self, index: int) -> str:
-        """What a person calls a picture: its path, if it has one."""
+        """The picture's name in messages: its path, if it has one."""
         return self.pictures.name(index)
 
     def __str__(self) -> str:
-        """How many there are, and how they were found where they had to be looked for."""
+        """The number of pictures and, for a folder, how they were found."""
         return getattr(self.pictures, "found", "") or f"{len(self)} images"
 
 
 class EvalPictures(ReadablePictures):
-    """The same for evaluation, where nothing may take a picture's place: it is black."""
+    """Pictures for evaluation: an unreadable one is replaced by a black one, not by another."""
 
     pictures: LabelledSet
 
     def read_or_blank(self, index: int) -> tuple[Picture, int, bool]:
-        """Picture, label and whether it could be read; else the picture is black."""
+        """Picture, label and whether the picture was readable; an unreadable one is black."""
         try:
             return *self.pictures[index], True
         except VanishedError:
@@ -76,9 +76,9 @@ class EvalPictures(ReadablePictures):
 
 
 class UnreadableCount:
-    """Counts a data set's unreadable training pictures over all processes; `warn` gets names.
+    """Count a data set's unreadable training pictures over all processes; `warn` gets names.
 
-    `limit` is the share of all pictures beyond which the run stops, `folder` where the list goes.
+    `limit` is the share of all pictures above which the run stops; the list goes to `folder`.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class UnreadableCount:
         self.known = torch.zeros(len(pictures), dtype=torch.bool)
 
     def __call__(self) -> int:
-        """How many there are; call it in all processes. Each is named once.
+        """Return their number and warn of new ones; all processes must call it together.
 
-        ValueError where they are more than the limit: `broken_pictures.txt` then lists them.
+        ValueError where there are more than the limit; `broken_pictures.txt` then lists them.
         """
         own = self.pictures.unreadable
         if largest_over_processes(int((own & ~self.known).any()), self.device):

@@ -1,4 +1,4 @@
-"""Multi-head attention with a position bias: one function, and a way for each device."""
+"""Multi-head attention with a position bias, with one implementation per kind of device."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 def project_qkv(
     tokens: Tensor, weight: Tensor, q_bias: Tensor | None, v_bias: Tensor | None, num_heads: int
 ) -> Tensor:
-    """Queries, keys and values; keys have no bias: (B, L, C) -> (B, L, 3, heads, d)."""
+    """Project to queries, keys (without bias) and values: (B, L, C) -> (B, L, 3, heads, d)."""
     bias = None
     if q_bias is not None and v_bias is not None:
         bias = torch.cat((q_bias, torch.zeros_like(v_bias), v_bias))
@@ -21,8 +21,8 @@ def project_qkv(
 def attend(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """Multi-head attention, softmax(q k^T * scale + bias) v: (B, L, 3, heads, d) -> (B, L, C).
 
-    `bias` (G, heads, L, L) repeats over the batch, B a multiple of G. Half precision is safe: the
-    softmax subtracts the maximum and works in float32 inside.
+    `bias` (G, heads, L, L) repeats over the batch; B is a multiple of G. Half precision is safe:
+    the softmax subtracts the maximum and works in float32.
     """
     bias = None if bias is None else bias.to(qkv.dtype)
     if qkv.is_cuda or (bias is None and qkv.dtype == torch.float32):
@@ -34,9 +34,9 @@ def attend(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
 
 
 def fused_attention(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """`attend` by torch's fused kernel: on GPUs, and on CPUs where no bias needs a gradient.
+    """`attend` by torch's fused kernel: on GPUs, and on CPUs in float32 without a bias.
 
-    On CPUs it is slower than plain products in bfloat16.
+    In bfloat16 on CPUs it is slower than plain matrix products.
     """
     query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, L, d)
     if bias is not None and len(bias) > 1:
@@ -60,15 +60,15 @@ def plain_attention(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
 class ChunkedAttention(torch.autograd.Function):
     """`attend` for CPUs: a few samples at a time, so that their scores stay in the cache.
 
-    The backward pass computes the scores again instead of keeping them, and writes the gradients
-    in the layout of qkv. torch's fused kernel for CPUs has no gradient for the bias.
+    The backward pass recomputes the scores instead of keeping them, and writes the gradients in
+    the layout of qkv. torch's fused kernel for CPUs has no gradient for the bias.
     """
 
     CHUNK = 2**19  # scores at a time
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-        """Save the inputs only."""
+        """Compute the result; save only the inputs for the backward pass."""
         ctx.save_for_backward(qkv, bias)
         ctx.scale = scale
         batch, length, _, heads, width = qkv.shape
@@ -83,7 +83,7 @@ class ChunkedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        """Gradients of qkv and, summed over the batch, of the bias; sums in float32 at least."""
+        """Gradients of qkv and, summed over the batch, of the bias; sums are float32 or wider."""
         qkv, bias = ctx.saved_tensors
         heads = qkv.shape[3]
         grad = grad.view(*qkv.shape[:2], 1, heads, -1)
@@ -106,7 +106,7 @@ class ChunkedAttention(torch.autograd.Function):
 
 
 def _chunks(qkv: Tensor, bias: Tensor | None) -> list[slice]:
-    """Slices of the batch, of whole groups of the bias."""
+    """Slices of the batch whose sizes are multiples of the bias's G."""
     batch, length, _, heads, _ = qkv.shape
     groups = 1 if bias is None else len(bias)
     size = max(ChunkedAttention.CHUNK // (heads * length**2 * groups), 1) * groups
@@ -119,11 +119,11 @@ def _by_head(packed: Tensor) -> tuple[Tensor, ...]:
 
 
 def _centred_by_head(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Query, key and value, each (B * heads, L, d), and what was taken off every value.
+    """Query, key and value, each (B * heads, L, d), and the offset subtracted from every value.
 
-    Attention does not change when all keys of a head move together, and moves with its values. In
-    half precision both are moved so that their mean over the tokens is 0: otherwise what they
-    share, which cancels out of the gradient, leaves rounding errors that can outgrow it.
+    A constant added to all keys of a head does not change attention; one added to its values is
+    added to the result. In half precision, both get mean 0 over the tokens (offset None otherwise):
+    a common offset cancels in the gradient, but its rounding errors can exceed the gradient.
     """
     query, key, value = _by_head(qkv)
     if qkv.dtype.itemsize > 2:
@@ -133,7 +133,7 @@ def _centred_by_head(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None
 
 
 def _attention_shares(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Softmax of the scores, in float32 at least: (B * heads, L, d) -> (B * heads, L, L)."""
+    """Softmax of the scores, in float32 or wider: (B * heads, L, d) -> (B * heads, L, L)."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     if bias is None:
         return (query @ key.transpose(1, 2)).mul_(scale).softmax(dim=-1, dtype=dtype)

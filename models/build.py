@@ -1,4 +1,4 @@
-"""From the configuration to models; the only file here that reads it."""
+"""Build models from the configuration, which no other file in models/ reads."""
 
 import functools
 import os
@@ -26,17 +26,17 @@ from utils.messages import choose, shown
 
 
 def _vit(**arguments: Any) -> VisionTransformer:
-    # Pre-training cuts initial weights at one standard deviation, fine-tuning practically not.
+    # Initial weights are cut at 1 standard deviation in pre-training, at 100 in fine-tuning.
     return VisionTransformer(init_cut=0.02 if arguments["use_mask_token"] else 2.0, **arguments)
 
 
-# How each is made: see `Encoder`.
+# `Encoder` describes the constructor arguments.
 ENCODERS: dict[str, Callable[..., Encoder]] = {
     "swin": SwinTransformer,
     "swinv2": SwinTransformerV2,
     "vit": _vit,
 }
-# (features, pixels of the target along a feature's side, numbers of such a pixel) -> head
+# (features, pixels of the target along a feature's side, channels of the target) -> head
 DECODERS: dict[str, Callable[[int, int, int], nn.Module]] = {"linear": linear_decoder}
 TARGETS: dict[str, Callable[[CfgNode], Target]] = {
     "pixels": lambda cfg: PixelTarget(),
@@ -46,7 +46,7 @@ LOSSES: dict[str, Loss] = {"l1": masked_l1}
 
 
 def build_encoder(cfg: CfgNode, *, num_classes: int = 0, use_mask_token: bool = False) -> Encoder:
-    """The encoder MODEL.TYPE names; ValueError where it is unknown or its sizes do not fit."""
+    """Build the encoder MODEL.TYPE; ValueError where it is unknown or its sizes do not fit."""
     name = cfg.MODEL.TYPE
     encoder = choose(ENCODERS, name, "MODEL.TYPE")
     if name.upper() not in cfg.MODEL:
@@ -65,23 +65,23 @@ def build_encoder(cfg: CfgNode, *, num_classes: int = 0, use_mask_token: bool = 
         use_checkpoint=cfg.TRAIN.USE_CHECKPOINT,
     )
     probe = torch.empty(0)
-    if type(probe) is Tensor and not probe.is_meta:  # tensors take memory here
+    if type(probe) is Tensor and not probe.is_meta:  # neither fake nor meta tensors
         _require_memory(build, f"MODEL.{name.upper()}")
     return build()
 
 
 def _require_memory(build: Callable[[], Encoder], section: str) -> None:
-    """ValueError where the encoder's weights alone exceed this machine's memory.
+    """Raise ValueError if the encoder's weights alone exceed this machine's memory.
 
-    They are counted in a model on the meta device, which takes no memory.
+    The weights are counted in a model on the meta device, which takes no memory.
     """
     try:
         with torch.device("meta"):
             encoder = cast(nn.Module, build())
         weights = sum(parameter.numel() for parameter in encoder.parameters())
-    except NotImplementedError:  # an encoder that computes something when it is made
+    except NotImplementedError:  # the constructor needs values
         return
-    except RuntimeError:  # torch counts up to 2^63 numbers
+    except RuntimeError:  # more weights than torch can count (2^63)
         weights = 2**63
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * weights > memory:
@@ -92,7 +92,7 @@ def _require_memory(build: Callable[[], Encoder], section: str) -> None:
 
 
 def build_pretrain_model(cfg: CfgNode) -> SimMIM:
-    """Encoder with mask token, decoder, target and loss."""
+    """Build SimMIM: encoder with mask token, decoder, target and loss."""
     keys = cfg.MODEL.SIMMIM
     name = "normalized_pixels" if keys.NORM_TARGET.ENABLE else keys.TARGET
     target = choose(TARGETS, name, "MODEL.SIMMIM.TARGET")(cfg)
@@ -105,7 +105,7 @@ def build_pretrain_model(cfg: CfgNode) -> SimMIM:
 
 
 def _stride_in_target(encoder: Encoder, target: Target, cfg: CfgNode) -> int:
-    """Pixels of the target along a feature's side; ValueError unless that is a whole number."""
+    """Pixels of the target along a feature's side; ValueError unless one integer for both sides."""
     sides = to_2tuple(cfg.DATA.IMG_SIZE)
     strides = {Fraction(encoder.stride * target.side(side), side) for side in sides}
     stride = strides.pop()
@@ -120,25 +120,25 @@ def _stride_in_target(encoder: Encoder, target: Target, cfg: CfgNode) -> int:
 
 
 def build_classifier(cfg: CfgNode, num_classes: int) -> nn.Module:
-    """The encoder with a linear classification head."""
+    """Build the encoder with a linear classification head."""
     return cast(nn.Module, build_encoder(cfg, num_classes=num_classes))
 
 
 def build_criterion(cfg: CfgNode, *, soft_targets: bool) -> nn.Module:
-    """Cross entropy of logits and targets; Mixup has already smoothed soft ones."""
+    """Build the cross entropy; it smooths hard labels only, since Mixup has smoothed soft ones."""
     return nn.CrossEntropyLoss(label_smoothing=0.0 if soft_targets else cfg.MODEL.LABEL_SMOOTHING)
 
 
 def stored_config(path: str | Path) -> CfgNode:
-    """The configuration that a checkpoint stores; ValueError where it stores none of today's."""
+    """The configuration stored in a checkpoint; ValueError where it is missing or invalid."""
     return _config_in(read_checkpoint(path), path)
 
 
 def load_simmim(path: str | Path, cfg: CfgNode | None = None) -> SimMIM:
-    """A pre-trained model as it is in a checkpoint, to be used: on the CPU, in evaluation mode.
+    """Load a pre-trained model from a checkpoint, on the CPU and in evaluation mode.
 
-    `cfg` for files that do not store the configuration (by `get_config`). ValueError where the
-    file cannot be read or does not fit.
+    `cfg` (from `get_config`) replaces the stored configuration, which some files lack. ValueError
+    where the file cannot be read or does not fit.
     """
     content = read_checkpoint(path)
     weights = model_weights(content, path)
@@ -154,7 +154,7 @@ def load_simmim(path: str | Path, cfg: CfgNode | None = None) -> SimMIM:
 
 
 def load_classifier(path: str | Path, cfg: CfgNode | None = None) -> tuple[nn.Module, list[str]]:
-    """The same for a fine-tuned model; also the names of its classes, none where it stores none."""
+    """Load a fine-tuned model as `load_simmim` does, and its class names, [] if none are stored."""
     content = read_checkpoint(path)
     weights = model_weights(content, path)
     num_classes = head_size(weights, path)
@@ -172,5 +172,5 @@ def _config_in(content: object, path: str | Path) -> CfgNode:
         raise ValueError(f"checkpoint {path} stores no configuration: {hint}")
     try:
         return config_of(values, f"configuration in checkpoint {path}")
-    except ValueError as error:  # of another program, or of this one when it had other keys
-        raise ValueError(f"{error}; {hint}, or import first what adds its keys") from None
+    except ValueError as error:  # of another program, or of another version of this one
+        raise ValueError(f"{error}; {hint}, or first import the code that adds its keys") from None

@@ -1,4 +1,4 @@
-"""What several encoders share: patch embedding, mask token, MLP, stochastic depth."""
+"""Layers that several encoders share: patch embedding, mask token, MLP, stochastic depth."""
 
 from collections.abc import Callable
 from typing import Any
@@ -42,7 +42,7 @@ def hide_tokens(tokens: Tensor, mask_token: Tensor, mask: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, linear on the last axis; dropout at the end and, if asked, in between."""
+    """Linear, GELU, linear on the last axis; dropout at the end and, if `drop_hidden`, between."""
 
     def __init__(self, dim: int, hidden: int, drop: float = 0.0, drop_hidden: bool = True) -> None:
         super().__init__()
@@ -58,17 +58,17 @@ class Mlp(nn.Module):
 
 
 def drop_path(rate: float) -> nn.Module:
-    """Stochastic depth for one residual branch; nothing at all at rate 0."""
+    """Stochastic depth for one residual branch; the identity at rate 0."""
     return DropPath(rate) if rate > 0 else nn.Identity()
 
 
 def drop_path_rates(last_rate: float, depth: int) -> list[float]:
-    """Linear from 0 in the first block to `last_rate` in the last."""
+    """Rate of each block, linear from 0 in the first to `last_rate` in the last."""
     return [last_rate * block / max(depth - 1, 1) for block in range(depth)]
 
 
 def run_block(block: Callable[..., Tensor], *inputs: Any, recompute: bool) -> Tensor:
-    """Call a block; with `recompute` its activations are computed again in the backward pass."""
+    """Call a block; with `recompute`, recompute its activations in the backward pass."""
     if recompute and torch.is_grad_enabled():
         result: Tensor = checkpoint(block, *inputs, use_reentrant=False)
         return result
@@ -76,7 +76,7 @@ def run_block(block: Callable[..., Tensor], *inputs: Any, recompute: bool) -> Te
 
 
 def init_linear(module: nn.Module, cut: float = 2.0) -> None:
-    """Linear layers: normal of std 0.02 cut at +-`cut` (absolute), biases 0."""
+    """Initialize a linear layer: normal of std 0.02, truncated at +-`cut` (absolute), bias 0."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02, a=-cut, b=cut)
         if module.bias is not None:

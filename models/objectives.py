@@ -1,4 +1,4 @@
-"""What is predicted (targets) and how the error is measured (losses), section 3.4."""
+"""Prediction targets and losses (section 3.4)."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -7,36 +7,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# (prediction, target, mask) -> scalar; both (B, C, H, W) in the target's sizes, the mask
-# (B, 1, H, W) bool, True = hidden.
+# (prediction, target, mask) -> scalar; prediction and target have the target's shape
+# (B, C, H, W), the mask is bool (B, 1, H, W), True = hidden.
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Target(Protocol):
-    """What is predicted, and how many numbers that is: the head follows."""
+    """A prediction target; its channels and sides determine the size of the head."""
 
     def channels(self, image_channels: int) -> int:
-        """How many numbers a pixel of the target has."""
+        """Channels of the target for images of `image_channels`."""
 
     def side(self, image_side: int) -> int:
-        """Its resolution: pixels along a side of an image that has `image_side`."""
+        """Pixels of the target along an image side of `image_side` pixels."""
 
     def __call__(self, image: Tensor) -> Tensor:
         """Normalized images (B, C, H, W) -> (B, channels(C), side(H), side(W))."""
 
     def to_pixels(self, prediction: Tensor, image: Tensor) -> Tensor:
-        """What a prediction looks like, for people: normalized, in the shape of the image."""
+        """Convert a prediction to a normalized image of the same shape as `image`, for display."""
 
 
 class PixelTarget:
     """The normalized input image itself."""
 
     def channels(self, image_channels: int) -> int:
-        """Those of the image."""
+        """Channels of the image."""
         return image_channels
 
     def side(self, image_side: int) -> int:
-        """The image's."""
+        """Side of the image."""
         return image_side
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -44,14 +44,14 @@ class PixelTarget:
         return image
 
     def to_pixels(self, prediction: Tensor, image: Tensor) -> Tensor:
-        """Turn a prediction of this target back into an image."""
+        """Return the prediction, which is an image already."""
         return prediction
 
 
 class NormalizedPixelTarget(PixelTarget):
-    """Each pixel relative to the mean and deviation of a window centred on it (V2 paper).
+    """Pixels normalized by mean and standard deviation of a window centred on each (V2 paper).
 
-    Per channel, `patch_size` odd, stride 1; pixels outside the image do not count.
+    Statistics are per channel, `patch_size` is odd, and pixels outside the image do not count.
     """
 
     def __init__(self, patch_size: int) -> None:
@@ -67,12 +67,12 @@ class NormalizedPixelTarget(PixelTarget):
         return (image - mean) / deviation
 
     def to_pixels(self, prediction: Tensor, image: Tensor) -> Tensor:
-        """Turn a prediction back into an image, with the statistics of the true one."""
+        """Convert a prediction to an image by the statistics of `image`."""
         mean, deviation = self._statistics(image)
         return prediction * deviation + mean
 
     def _statistics(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Window mean and square root of the unbiased variance, each (B, C, H, W)."""
+        """Window mean and square root of (unbiased variance + 1e-6), each (B, C, H, W)."""
         mean = self._window_mean(image)
         count = self.patch_size**2 * F.avg_pool2d(
             torch.ones_like(image), self.patch_size, 1, self.patch_size // 2
@@ -87,7 +87,7 @@ class NormalizedPixelTarget(PixelTarget):
 
 
 def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute error over hidden pixels, in float32 at least.
+    """Mean absolute error over hidden pixels, in the target's precision.
 
     `prediction` and `target` (B, C, H, W), `mask` (B, 1, H, W) bool, True = hidden; a scalar:
     sum(|target - prediction| * mask) / (sum(mask) + 1e-5) / C.

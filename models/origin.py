@@ -1,4 +1,4 @@
-"""What a checkpoint tells of the model it is from, and what an encoder changed to take it."""
+"""What a checkpoint says about its model, and how an encoder adapted its weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,14 +8,14 @@ from torch import Tensor
 
 from models.windows import Grid, halved, shrunk_window
 
-_LARGEST_SIDE = 10**5  # of an image; a file from anybody may tell more
+_LARGEST_SIDE = 10**5  # of an image; untrusted files may say more
 
 
 @dataclass
 class Adapted:
-    """What an encoder did to foreign weights, which it changed in place.
+    """How an encoder adapted the weights of a file, in place.
 
-    Names of tensors that it resized, buffers that it computed itself, and notes for the log.
+    Names of resized tensors, buffers that the encoder computed, and notes for the log.
     """
 
     resized: list[str] = field(default_factory=list)
@@ -24,13 +24,13 @@ class Adapted:
 
 
 def image_aspect(content: object) -> float | None:
-    """Height / width of the images it was trained on, where the stored configuration tells."""
+    """Height / width of the training images by the stored configuration, None without one."""
     size = _image_size(content)
     return None if size is None else size[0] / size[1]
 
 
 def swinv2_window(content: object, stage: int) -> Grid | None:
-    """The window for which a Swin V2 learned its biases, where the stored configuration tells."""
+    """Window in which a Swin V2 stage learned its biases by the stored configuration, or None."""
     keys = _section(_section(_section(content, "config"), "MODEL"), "SWINV2")
     pretrained = keys.get("PRETRAINED_WINDOW_SIZES")
     if isinstance(pretrained, list | tuple) and stage < len(pretrained):

@@ -1,4 +1,4 @@
-"""Relative positions of weights from another window or image size: tables and coordinates."""
+"""Adapt relative positions to another window or image size: bias tables and coordinates."""
 
 import math
 from typing import Any
@@ -14,19 +14,19 @@ from utils.messages import short
 TABLE = "relative_position_bias_table"
 _DEGREE = 3
 _COORDINATE_RANGE = 8  # of Swin V2's coordinates before the logarithm
-_LARGEST_WINDOW = 10**5  # of pre-training, as in limits of the configuration
+_LARGEST_WINDOW = 10**5  # of pre-training; the limit of the configuration
 
 
 def resize_tables(
     weights: dict[str, Tensor], encoder: nn.Module, aspect: float | None
 ) -> list[str]:
-    """Resize the position biases in `weights` to the encoder's windows, in place; their names.
+    """Resize position biases in `weights` to the encoder's windows; return the resized names.
 
-    `aspect` is height / width of the images that they were learned from, None where nothing tells.
+    `aspect` is height / width of the images on which they were trained, None if unknown.
     ValueError names a table that belongs to no window.
     """
     own = encoder.state_dict()
-    # What has the name of a table and is none is left to the comparison of shapes.
+    # Tensors that are no tables despite their names fail in the comparison of shapes.
     tables = [
         name
         for name, value in weights.items()
@@ -35,9 +35,9 @@ def resize_tables(
     resized = []
     for name in tables:
         if aspect is None and len(weights[name]) == len(own[name]):
-            continue  # nothing tells of another shape
+            continue  # no sign of another window
         owner: Any = encoder.get_submodule(name.rpartition(".")[0])
-        target: Grid = owner.window  # of tokens, beside the table
+        target: Grid = owner.window  # in tokens, an attribute beside the table
         num_kept = len(own[name]) - math.prod(_sides(target))
         try:
             window = window_of_table(len(weights[name]) - num_kept, aspect or 1.0)
@@ -50,11 +50,11 @@ def resize_tables(
 
 
 def resize_position_bias(table: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Resize a table (rows, heads) of the window `source` to `target`, each head by a spline.
+    """Resize a table (rows, heads) from window `source` to `target`, each head by a spline.
 
-    Rows are the relative positions of a window (h, w), (2h - 1)(2w - 1), then any number that are
-    kept (a ViT has three). Known positions are laid out in geometrically growing steps, finest at
-    the centre, as BEiT does (arXiv 2106.08254). ValueError where the source is too small.
+    The first (2h - 1)(2w - 1) rows are the relative positions of a window (h, w); others are kept
+    (a ViT has three). The spacing of known positions grows geometrically from the centre, as in
+    BEiT (arXiv 2106.08254). ValueError where the source is too small.
     """
     sides, new_sides = _sides(source), _sides(target)
     if min(sides) <= _DEGREE:
@@ -94,7 +94,7 @@ def _sides(window: Grid) -> Grid:
 
 
 def _geometric_positions(side: int, new_side: int) -> np.ndarray:
-    """Where the `side` known positions lie, so that they span about `new_side` positions."""
+    """Coordinates of the `side` known positions, which span about `new_side` positions."""
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2
@@ -110,7 +110,7 @@ def _geometric_positions(side: int, new_side: int) -> np.ndarray:
 def relative_coordinates(window: Grid, pretrained_window: Grid) -> Tensor:
     """Log-spaced coordinates of all relative positions (arXiv 2111.09883, section 3.3).
 
-    (1, 2h - 1, 2w - 1, 2), row and column, in units of the size of `pretrained_window`.
+    Shape (1, 2h - 1, 2w - 1, 2): row and column, in units of the size of `pretrained_window`.
     """
     axes = [torch.arange(1 - side, side, dtype=torch.float32) for side in window]
     offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).unsqueeze(0)
@@ -120,15 +120,15 @@ def relative_coordinates(window: Grid, pretrained_window: Grid) -> Tensor:
 
 
 def window_of_coordinates(coordinates: Tensor) -> Grid:
-    """The `pretrained_window` of stored `relative_coordinates`; ValueError where they are none."""
+    """The `pretrained_window` of stored `relative_coordinates`; ValueError for invalid ones."""
     shape = tuple(coordinates.shape)
     if len(shape) != 4 or not shape[1] * shape[2] % 2 or shape[::3] != (1, 2):
         raise ValueError(f"relative coordinates of shape {shape}, expected (1, 2h - 1, 2w - 1, 2)")
     window = []
     for size, corner in zip(shape[1:3], coordinates[0, -1, -1].double().tolist(), strict=True):
-        # The largest offset, as a share of the largest in the window of pre-training.
+        # The largest offset, divided by the largest in the window of pre-training.
         share = (_COORDINATE_RANGE**corner - 1) / _COORDINATE_RANGE if 0 < corner < 8 else 1.0
         if share * _LARGEST_WINDOW < size // 2:
-            raise ValueError(f"relative coordinates end at {corner:g}, as those of no window do")
+            raise ValueError(f"relative coordinates end at {corner:g}, which fits no window")
         window.append(round((size // 2) / share) + 1)
     return window[0], window[1]

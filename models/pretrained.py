@@ -1,4 +1,4 @@
-"""Start a classifier from a checkpoint of any origin, and account for every parameter."""
+"""Initialize a classifier from a checkpoint of any origin; account for every parameter."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ from utils.messages import require_same_shapes, short, shown
 
 _STEM = "patch_embed.proj.weight"
 _RGB = 3
-_MOST_CLASSES = 10**7  # as many as MODEL.NUM_CLASSES may be
-# What a file may lack, and what may be left over in it; anything else is another architecture.
+_MOST_CLASSES = 10**7  # the limit of MODEL.NUM_CLASSES
+# What a file may lack or have in excess; other differences mean another architecture.
 _MAY_LACK = ("head.", "fc_norm.")
 _MAY_BE_LEFT = ("decoder.", "mask_token", "head.")
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the parameters: names of the model's, and of those left over in the file."""
+    """Names of the model's parameters by treatment, and of those left over in the file."""
 
     loaded: tuple[str, ...]
     resized: tuple[str, ...]
@@ -50,14 +50,14 @@ class LoadReport:
 
 
 def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
-    """Copy the encoder of a checkpoint into a classifier; what became of each parameter.
+    """Copy the encoder of a checkpoint into a classifier; report each parameter's treatment.
 
     Reads checkpoints of this project, published ones, bare state dicts and safetensors. Position
     biases of another size are resized (models/position_bias.py), a ViT's shared one is copied to
-    every block, Swin V2's coordinates count in the file's windows, a stem for RGB is adapted to
-    other channels (one: their sum; else repeated, times 3 / channels), a head of another size is
-    left out. ValueError where anything but head, `fc_norm` and position biases is missing, or
-    anything but decoder, mask token and head is left over.
+    blocks with their own, Swin V2's coordinates use units of the file's windows, and an RGB stem is
+    adapted to other channels (one: sum; else repeated, times 3 / channels). A head of another size
+    is left out. ValueError where more than head, `fc_norm` and position biases (if none are stored)
+    is missing, or more than decoder, mask token, head and a norm that `fc_norm` replaces remains.
     """
     content = read_checkpoint(path)
     stored = model_weights(content, path)
@@ -91,7 +91,7 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
 
 
 def rename_weights(encoder: object, weights: Weights) -> Weights:
-    """Weights under the names that the encoder has today, where older files have others."""
+    """Rename weights of older files to the encoder's current names."""
     rename: Callable[[Weights], Weights] | None = getattr(encoder, "rename_weights", None)
     return weights if rename is None else rename(weights)
 
@@ -99,7 +99,7 @@ def rename_weights(encoder: object, weights: Weights) -> Weights:
 def _adapt_to_encoder(
     encoder: nn.Module, weights: Weights, content: object, source: str | Path
 ) -> Adapted:
-    """Have the encoder change what its architecture asks for: windows, tables."""
+    """Let the encoder adapt weights that depend on its architecture: windows, tables."""
     adapt: Callable[[Weights, object], Adapted] | None = getattr(encoder, "adapt_weights", None)
     try:
         return Adapted() if adapt is None else adapt(weights, content)
@@ -108,9 +108,9 @@ def _adapt_to_encoder(
 
 
 def head_size(weights: Weights, source: str | Path) -> int:
-    """How many classes a checkpoint tells apart; ValueError where it has no head, or no usable one.
+    """Number of classes of a checkpoint; ValueError where its head is missing or unusable.
 
-    A head of no numbers can claim any number of classes in a few bytes.
+    A head without numbers can claim any number of classes in a few bytes.
     """
     head = weights.get("head.weight")
     if head is None or head.ndim != 2:
@@ -127,12 +127,12 @@ def head_size(weights: Weights, source: str | Path) -> int:
 
 
 def class_names(content: Content, num_classes: int, source: str | Path) -> list[str]:
-    """Names of a checkpoint's classes in order; none where it does not name them.
+    """Class names of a checkpoint in order, [] if none are stored.
 
-    ValueError where they are no names, or not as many as classes.
+    ValueError where they are not names, or their number differs from `num_classes`.
     """
     names = content.get("classes")
-    if names is None or (type(names) is int and names == num_classes):  # of other programs
+    if names is None or (type(names) is int and names == num_classes):  # as other programs store it
         return []
     names = list(names) if isinstance(names, tuple) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -143,7 +143,7 @@ def class_names(content: Content, num_classes: int, source: str | Path) -> list[
 
 
 def _adapt_stem(weights: Weights, own: Mapping[str, Tensor], notes: list[str]) -> list[str]:
-    """Fit the first layer's weights for RGB to the model's number of channels; its name."""
+    """Adapt an RGB stem to the model's channels; return its name in a list, [] if unchanged."""
     stem = weights.get(_STEM)
     if stem is None or stem.ndim != 4 or _STEM not in own or stem.shape[1] != _RGB:
         return []
@@ -157,21 +157,21 @@ def _adapt_stem(weights: Weights, own: Mapping[str, Tensor], notes: list[str]) -
 
 
 def _may_be_left(name: str, weights: Weights, own: Mapping[str, Tensor]) -> bool:
-    """Whether a parameter of the file is not for this model, for a reason that is known."""
+    """Whether a parameter of the file may remain unused in this model."""
     if name in own:
         return name.startswith("head.") and weights[name].shape != own[name].shape
-    # A classifier that averages tokens has `fc_norm` in the place of the encoder's last norm.
+    # A classifier that averages tokens has `fc_norm` instead of the encoder's last norm.
     replaced = name.startswith("norm.") and "fc_norm.weight" in own
     return replaced or name.startswith(_MAY_BE_LEFT)
 
 
 def _may_lack(name: str, weights: Weights) -> bool:
-    """Whether the model keeps its own initial value, for a reason that is known."""
+    """Whether the file may lack a parameter, which then keeps its initial value."""
     without_tables = not any(other.endswith(TABLE) for other in weights)
     return name.startswith(_MAY_LACK) or (without_tables and name.endswith(TABLE))
 
 
 def _shortened(names: tuple[str, ...]) -> str:
-    """Their number, and the first of them."""
+    """Number of names, and the first four."""
     first = ", ".join(map(short, names[:4]))
     return f"{len(names)}" + (f" ({first}{', ...' if len(names) > 4 else ''})" if names else "")

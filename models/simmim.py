@@ -1,4 +1,4 @@
-"""SimMIM: hide patches, encode what is left, predict the hidden pixels (arXiv 2111.09886)."""
+"""SimMIM: hide patches, encode the image, predict the hidden pixels (arXiv 2111.09886)."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -11,20 +11,20 @@ from models.objectives import Loss, Target
 
 
 class Encoder(Protocol):
-    """All that SimMIM, the data, the optimizer and loading ask of an encoder, an nn.Module.
+    """Interface of an encoder, an nn.Module, to SimMIM, data, optimizer and checkpoint loading.
 
-    It is made with keywords: the keys of its section of MODEL in lower case (EMBED_DIM ->
-    embed_dim; IN_CHANS is one of them, by which the data are read as well), and `image_size` (a
-    side or (height, width)), `drop_rate`, `drop_path_rate`, `num_classes` (0: no head),
-    `use_mask_token` and `use_checkpoint` (recompute activations). It is made on the meta device
-    first, to count its weights.
+    The constructor takes keywords: the keys of the encoder's section of MODEL in lower case
+    (EMBED_DIM -> embed_dim; IN_CHANS is required, since the data are read by it as well),
+    `image_size` (a side or (height, width)), `drop_rate`, `drop_path_rate`, `num_classes` (0: no
+    head), `use_mask_token` and `use_checkpoint` (recompute activations). An encoder is first
+    constructed on the meta device, to count its weights.
 
-    Further names are optional:
-    `forward(image)` gives logits, to fine-tune;
-    `blocks` are its parts in order, for TRAIN.SHARDING and TRAIN.COMPILE blocks;
-    `adapt_weights(weights, content)` changes the weights of a checkpoint's content in place, where
-    they are for other sizes, and returns `models.origin.Adapted`;
-    `rename_weights(weights)` returns weights of older files under today's names.
+    Optional members:
+    `forward(image)` returns logits, for fine-tuning;
+    `blocks` lists its blocks in order, for TRAIN.SHARDING and TRAIN.COMPILE blocks;
+    `adapt_weights(weights, content)` adapts weights of a checkpoint's content to the encoder's
+    sizes, in place, and returns `models.origin.Adapted`;
+    `rename_weights(weights)` returns weights of older files under current names.
     """
 
     in_chans: int
@@ -36,18 +36,18 @@ class Encoder(Protocol):
     def forward_features(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, C, H, W), mask (B, H/patch, W/patch) -> (B, num_features, H/stride, W/stride).
 
-        Sizes that the stride does not divide are rounded up.
+        H/stride and W/stride are rounded up.
         """
 
     def layer_of(self, name: str) -> int:
         """Layer id of a parameter for layer-wise decay, 0 to num_layers + 1."""
 
     def no_weight_decay(self, name: str) -> bool:
-        """True where the parameter is not to decay."""
+        """Whether a parameter is excluded from weight decay."""
 
 
 class SimMIM(nn.Module):
-    """Masked image modelling with one of each: encoder, decoder, target, loss."""
+    """Masked image modelling with an encoder, a decoder, a target and a loss."""
 
     def __init__(self, encoder: Encoder, decoder: nn.Module, target: Target, loss: Loss):
         super().__init__()
@@ -57,7 +57,7 @@ class SimMIM(nn.Module):
         self.loss = loss
 
     def predict(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Predict the target from what is visible: (B, C, H, W), in the target's sizes."""
+        """Predict the target from the visible patches: (B, C, H, W), in the target's sizes."""
         features = self.encoder.forward_features(image, mask)
         prediction: Tensor = self.decoder(features)  # larger, where the stride does not divide
         height, width = map(self.target.side, image.shape[-2:])
@@ -66,7 +66,7 @@ class SimMIM(nn.Module):
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """Loss of normalized images (B, C, H, W); mask (B, H/p, W/p) bool, True = hidden."""
         prediction, target = self.predict(image, mask), self.target(image)
-        if prediction.shape != target.shape:  # which a loss might stretch over each other
+        if prediction.shape != target.shape:  # a loss might broadcast them
             raise ValueError(
                 f"the prediction has shape {tuple(prediction.shape)}, its target "
                 f"{tuple(target.shape)}: head and target (channels, side) do not fit"
@@ -75,14 +75,14 @@ class SimMIM(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, image: Tensor, mask: Tensor) -> Tensor:
-        """The image, its hidden pixels replaced by the prediction; normalized like the input."""
+        """The image with hidden pixels replaced by the prediction, normalized like the input."""
         prediction = self.predict(image, mask).to(image.dtype)
         pixels = self.target.to_pixels(prediction, image)
         return torch.where(resize_mask(mask, image.shape[-2:]), pixels, image)
 
 
 def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """Patches to pixels of an image or a target: (B, h, w) -> (B, 1, *size).
+    """Resize a mask from patches to pixels of an image or a target: (B, h, w) -> (B, 1, *size).
 
     A pixel that covers several patches is hidden where all of them are.
     """

@@ -1,4 +1,4 @@
-"""What both versions of Swin are made of: stem, stages of shrinking maps, norm, head."""
+"""The hierarchy that both versions of Swin share: stem, stages, norm, head."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,7 +17,7 @@ MakeBlock = Callable[[int, int, int, int, Grid, float], nn.Module]
 class PatchMerging(nn.Module):
     """Join 2 x 2 neighbouring tokens and reduce them: (B, L, C) -> (B, L/4, 2C).
 
-    Swin normalizes what is joined, Swin V2 (`merge_then_norm`) what is reduced.
+    Swin normalizes before the reduction, Swin V2 (`merge_then_norm`) after it.
     """
 
     def __init__(self, dim: int, grid: Grid, merge_then_norm: bool) -> None:
@@ -27,7 +27,7 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(2 * dim if merge_then_norm else 4 * dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """One token for each four."""
+        """Merge each four tokens into one."""
         joined = join_neighbours(tokens, self.grid)
         if self.merge_then_norm:
             return self.norm(self.reduction(joined))
@@ -35,7 +35,7 @@ class PatchMerging(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """Blocks of one resolution, every other one with shifted windows; then the merging."""
+    """Blocks of one resolution, every second with shifted windows, then patch merging."""
 
     def __init__(
         self, grid: Grid, window: int, blocks: Sequence[nn.Module], merging: PatchMerging | None
@@ -58,7 +58,7 @@ class SwinHierarchy(nn.Module):
     """A Swin of any number of stages; classifies images, or encodes them for SimMIM.
 
     `image_size` is a side or (height, width); `num_classes` 0 leaves the head out;
-    `use_mask_token` adds the token that hides patches; `section` names the configuration's keys.
+    `use_mask_token` adds the token that hides patches; `section` prefixes keys in errors.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class SwinHierarchy(nn.Module):
         return pooled if self.head is None else self.head(pooled)
 
     def layer_of(self, name: str) -> int:
-        """Layer id: 0 stem, block + 1, merging as the last block of its stage, n + 1 all else."""
+        """Layer id: 0 of the stem, i + 1 of block i and the merging after it, n + 1 of all else."""
         part, *rest = name.split(".")
         if part in ("patch_embed", "mask_token", "absolute_pos_embed"):
             return 0
@@ -154,7 +154,7 @@ class SwinHierarchy(nn.Module):
         return sum(self.depths[:stage]) + block + 1
 
     def no_weight_decay(self, name: str) -> bool:
-        """The absolute position embedding and the mask token; a version adds its own."""
+        """Whether it is the absolute position embedding or mask token; versions add their own."""
         return name in ("absolute_pos_embed", "mask_token")
 
 
@@ -172,7 +172,7 @@ def _check_heads(
 
 
 def _check_size(image_size: Grid, patch_size: int, num_stages: int, section: str) -> None:
-    """ValueError unless patches divide the image, and the last map has at least one whole cell."""
+    """Raise ValueError unless patches divide the image, and its sides are at least the stride."""
     stride = patch_size * 2 ** (num_stages - 1)
     for side in image_size:
         require_divisible(side, patch_size, "DATA.IMG_SIZE", f"{section}.PATCH_SIZE")

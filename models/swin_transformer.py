@@ -69,7 +69,7 @@ class SwinBlock(nn.Module):
 
 
 class SwinTransformer(SwinHierarchy):
-    """Swin V1; further arguments are `SwinHierarchy`'s."""
+    """Swin V1; further arguments go to `SwinHierarchy`."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class SwinTransformer(SwinHierarchy):
         def make_block(
             stage: int, index: int, dim: int, num_heads: int, window: Grid, drop_path_rate: float
         ) -> SwinBlock:
-            """One block of the hierarchy, as `MakeBlock` says."""
+            """Build one block of the hierarchy (see `MakeBlock`)."""
             attention = WindowAttention(dim, window, num_heads, qkv_bias, qk_scale, drop_rate)
             return SwinBlock(dim, attention, mlp_ratio, drop_rate, drop_path_rate)
 
@@ -97,5 +97,5 @@ class SwinTransformer(SwinHierarchy):
         return Adapted(resize_tables(weights, self, image_aspect(content)))
 
     def no_weight_decay(self, name: str) -> bool:
-        """Position parameters and the mask token."""
+        """Whether it is a position parameter or the mask token."""
         return name.endswith(TABLE) or super().no_weight_decay(name)

@@ -18,15 +18,15 @@ from utils.messages import short, shown
 
 _COORDINATES = "relative_coords_table"
 _MAX_LOGIT_SCALE = math.log(100)
-_HIDDEN = 512  # of the network that makes position biases
+_HIDDEN = 512  # of the network that computes position biases
 _BIAS_RANGE = 16  # biases lie between 0 and this
 
 
 class CosineWindowAttention(nn.Module):
     """Self-attention in windows by scaled cosines, with a continuous relative position bias.
 
-    A small network makes the bias from log-spaced relative coordinates (section 3.3), in units of
-    the window `pretrained_window` that it learned them for.
+    A small network computes the bias from log-spaced relative coordinates (section 3.3), in units
+    of `pretrained_window`, the window in which the network was trained.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class CosineWindowAttention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.relative_coords_table: Tensor
-        # Stored, since it tells for which window the network learned its biases.
+        # Stored, since it identifies the window in which the network was trained.
         coordinates = relative_coordinates(window, pretrained_window)
         self.register_buffer(_COORDINATES, coordinates)
         self.relative_position_index: Tensor
@@ -61,7 +61,7 @@ class CosineWindowAttention(nn.Module):
         """(B * windows, L, C) -> the same; `mask` (windows, L, L) is added to the scores."""
         qkv = project_qkv(windows, self.qkv.weight, self.q_bias, self.v_bias, self.num_heads)
         query, key, value = qkv.unbind(2)  # (B * windows, L, heads, d)
-        # Lengths, scales and biases in float32 at least: half precision would round cosines that
+        # Norms, scales and biases are float32 or wider: half precision would round cosines that
         # are then multiplied by up to 100.
         dtype = torch.promote_types(qkv.dtype, torch.float32)
         scale = self.logit_scale.clamp(max=_MAX_LOGIT_SCALE).exp().view(-1, 1)
@@ -74,16 +74,16 @@ class CosineWindowAttention(nn.Module):
         return self.drop(self.proj(attend(qkv, bias, scale=1.0)))
 
     def _position_bias(self) -> Tensor:
-        """(heads, L, L), in float32 at least."""
+        """(heads, L, L), in float32 or wider."""
         with torch.autocast(self.relative_coords_table.device.type, enabled=False):
             table = _BIAS_RANGE * self.cpb_mlp(self.relative_coords_table).sigmoid()
         return gather_position_bias(table.flatten(0, -2), self.relative_position_index)
 
 
 class SwinV2Block(nn.Module):
-    """Attention in windows and an MLP, both residual and normalized after each (section 3.2).
+    """Residual window attention and MLP, each branch normalized at its end (section 3.2).
 
-    `extra_norm` adds a norm on the main branch, as the largest models have it.
+    `extra_norm` adds a norm on the main branch, as in the largest models.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class SwinV2Block(nn.Module):
 
 
 class SwinTransformerV2(SwinHierarchy):
-    """Swin V2; further arguments are `SwinHierarchy`'s.
+    """Swin V2; further arguments go to `SwinHierarchy`.
 
-    `pretrained_window_sizes`, one for each stage, are those of the weights to start from (0: this
+    `pretrained_window_sizes` are the windows of the weights to start from, one per stage (0: this
     model's own); `extra_norm_every` n adds a norm after every n-th block of a stage.
     """
 
@@ -134,7 +134,7 @@ class SwinTransformerV2(SwinHierarchy):
         def make_block(
             stage: int, index: int, dim: int, num_heads: int, window: Grid, drop_path_rate: float
         ) -> SwinV2Block:
-            """One block of the hierarchy, as `MakeBlock` says."""
+            """Build one block of the hierarchy (see `MakeBlock`)."""
             known = (pretrained[stage], pretrained[stage]) if pretrained[stage] else window
             attention = CosineWindowAttention(dim, window, num_heads, qkv_bias, drop_rate, known)
             extra_norm = extra_norm_every > 0 and (index + 1) % extra_norm_every == 0
@@ -146,14 +146,14 @@ class SwinTransformerV2(SwinHierarchy):
         self.apply(init_linear)
 
     def rename_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights under today's names: the bias network had another one in older files."""
+        """Rename the bias network of older files to its current name."""
         return {name.replace(".rpe_mlp.", ".cpb_mlp."): value for name, value in weights.items()}
 
     def adapt_weights(self, weights: dict[str, Tensor], content: object) -> Adapted:
-        """Compute relative coordinates for this model's windows, in units of the file's.
+        """Compute relative coordinates for this model's windows, in units of the file's windows.
 
-        Where the file does not tell its windows they stay what the configuration made them.
-        ValueError where the file's coordinates are none.
+        Without windows in the file, those of the configuration stay.
+        ValueError where the file's coordinates are invalid.
         """
         adapted = Adapted()
         told: dict[str, Grid] = {}
@@ -182,13 +182,13 @@ class SwinTransformerV2(SwinHierarchy):
         return adapted
 
     def no_weight_decay(self, name: str) -> bool:
-        """Position parameters, the scales of the cosines and the mask token."""
+        """Whether it is a position parameter, a scale of the cosines or the mask token."""
         excluded = "cpb_mlp" in name or "logit_scale" in name
         return excluded or super().no_weight_decay(name)
 
 
 def _per_stage(sizes: Sequence[int], num_stages: int) -> list[int]:
-    """One window for each stage; ValueError where there are too few or too many."""
+    """One window per stage, all 0 by default; ValueError where their number is wrong."""
     if not any(sizes):
         return [0] * num_stages
     if len(sizes) != num_stages:

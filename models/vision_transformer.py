@@ -1,4 +1,4 @@
-"""Vision Transformer in BEiT's flavour (arXiv 2106.08254): layer scale, relative position bias."""
+"""Vision Transformer as in BEiT (arXiv 2106.08254): layer scale, relative position bias."""
 
 from typing import Any
 
@@ -44,16 +44,16 @@ def _num_offsets(grid: Grid) -> int:
 
 
 def add_position_bias(module: nn.Module, grid: Grid, num_heads: int) -> None:
-    """Give `module` a bias table (rows, heads), which starts at 0, and the index into it."""
+    """Add a bias table (rows, heads) of zeros and the index into it to `module`."""
     index = token_position_index(grid)
     module.register_buffer("relative_position_index", index, persistent=False)
-    module.window = grid  # type: ignore[assignment]  # a tuple, no module
+    module.window = grid  # type: ignore[assignment]  # a tuple, not a module
     table = torch.zeros(_num_offsets(grid) + 3, num_heads)
     module.register_parameter("relative_position_bias_table", nn.Parameter(table))
 
 
 class RelativePositionBias(nn.Module):
-    """The relative position bias that all blocks share."""
+    """A relative position bias that all blocks share."""
 
     relative_position_bias_table: Tensor
     relative_position_index: Tensor
@@ -63,14 +63,14 @@ class RelativePositionBias(nn.Module):
         add_position_bias(self, grid, num_heads)
 
     def forward(self) -> Tensor:
-        """(heads, L + 1, L + 1)."""
+        """The bias (heads, L + 1, L + 1)."""
         return gather_position_bias(self.relative_position_bias_table, self.relative_position_index)
 
 
 class Attention(nn.Module):
     """Self-attention over all tokens; the key bias is fixed at 0.
 
-    With `grid` it owns a relative position bias.
+    With `grid`, it has its own relative position bias.
     """
 
     relative_position_bias_table: Tensor
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         return self.drop(self.proj(attend(qkv, self._bias(shared_bias), self.scale)))
 
     def _bias(self, shared_bias: Tensor | None) -> Tensor | None:
-        """The shared bias and this block's own, added up: (1, heads, L, L)."""
+        """Sum of the shared bias and this block's own, (1, heads, L, L); None without either."""
         bias = shared_bias
         if self.owns_position_bias:
             own = gather_position_bias(
@@ -139,7 +139,7 @@ class ViTBlock(nn.Module):
 
 
 def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
-    """Layer scale, where there is one."""
+    """Apply layer scale unless `gamma` is None."""
     return branch if gamma is None else gamma * branch
 
 
@@ -147,8 +147,8 @@ class VisionTransformer(nn.Module):
     """ViT that classifies images, or encodes them for SimMIM.
 
     `image_size` is a side or (height, width); `num_classes` 0 leaves the head out;
-    `use_mask_token` adds the token that hides patches; truncated normals are cut at +-`init_cut`
-    (absolute).
+    `use_mask_token` adds the token that hides patches; initial weights are truncated at
+    +-`init_cut` (absolute).
     """
 
     def __init__(
@@ -252,14 +252,14 @@ class VisionTransformer(nn.Module):
         return pooled if self.head is None else self.head(pooled)
 
     def layer_of(self, name: str) -> int:
-        """Depth of a parameter: 0 stem and tokens, block + 1, n + 1 for all else."""
+        """Layer id: 0 of stem and tokens, i + 1 of block i, n + 1 of all else."""
         part, *rest = name.split(".")
         if part in ("patch_embed", "cls_token", "mask_token", "pos_embed"):
             return 0
         return int(rest[0]) + 1 if part == "blocks" else self.num_layers + 1
 
     def adapt_weights(self, weights: dict[str, Tensor], content: object) -> Adapted:
-        """Copy a shared position bias to every block that has its own; resize to this window."""
+        """Copy a shared position bias to blocks with their own; resize tables to this window."""
         tables = [name for name in self.state_dict() if name.endswith(TABLE)]
         shared = f"rel_pos_bias.{TABLE}"
         if shared in weights and tables and shared not in tables:
@@ -268,5 +268,5 @@ class VisionTransformer(nn.Module):
         return Adapted(resize_tables(weights, self, image_aspect(content)))
 
     def no_weight_decay(self, name: str) -> bool:
-        """The CLS token and the absolute position embedding."""
+        """Whether it is the CLS token or the absolute position embedding."""
         return name in ("cls_token", "pos_embed")

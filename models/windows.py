@@ -1,4 +1,4 @@
-"""Windows of a feature map, shifted and padded where needed, and positions inside them."""
+"""Windows of a feature map, with shift and padding, and relative positions inside them."""
 
 from collections.abc import Callable
 
@@ -13,8 +13,8 @@ Attention = Callable[[Tensor, Tensor | None], Tensor]
 class Windows(nn.Module):
     """Attention inside the windows of a feature map with `grid` rows and columns.
 
-    A window as large as the map or larger shrinks to it and does not shift. A map that windows do
-    not divide is padded at the bottom and on the right; no real token ever sees the padding.
+    Along each axis, a window at least as large as the map shrinks to it and does not shift. A map
+    that windows do not divide is padded at the bottom and right; real tokens ignore the padding.
     """
 
     def __init__(self, grid: Grid, window: int, shifted: bool) -> None:
@@ -28,7 +28,7 @@ class Windows(nn.Module):
         self.register_buffer("mask", self._separate_regions(), persistent=False)
 
     def forward(self, tokens: Tensor, attention: Attention) -> Tensor:
-        """(B, L, C) -> (B, L, C); `attention` takes windows and what to add to their scores."""
+        """(B, L, C) -> (B, L, C); `attention` takes windows and the mask to add to their scores."""
         feature_map = tokens.unflatten(1, self.grid)
         return self.reverse(attention(self.partition(feature_map), self.mask)).flatten(1, 2)
 
@@ -51,10 +51,10 @@ class Windows(nn.Module):
         return feature_map[:, : self.grid[0], : self.grid[1]]
 
     def _separate_regions(self) -> Tensor | None:
-        """What is added to scores, (windows, L, L), where something has to be kept apart.
+        """Mask to add to the scores, (windows, L, L); None without shift and padding.
 
-        -100 between tokens that were no neighbours before the shift (as published: it is no wall),
-        -inf between real tokens and padding.
+        -100 between tokens that were not neighbours before the shift (as published: a finite
+        penalty), -inf between real tokens and padding.
         """
         if not any(self.shift) and self.padded == self.grid:
             return None
@@ -67,14 +67,14 @@ class Windows(nn.Module):
         return mask.masked_fill(real[:, :, None] != real[:, None, :], -torch.inf)
 
     def _bands(self, axis: int) -> Tensor:
-        """Which rows (or columns) of the shifted map belong together."""
+        """Number of the band to which each row (or column) of the shifted map belongs."""
         size, window, shift = self.padded[axis], self.window[axis], self.shift[axis]
         place = torch.arange(size)
         return (place >= size - window).long() + (place >= size - shift).long()
 
 
 def shrunk_window(grid: Grid, window: int) -> Grid:
-    """Rows and columns of the windows in a map of this size."""
+    """Rows and columns of a window, limited to those of the map."""
     return min(window, grid[0]), min(window, grid[1])
 
 
@@ -92,7 +92,7 @@ def _cut(feature_map: Tensor, window: Grid) -> Tensor:
 def join_neighbours(tokens: Tensor, grid: Grid) -> Tensor:
     """Concatenate 2 x 2 neighbours: (B, L, C) -> (B, L/4, 4C).
 
-    In the order (0,0), (1,0), (0,1), (1,1) of (row, column); beyond an odd border lie zeros.
+    The order of (row, column) is (0,0), (1,0), (0,1), (1,1); odd sides are padded with zeros.
     """
     batch, _, channels = tokens.shape
     rows, columns = halved(grid)
@@ -104,7 +104,7 @@ def join_neighbours(tokens: Tensor, grid: Grid) -> Tensor:
 
 
 def halved(grid: Grid) -> Grid:
-    """Size of the map after neighbours are joined."""
+    """Size of the map after `join_neighbours`."""
     return (grid[0] + 1) // 2, (grid[1] + 1) // 2
 
 
@@ -118,6 +118,6 @@ def relative_position_index(height: int, width: int) -> Tensor:
 
 
 def gather_position_bias(table: Tensor, index: Tensor) -> Tensor:
-    """Table (offsets, heads) and its row for each pair of positions (L, L) -> (heads, L, L)."""
-    # An embedding: the backward pass of table[index] adds up in any order where threads share it.
+    """Look up biases: table (offsets, heads), row for each pair (L, L) -> (heads, L, L)."""
+    # An embedding: with threads, the backward pass of table[index] sums in no fixed order.
     return F.embedding(index, table).permute(2, 0, 1)

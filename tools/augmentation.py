@@ -1,4 +1,4 @@
-"""Draw what fine-tuning makes of pictures: augmented | mixed and erased.
+"""Draw the augmentation of fine-tuning: augmented | mixed and erased.
 
 python -m tools.augmentation --cfg FILE [--data-path DIR] --picture out.png
 """
@@ -9,7 +9,7 @@ from utils.config.arguments import make_parser, read_config, read_early
 
 
 def read_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     flags = ("--cfg", "--opts", "--data-path")
     parser = make_parser("-m tools.augmentation", __doc__, flags)
     parser.add_argument(

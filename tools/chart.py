@@ -1,11 +1,11 @@
-"""What the tools that draw curves share."""
+"""Charts of the tools that draw curves."""
 
 from pathlib import Path
 from typing import Any
 
 
 def new_chart(width: float, height: float) -> Any:
-    """An empty figure of matplotlib, in inches; ValueError where matplotlib is missing."""
+    """An empty matplotlib figure, size in inches; ValueError where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -14,7 +14,7 @@ def new_chart(width: float, height: float) -> Any:
 
 
 def save_chart(chart: Any, picture: str) -> str:
-    """Write a figure, as PNG where the name has no suffix; its file's name.
+    """Write a figure, as PNG if the name has no suffix; return the file's name.
 
     ValueError where the file cannot be written.
     """

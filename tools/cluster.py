@@ -1,8 +1,8 @@
-"""What a cluster must bring to a recipe: network, input pipeline, where each limit lies.
+"""Estimate what a recipe needs of a cluster: network, input pipeline, and their limits.
 
 python -m tools.cluster --cfg FILE [--gpus 8 64 512] [--tflops 989] [--utilization 0.45] ...
 
-Worked out from counted operations and bytes and from what the flags assume; nothing is measured.
+Computed from counted operations and bytes and the values of the flags; nothing is measured.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from utils.config.arguments import (
 
 
 def read_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     flags = ("--cfg", "--opts", "--batch-size", "--use-checkpoint")
     parser = make_parser("-m tools.cluster", __doc__, flags)
     numbers = {
@@ -76,7 +76,7 @@ _HEADINGS = (
 
 @dataclass(frozen=True)
 class Assumed:
-    """What a GPU, its network and its host can do."""
+    """Assumed speed of a GPU, its network and its host."""
 
     flops: float  # operations per second that a GPU reaches
     network: float  # bytes per second, in and out of each GPU
@@ -87,23 +87,23 @@ class Assumed:
 
 @dataclass(frozen=True)
 class Load:
-    """What an image and an update ask for."""
+    """Work of one image and traffic of one update."""
 
     operations: int  # of an image, forward and backward
     gradient_bytes: int
     sharded: bool
 
     def sent(self, gpus: int) -> float:
-        """Bytes that each GPU sends in an update, by rings: what it passes on of every part.
+        """Bytes that each GPU sends in an update, by ring collectives.
 
-        Averaging sums gradients and hands the sums out: two passes. Divided weights are gathered
-        for forward and for backward, and gradients summed: three.
+        Averaging reduces gradients and gathers the sums: two passes. Sharded weights are gathered
+        for forward and for backward, and gradients reduced: three.
         """
         return (3 if self.sharded else 2) * self.gradient_bytes * (gpus - 1) / gpus
 
     @property
     def overlap(self) -> float:
-        """Share of the computing during which data can be sent: backward, or all of it."""
+        """Share of the computing that sending can overlap: backward, or all of it if sharded."""
         return 1.0 if self.sharded else 2 / 3
 
 
@@ -120,18 +120,18 @@ class Update:
 
     @property
     def images_per_second(self) -> float:
-        """Of all GPUs."""
+        """Images per second of all GPUs together."""
         return self.gpus * self.batch / (self.computing + self.waiting)
 
 
 def main() -> None:
-    """Count, work out, print."""
+    """Print the report."""
     arguments = read_arguments()
     print("\n".join(report(read_config(arguments), arguments)))
 
 
 def report(cfg: CfgNode, arguments: argparse.Namespace) -> list[str]:
-    """Two tables: the published number of images per update, and the recipe's of each GPU."""
+    """Two tables: --update-images per update of all GPUs, and the recipe's batch of each GPU."""
     operations, parameters = count_operations(cfg), count_parameters(cfg)
     passes = 4 if cfg.TRAIN.USE_CHECKPOINT else 3
     sharded = cfg.TRAIN.SHARDING == "full"
@@ -161,7 +161,7 @@ def report(cfg: CfgNode, arguments: argparse.Namespace) -> list[str]:
 
 
 def work_out(load: Load, assumed: Assumed, gpus: int, batch: int) -> Update:
-    """Computing, sending, and how long the one waits for the other."""
+    """Time of computing, bytes sent, and how long computing waits for sending."""
     computing = batch * load.operations / assumed.flops
     sent = load.sent(gpus)
     hidden = load.overlap * computing
@@ -170,13 +170,13 @@ def work_out(load: Load, assumed: Assumed, gpus: int, batch: int) -> Update:
 
 
 def smallest_batch(load: Load, assumed: Assumed, gpus: int) -> float:
-    """Images of each GPU from which on computing takes as long as sending."""
+    """Images of each GPU from which computing hides sending."""
     of_an_image = load.overlap * load.operations / assumed.flops
     return load.sent(gpus) / assumed.network / of_an_image
 
 
 def cells(update: Update, assumed: Assumed) -> list[str]:
-    """A line of the table."""
+    """The cells of a row of the table."""
     speed = update.images_per_second
     whole = update.computing + update.waiting
     return [

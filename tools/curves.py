@@ -1,4 +1,4 @@
-"""Draw a figure of one or more runs against the update, from their metrics.jsonl.
+"""Plot a figure of one or more runs over their updates, from their metrics.jsonl.
 
 python -m tools.curves [LABEL=]FOLDER ... [--figure val_acc1] --picture curves.png
 
@@ -21,7 +21,7 @@ FIGURES = {
 
 
 def read_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = make_parser("-m tools.curves", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="[LABEL=]FOLDER")
     parser.add_argument(
@@ -69,7 +69,7 @@ def read_run(run: str, figure: str) -> tuple[str, list[tuple[int, float]]]:
             points += points_of(line, figure)
         except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
             if number == len(lines) and not line.endswith("\n"):
-                break  # torn: the run was killed here, or is just writing
+                break  # incomplete: the run was killed here, or is writing
             raise ValueError(f"{path}, line {number} is no record: {shown(line)}") from None
     if not points:
         raise ValueError(f"{path} holds no {figure}")
@@ -77,7 +77,7 @@ def read_run(run: str, figure: str) -> tuple[str, list[tuple[int, float]]]:
 
 
 def label_and_folder(run: str) -> tuple[str, Path]:
-    """The parts of [LABEL=]FOLDER; both may hold "=", so the longest that is a folder is one."""
+    """Split [LABEL=]FOLDER; both may hold "=", so FOLDER is the longest end that is a folder."""
     parts = run.split("=")
     for at in range(len(parts)):
         folder = Path("=".join(parts[at:]))
@@ -87,7 +87,7 @@ def label_and_folder(run: str) -> tuple[str, Path]:
 
 
 def points_of(line: str, figure: str) -> list[tuple[int, float]]:
-    """What a line of metrics.jsonl tells of a figure: nothing, or one point."""
+    """The point (update, value) of a figure in a line of metrics.jsonl; [] without it."""
     record = json.loads(line)
     value = record.get(figure) if isinstance(record, dict) else None
     if value is None:  # another kind of line, or a skipped update
@@ -96,7 +96,7 @@ def points_of(line: str, figure: str) -> list[tuple[int, float]]:
 
 
 def draw(curves: list[tuple[str, list[tuple[int, float]]]], figure: str, picture: str) -> str:
-    """Write the picture, and say where; ValueError where that is impossible."""
+    """Draw and write the picture; return its file. ValueError where it cannot be written."""
     chart = new_chart(7, 4)
     axes = chart.subplots()
     colours: dict[str, str] = {}

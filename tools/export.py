@@ -1,8 +1,8 @@
-"""Make one ordinary file of a sharded checkpoint's weights, for fine-tuning or evaluation.
+"""Write the weights of a sharded checkpoint to one file, for fine-tuning or evaluation.
 
 python -m tools.export --consolidate RUN/ckpt_epoch_N.sharded [--to FILE.pth]
 
-The file lies beside the checkpoint as weights_epoch_N.pth, a name that no run goes on from.
+By default, the file is weights_epoch_N.pth beside the checkpoint; no run resumes from it.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from utils.config.arguments import make_parser, read_early
 
 
 def read_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = make_parser("-m tools.export", __doc__)
     parser.add_argument("--consolidate", metavar="CKPT", type=Path, required=True)
     parser.add_argument("--to", metavar="FILE", type=Path, help="default: see above")
@@ -52,9 +52,9 @@ def main() -> None:
 
 
 def consolidate(folder: Path) -> Content:
-    """What an ordinary checkpoint holds, without the optimizer; ValueError for a broken one."""
+    """Content of an ordinary checkpoint, without optimizer; ValueError for a broken checkpoint."""
     if not folder.is_dir():
-        raise ValueError(f"checkpoint {folder} is not a folder, as a sharded one is")
+        raise ValueError(f"checkpoint {folder} is not a folder, expected a sharded one")
     if folder.suffix != SHARDED_SUFFIX and checkpoints_in(folder):
         raise ValueError(f"{folder} is a run's folder: name a checkpoint{an_example(folder)}")
     contents = read_contents(folder)

@@ -9,7 +9,7 @@ from utils.config.arguments import make_parser, read_early
 
 
 def read_arguments() -> argparse.Namespace:
-    """The command line, which has no flags."""
+    """Parse the command line, which has no flags."""
     return make_parser("-m tools.keys", __doc__).parse_args()
 
 
@@ -29,7 +29,7 @@ from utils.config import defaults
 from utils.config.limits import CHOICES, RANGES
 from utils.config.values import value_of
 
-# Keys that name a part, and the tables in which it is found.
+# Keys that name a part, and the tables that hold it.
 TABLES: dict[str, Iterable[str]] = {
     "DATA.DATASET": {**DATASETS, **LABELLED},
     "DATA.MASK": MASKS,
@@ -74,7 +74,7 @@ def meanings(path: Path) -> dict[str, str]:
     )
 
     def lines(node: ast.expr, prefix: str) -> Iterator[tuple[str, int]]:
-        """Keys below a node, and the lines on which they stand."""
+        """Keys below a node, with their line numbers."""
         if isinstance(node, ast.BinOp):
             yield from lines(node.left, prefix)
             yield from lines(node.right, prefix)
@@ -97,7 +97,7 @@ def meanings(path: Path) -> dict[str, str]:
 
 
 def possible(key: str) -> str:
-    """What values a key may have, where something limits them."""
+    """Possible values of a key, "" if nothing limits them."""
     if choices := CHOICES.get(key) or TABLES.get(key):
         return ", ".join(f"`{choice}`" for choice in choices)
     if key not in RANGES:

@@ -1,8 +1,8 @@
-"""What a recipe needs before it runs: parameters, operations, memory of each GPU, batch size.
+"""Estimate what a recipe needs: parameters, operations, memory of each GPU, batch size.
 
 python -m tools.plan --cfg FILE [--gpus N] [--memory GIB] [--opts TRAIN.SHARDING full ...]
 
-Nothing is computed: the model runs once with tensors that have a shape and no numbers.
+Nothing is computed: the model runs with fake tensors, which have shapes but no values.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from utils.config.arguments import (
 
 
 def read_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = make_parser("-m tools.plan", __doc__, ("--cfg", "--opts", "--amp-opt-level"))
     parser.add_argument("--gpus", type=positive_integer, default=8, metavar="N", help="[8]")
     parser.add_argument(
@@ -57,7 +57,7 @@ _RESERVE = 0.1  # of the memory: the CUDA context, workspaces of kernels, fragme
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that a forward pass keeps for the backward pass: `fixed`, and more for every image."""
+    """Bytes that a forward pass keeps for backward: `fixed`, and `per_image` for each image."""
 
     fixed: int
     per_image: int
@@ -69,7 +69,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a model needs: numbers of parameters, operations of one image, bytes of activations."""
+    """Parameters of a model, operations of one image, and bytes of activations."""
 
     parameters: int
     outside_blocks: int
@@ -80,7 +80,7 @@ class Needs:
 
 
 def main() -> None:
-    """Count, divide by the GPUs, print."""
+    """Print the plan."""
     arguments = read_arguments()
     cfg = read_config(arguments)
     dtype = torch.float32 if cfg.TRAIN.PRECISION == "float32" else torch.bfloat16
@@ -94,17 +94,17 @@ def _operations_of_baddbmm(
     return int(2 * math.prod(one) * other[-1])
 
 
-_OPERATIONS = {torch.ops.aten.baddbmm_: _operations_of_baddbmm}  # torch counts its other form only
+_OPERATIONS = {torch.ops.aten.baddbmm_: _operations_of_baddbmm}  # torch counts only baddbmm
 
 
 def count_needs(cfg: CfgNode, dtype: torch.dtype) -> Needs:
-    """Run the model of a configuration without numbers, and count."""
+    """Run the model of a configuration with fake tensors, and count its needs."""
     with FakeTensorMode():
         model = build(cfg, recompute=False)
         kept, of_one_block = count_activations(cfg, model, dtype)
         recomputed, _ = count_activations(cfg, build(cfg, recompute=True), dtype)
     blocks = [_numel(block) for block in require_blocks(model, "tools.plan")]
-    # Without sharding autocast holds on to the weights that it has rounded, recomputed or not.
+    # Without sharding, autocast keeps the weights that it has rounded, recomputed or not.
     sharded = cfg.TRAIN.SHARDING == "full"
     fixed = recomputed.fixed + of_one_block.fixed if sharded else kept.fixed
     return Needs(
@@ -127,13 +127,13 @@ def count_operations(cfg: CfgNode) -> int:
 
 
 def count_parameters(cfg: CfgNode) -> int:
-    """Of the model of a stage."""
+    """Parameters of the model of a stage."""
     with FakeTensorMode():
         return _numel(build(cfg, recompute=False))
 
 
 def build(cfg: CfgNode, recompute: bool) -> nn.Module:
-    """The model of a stage: a classifier where MODEL.NAME says finetune."""
+    """Build the model of a stage: a classifier if MODEL.NAME is finetune."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.TRAIN.USE_CHECKPOINT = recompute
@@ -143,7 +143,7 @@ def build(cfg: CfgNode, recompute: bool) -> nn.Module:
 
 
 def inputs_of(cfg: CfgNode, encoder: Encoder, batch: int) -> list[Tensor]:
-    """What the model of a stage takes, without values."""
+    """Inputs of the model of a stage, without values."""
     height, width = to_2tuple(cfg.DATA.IMG_SIZE)
     image = torch.empty(batch, encoder.in_chans, height, width)
     if is_finetuning(cfg):
@@ -155,7 +155,7 @@ def inputs_of(cfg: CfgNode, encoder: Encoder, batch: int) -> list[Tensor]:
 def count_activations(
     cfg: CfgNode, model: Any, dtype: torch.dtype
 ) -> tuple[Activations, Activations]:
-    """Of the whole model, and of the block that keeps most; from batches of two and of three."""
+    """Activations of the model and of its largest block, from batches of two and of three."""
     encoder, blocks = getattr(model, "encoder", model), require_blocks(model, "tools.plan")
     two, three = (
         measure_activations(model, blocks, inputs_of(cfg, encoder, batch), dtype)
@@ -171,7 +171,7 @@ def count_activations(
 def measure_activations(
     model: nn.Module, blocks: Iterable[nn.Module], inputs: list[Tensor], dtype: torch.dtype
 ) -> tuple[int, int]:
-    """Bytes that one forward pass keeps, and those of the block that keeps most."""
+    """Bytes that one forward pass keeps, and bytes of the block that keeps most."""
     with count_saved(model) as saved, mixed_precision(model, torch.device("cpu"), dtype):
         before: list[int] = []
         sizes: list[int] = []
@@ -191,11 +191,11 @@ def measure_activations(
 
 @contextmanager
 def count_saved(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes of every storage that autograd keeps in the block, by address, without parameters."""
+    """Bytes of each storage that autograd saves inside `with`, by address, without parameters."""
     own = [*model.parameters(), *model.buffers()]
     addresses = {tensor.untyped_storage()._cdata for tensor in own}
     saved: dict[int, int] = {}
-    alive: list[Tensor] = []  # so that no address is used twice
+    alive: list[Tensor] = []  # so that no address is reused
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -213,14 +213,14 @@ def _numel(module: nn.Module) -> int:
 
 
 def memory_of(needs: Needs, gpus: int, sharded: bool) -> dict[str, int]:
-    """Bytes on each GPU that do not depend on the batch, by kind."""
+    """Bytes on each GPU, independent of the batch, by kind."""
     share = gpus if sharded else 1
     kinds = {
         "weights": _FLOAT32 * needs.parameters // share,
         "gradients": _FLOAT32 * needs.parameters // share,
         "optimizer": 2 * _FLOAT32 * needs.parameters // share,
     }
-    if sharded:  # whole: what lies outside of blocks, two blocks' weights, one block's gradients
+    if sharded:  # all outside of blocks, two blocks' weights, one block's gradients
         whole = 2 * needs.outside_blocks + 3 * needs.largest_block
         kinds["gathered weights and gradients"] = _FLOAT32 * whole
     return kinds
@@ -235,7 +235,7 @@ def largest_batch(memory: float, fixed: int, activations: Activations) -> int:
 def plan_lines(
     cfg: CfgNode, needs: Needs, dtype: torch.dtype, gpus: int, memory: float
 ) -> list[str]:
-    """The report."""
+    """Lines of the report."""
     height, width = to_2tuple(cfg.DATA.IMG_SIZE)
     sharding = cfg.TRAIN.SHARDING
     kinds = memory_of(needs, gpus, sharding == "full")

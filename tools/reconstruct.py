@@ -1,4 +1,4 @@
-"""Draw what a pre-trained model makes of hidden patches: original | masked | reconstruction.
+"""Draw reconstructions by a pre-trained model: original | masked | reconstruction.
 
 python -m tools.reconstruct --cfg FILE [--resume CKPT] [--data-path DIR] --picture out.png
 
@@ -11,7 +11,7 @@ from utils.config.arguments import make_parser, positive_integer, read_config, r
 
 
 def read_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     flags = ("--cfg", "--opts", "--data-path", "--resume", "--device", "--output", "--tag")
     parser = make_parser("-m tools.reconstruct", __doc__, flags)
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Compute the update at which a run diverged again, and say where its numbers stop being finite.
+"""Recompute the update at which a run diverged, and name what is not finite in it.
 
 python -m tools.replay diverged_update_N.pth [--data-path DIR] [--device cpu]
 """
@@ -11,7 +11,7 @@ from utils.config.arguments import make_parser, read_early
 
 
 def read_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = make_parser("-m tools.replay", __doc__)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="diverged_update_N.pth")
     parser.add_argument("--data-path", metavar="DIR", help="where the pictures are now")
@@ -45,7 +45,7 @@ _NAMED = 3
 
 
 def main() -> None:
-    """Read the bundle, compute, print."""
+    """Read the bundle, recompute the update, print its numbers."""
     arguments = read_arguments()
     state = read_bundle(arguments.bundle)
     opts = ["DEVICE", arguments.device, "DATA.NUM_WORKERS", 0]
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def read_bundle(path: Path) -> Content:
-    """What a diverged run leaves; ValueError where a part of it is missing or something else."""
+    """Read the bundle of a diverged run; ValueError where a part is missing or invalid."""
     state = read_checkpoint(path)
     if not isinstance(state, dict) or not isinstance(state.get("diverged"), dict):
         raise ValueError(f"{path} is not what a diverged run leaves")
@@ -90,7 +90,7 @@ def _is_number(value: object) -> bool:
 
 
 def replay(state: Content, cfg: CfgNode, source: Path) -> None:
-    """The forward and backward passes of all processes, one after the other."""
+    """Repeat the forward and backward passes of all processes, one after the other."""
     device, bad = choose_device(cfg.DEVICE), state["diverged"]
     dtype = choose_precision(bad["precision"], device)
     dataset, model, compute_loss = build(state, cfg, device)
@@ -118,7 +118,7 @@ def replay(state: Content, cfg: CfgNode, source: Path) -> None:
 
 
 def _require_fit(bad: Content, batch_size: int, num_pictures: int, source: Path) -> None:
-    """ValueError unless micro-batches are those of the configuration, from the pictures of now."""
+    """Raise ValueError unless micro-batches fit the configuration and the current data set."""
     micro_batches = [samples for share in bad["samples"] for samples in share]
     sizes = {len(samples) for samples in micro_batches}
     if sizes != {batch_size}:
@@ -136,7 +136,7 @@ def _require_fit(bad: Content, batch_size: int, num_pictures: int, source: Path)
 def build(
     state: Content, cfg: CfgNode, device: torch.device
 ) -> tuple[PretrainDataset | LabelledDataset, nn.Module, ComputeLoss]:
-    """Data set, model and loss of the run's stage."""
+    """Build data set, model and loss of the run's stage."""
     if "best" not in state:
         model = build_pretrain_model(cfg)
         dataset = build_pretrain_dataset(cfg, patch_size=model.encoder.patch_size)
@@ -149,7 +149,7 @@ def build(
 
 
 def broken_inputs(image: Tensor, samples: list[int], files: dict[int, str]) -> list[str]:
-    """Names of samples whose pictures hold numbers that are not finite."""
+    """Lines that name samples with pixels that are not finite."""
     finite = image.float().isfinite().flatten(1).all(dim=1).tolist()
     return [
         f"  not finite: {files.get(index, index)}"
@@ -159,7 +159,7 @@ def broken_inputs(image: Tensor, samples: list[int], files: dict[int, str]) -> l
 
 
 def broken_gradients(model: nn.Module) -> list[str]:
-    """Which parameters' gradients are not finite."""
+    """A line that names parameters with gradients that are not finite; [] without any."""
     names = [
         name
         for name, parameter in model.named_parameters()

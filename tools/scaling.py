@@ -1,4 +1,4 @@
-"""Time and memory of updates against one key after the other: a table for each, and a picture.
+"""Measure time and memory of updates by one key at a time: a table for each, and a picture.
 
 python -m tools.scaling --cfg FILE --vary DATA.BATCH_SIZE 1 2 4 8 --vary DATA.IMG_SIZE 96 192 \\
     [--picture scaling.png]
@@ -14,7 +14,7 @@ from utils.config.flags import UPDATE_FLAGS
 
 
 def read_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = make_parser("-m tools.scaling", __doc__, ("--cfg", "--opts", *UPDATE_FLAGS))
     parser.add_argument(
         "--vary", nargs="+", action="append", required=True, metavar="KEY VALUE", help="a key"
@@ -50,7 +50,7 @@ from utils.processes.exit_status import run_program
 
 @dataclass(frozen=True)
 class Point:
-    """One value of a key and what an update takes with it."""
+    """One value of a key, and time and memory of an update with it."""
 
     value: object
     seconds: float
@@ -60,13 +60,13 @@ class Point:
 
 
 def main() -> None:
-    """Measure every value of every key; prints tables and a line of JSON, draws."""
+    """Measure every value of every key; print tables and a line of JSON; draw."""
     arguments = read_arguments()
     if arguments.picture:
-        new_chart(1, 1)  # tells now, not after measuring, where that is impossible
+        new_chart(1, 1)  # fails before measuring where matplotlib is missing
     cfg, opts = read_config(arguments), arguments.opts
     configs: dict[str, list[CfgNode]] = {}
-    for key, *values in arguments.vary:  # all, before the first is measured
+    for key, *values in arguments.vary:  # read all values before measuring the first
         configs[key] = []
         for value in values:
             arguments.opts = [*opts, key, value]
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def measure(cfg: CfgNode, key: str, rounds: int) -> Point:
-    """The median of some updates with one configuration."""
+    """Measure updates with one configuration; the time is the median of the rounds."""
     side = Side(cfg.TAG, training_work, (cfg, 1, False))
     try:
         seconds = statistics.median(in_turn([side], rounds)[side.name])
@@ -99,7 +99,7 @@ def measure(cfg: CfgNode, key: str, rounds: int) -> Point:
 
 
 def print_table(key: str, points: list[Point]) -> None:
-    """A line for each value."""
+    """Print a row for each value."""
     print(f"| {key} | s/update | images/s | TFLOP/s | peak memory, MiB |\n|---|---|---|---|---|")
     for point in points:
         print(
@@ -111,7 +111,7 @@ def print_table(key: str, points: list[Point]) -> None:
 
 
 def draw(curves: dict[str, list[Point]], picture: str) -> str:
-    """Time and memory against each key, side by side; the file that was written."""
+    """Draw time and memory by each key, side by side; return the file."""
     chart = new_chart(4.2 * len(curves), 3.4)
     for axes, (key, points) in zip(
         chart.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
@@ -129,14 +129,14 @@ def draw(curves: dict[str, list[Point]], picture: str) -> str:
 def _plot(
     axes: Any, ticks: list[float], values: list[float], style: str, colour: str, label: str
 ) -> None:
-    """A curve above 0; the frame does not cut its marks."""
+    """Plot a curve on an axis from 0; the frame does not clip its marks."""
     axes.plot(ticks, values, style, color=colour, clip_on=False, zorder=3)
     axes.set_ylim(0, 1.08 * max(values))
     axes.set_ylabel(label, color=colour)
 
 
 def places(values: list[Any]) -> list[float]:
-    """Where values stand on the axis: numbers at theirs, lists at their sum, words in a row."""
+    """Positions on the axis: numbers at their value, lists at their sum, words at 0, 1, ..."""
     sums = [sum(value) if isinstance(value, list | tuple) else value for value in values]
     if all(isinstance(value, int | float) for value in sums):
         return [float(value) for value in sums]

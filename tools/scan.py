@@ -2,7 +2,7 @@
 
 python -m tools.scan DATA [--workers N] [--channels C] [--list FILE]
 
-Ends with status 1 where there are any; --list writes their names to a file.
+Ends with status 1 if there are any; --list writes their names to a file.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from utils.config.arguments import make_parser, positive_integer, read_early
 
 
 def read_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = make_parser("-m tools.scan", __doc__)
     parser.add_argument("data", metavar="DATA", help="a folder")
     cores = os.cpu_count()
@@ -46,7 +46,7 @@ _CHUNK = 64  # pictures
 
 
 def main() -> None:
-    """Scan, print what was found."""
+    """Scan, print the unreadable pictures; exit with status 1 if there are any."""
     arguments = read_arguments()
     is_tar = Path(arguments.data).is_dir() and any(Path(arguments.data).glob("*.tar"))
     pictures = (Shards if is_tar else ImageFolder)(arguments.data, arguments.channels)

@@ -1,7 +1,7 @@
 """Pack pictures into tar files, which network file systems read faster than many small files.
 
 python -m tools.shard SOURCE OUTPUT     pictures below SOURCE; its class folders become labels
-python -m tools.shard --index FOLDER    only write the index of tar files that lie there
+python -m tools.shard --index FOLDER    only write the index of each tar file in FOLDER
 
 Train on them with --opts DATA.DATASET shards --data-path OUTPUT. The layout is webdataset's:
 NAME.jpg and, with classes, NAME.cls (the index of the class); classes.txt names the classes.
@@ -13,7 +13,7 @@ from utils.config.arguments import make_parser, positive_integer, read_early
 
 
 def read_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = make_parser("-m tools.shard", __doc__)
     parser.add_argument("source", metavar="SOURCE", nargs="?", help="a folder of pictures")
     parser.add_argument("output", metavar="OUTPUT", nargs="?", help="a folder that is not there")
@@ -48,7 +48,7 @@ Sample = tuple[str, int]  # path and label
 
 
 def main() -> None:
-    """Pack or index; prints what was written."""
+    """Pack or index; print what was written."""
     arguments = read_arguments()
     try:
         if arguments.index:
@@ -66,7 +66,7 @@ def index_shards(folder: str) -> str:
         raise ValueError(f"{folder} holds no .tar file")
     pictures = 0
     for path in progress_bar(paths, name="indexing", rank=0):
-        Path(path + INDEX_SUFFIX).unlink(missing_ok=True)  # else it would be read
+        Path(path + INDEX_SUFFIX).unlink(missing_ok=True)  # else entries_of would read it
         entries = entries_of(path)
         write_index(path, entries)
         pictures += len(entries)
@@ -76,7 +76,7 @@ def index_shards(folder: str) -> str:
 def pack(source: str, output: Path, size: int) -> str:
     """Write all pictures below `source`, in sorted order, to tar files of about `size` bytes.
 
-    `output` appears when all are written, or not at all; ValueError where it is there already.
+    `output` appears only after all are written. ValueError where it exists already.
     """
     if output.exists():
         raise ValueError(f"{output} is there already; nothing was written")
@@ -107,7 +107,7 @@ def find_samples(source: str) -> tuple[list[Sample], list[str]]:
 
 
 def write_shards(samples: list[Sample], folder: Path, size: int) -> int:
-    """Write the tar files and their indexes; returns how many."""
+    """Write the tar files and their indexes; return the number of tar files."""
     paths: list[str] = []
     tar: tarfile.TarFile | None = None
     for index in progress_bar(range(len(samples)), name="packing", rank=0):
@@ -123,14 +123,14 @@ def write_shards(samples: list[Sample], folder: Path, size: int) -> int:
 
 
 def add_sample(tar: tarfile.TarFile, index: int, path: str, label: int) -> None:
-    """Add a picture, and its label if it has one, under a name of their own."""
+    """Add a picture, and its label if it has one, under a unique name."""
     stem, suffix = os.path.splitext(os.path.basename(path))
     key = f"{index:08}_{stem.replace('.', '_')}"
     parts = [(suffix.lower(), read_file(path))]
     if label != NO_LABEL:
         parts.append((LABEL_SUFFIX, str(label).encode()))
     for ending, content in parts:
-        member = tarfile.TarInfo(key + ending)  # no times, no owners: equal files, equal bytes
+        member = tarfile.TarInfo(key + ending)  # no times or owners: equal input, equal bytes
         member.size, member.mode = len(content), 0o644
         tar.addfile(member, io.BytesIO(content))
 

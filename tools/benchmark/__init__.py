@@ -1,1 +1,1 @@
-"""Measure updates, loading and training, against other programs, A B A B."""
+"""Measure updates, loading and training, in turn with other programs (A B A B)."""

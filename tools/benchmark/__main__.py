@@ -1,16 +1,16 @@
-"""Measure training on this machine, also against what people use today, in turn (A B A B).
+"""Measure training on this machine, optionally in turn with other programs (A B A B).
 
 python -m tools.benchmark step --cfg FILE [--vs transformers]
-    whole updates on noise: images/s, operations/s and their share of what this machine reaches in
-    matrix products, peak memory, where the time goes (either stage)
+    whole updates on noise: images/s, operations/s and their share of this machine's peak in matrix
+    products, peak memory, time by kind of operation (either stage)
 python -m tools.benchmark data --cfg FILE [--vs pillow] [--data-path DIR]
-    decoding, augmentation and masks through the loader: images/s of one worker, that is per core
+    decoding, augmentation and masks through the loader: images/s of one worker (per core)
 python -m tools.benchmark train --cfg FILE [--data-path DIR]
-    updates with real data: share of time that waits for data, and speed against noise
+    updates with real data: share of time that waits for data, and speed relative to noise
 
-Without DIR there are generated JPEG files of 500 x 375 pixels. The last line is JSON: all figures,
-with hardware, versions and settings. Under torchrun step and train measure all processes
-together, without a second side.
+Without DIR, JPEG files of 500 x 375 pixels are generated. The last line is JSON: all figures, with
+hardware, versions and settings. Under torchrun, step and train measure all processes together,
+without a second side.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from utils.config.flags import UPDATE_FLAGS
 
 
 def read_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     flags = ("--cfg", "--opts", "--data-path", *UPDATE_FLAGS)
     parser = make_parser("-m tools.benchmark", __doc__, flags, "{step,data,train} ")
     parser.add_argument("what", choices=("step", "data", "train"))
@@ -75,7 +75,7 @@ OURS = "this project"
 
 
 def main() -> None:
-    """Run one measurement; prints its table and a line of JSON."""
+    """Run one measurement; print its table and a line of JSON."""
     arguments = read_arguments()
     if launched_processes() > 1 and (arguments.vs or arguments.what == "data"):
         raise ValueError("under torchrun only step and train are measured, without --vs")
@@ -92,7 +92,7 @@ def tell(text: str) -> None:
 
 
 def measure_sides(sides: Sequence[Side], rounds: int) -> tuple[dict[str, list[float]], Any]:
-    """Seconds and other figures of every side; the processes have ended afterwards."""
+    """Measure seconds and other figures of every side; end their processes."""
     try:
         return in_turn(sides, rounds), {side.name: side.figures() for side in sides}
     finally:
@@ -101,7 +101,7 @@ def measure_sides(sides: Sequence[Side], rounds: int) -> tuple[dict[str, list[fl
 
 
 def measure_step(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
-    """Whole updates on one batch of noise."""
+    """Measure whole updates on one batch of noise."""
     device = choose_device(cfg.DEVICE)
     dtype = choose_precision(cfg.TRAIN.PRECISION, device)
     updates = arguments.updates or (10 if device.type == "cuda" else 1)
@@ -137,7 +137,7 @@ def measure_step(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
 
 
 def measure_data(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
-    """Reading, cropping and masking pictures in one worker of the loader."""
+    """Measure reading, cropping and masking of pictures in one worker of the loader."""
     if is_finetuning(cfg):
         raise ValueError(f"data is measured for pre-training, not for {cfg.MODEL.NAME}")
     patch_size = build_pretrain_model(cfg).encoder.patch_size
@@ -159,7 +159,7 @@ def measure_data(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
 
 
 def measure_training(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
-    """Updates with real data and, in turn, with noise."""
+    """Measure updates with real data and, in turn, with noise."""
     updates = arguments.updates or 10
     with tempfile.TemporaryDirectory() as folder:
         if cfg.DATA.DATASET == "imagenet" and not cfg.DATA.DATA_PATH and not is_finetuning(cfg):
@@ -167,7 +167,7 @@ def measure_training(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
             arguments.data_path = folder
             cfg = read_config(arguments)
         sides = [Side("training", training_work, (cfg, updates, True))]
-        if launched_processes() == 1:  # a second group would meet the first one's addresses
+        if launched_processes() == 1:  # a second process group would reuse the first one's address
             sides.append(Side("on noise", training_work, (cfg, updates, False)))
         times, extra = measure_sides(sides, arguments.rounds)
     images = updates * images_per_update(cfg)
@@ -185,12 +185,12 @@ def measure_training(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
 
 
 def images_per_update(cfg: CfgNode) -> int:
-    """Of all processes."""
+    """Images per update of all processes together."""
     steps = max(cfg.TRAIN.ACCUMULATION_STEPS, 1)
     return int(cfg.DATA.BATCH_SIZE) * steps * launched_processes()
 
 
-# Figure -> its heading and form
+# Figure -> heading and format
 COLUMNS = {
     "images_per_second": ("images/s", "{:,.2f}"),
     "seconds_per_update": ("s/update", "{:.4f}"),
@@ -202,7 +202,7 @@ COLUMNS = {
 
 
 def print_table(rows: dict[str, Figures]) -> None:
-    """A line for each side."""
+    """Print a row for each side."""
     names = list(next(iter(rows.values())))
     tell(" " * 14 + "".join(f"{COLUMNS[name][0]:>16}" for name in names))
     for side, figures in rows.items():
@@ -210,7 +210,7 @@ def print_table(rows: dict[str, Figures]) -> None:
 
 
 def print_ratio(times: dict[str, list[float]]) -> None:
-    """How many times as fast the first side is as the second, if there is one."""
+    """Print the speed of the first side relative to the second, if there is one."""
     if len(times) == 2:
         first, second = times
         middle, smallest, largest = ratio(times).values()

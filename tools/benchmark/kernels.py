@@ -1,4 +1,4 @@
-"""Where the time of an update goes, and how fast the machine can multiply matrices."""
+"""Time of an update by kind of operation, and the machine's speed of matrix products."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-# Kind of operation -> words in the names of its operators; the first kind that fits counts.
+# Kind of operation -> words in the names of its operators; the first match counts.
 KINDS: dict[str, tuple[str, ...]] = {
     "compiled kernels": ("compiled", "cpp_fused", "triton", "inductor"),
     "fused attention": ("scaled_dot_product", "flash", "efficient_attention", "fmha"),
@@ -34,7 +34,7 @@ NO_OPERATOR = "outside of operators"  # Python; on a GPU also waiting for the ho
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -49,7 +49,7 @@ def breakdown(run: Callable[[], None], device: torch.device) -> dict[str, float]
         elapsed = (time.perf_counter() - start) * 1e6  # microseconds, as the profiler counts
     times = dict.fromkeys((*KINDS, OTHER), 0.0)
     for event in profiler.key_averages():
-        if event.device_type == DeviceType.CPU:  # kernels count where they were launched
+        if event.device_type == DeviceType.CPU:  # a kernel counts for the operator that launched it
             spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             times[kind_of(event.key)] += spent
     whole = max(elapsed, sum(times.values()))
@@ -60,7 +60,7 @@ def breakdown(run: Callable[[], None], device: torch.device) -> dict[str, float]
 
 @contextmanager
 def _no_messages() -> Iterator[None]:
-    """Without what the profiler writes to standard error whenever it starts and stops."""
+    """Suppress the profiler's messages on standard error."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "wb") as nothing:
@@ -73,13 +73,13 @@ def _no_messages() -> Iterator[None]:
 
 
 def kind_of(operator: str) -> str:
-    """The kind of an operator's name, as the profiler tells it."""
+    """The kind of an operator, by its name in the profiler."""
     name = operator.lower().removeprefix("aten::")
     return next((kind for kind, words in KINDS.items() if any(w in name for w in words)), OTHER)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
-    """Operations per second of the fastest of some products of large square matrices."""
+    """Operations per second in products of large square matrices, the fastest of some trials."""
     side = 8192 if device.type == "cuda" else 2048
     one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     seconds = [_seconds(lambda: one @ other, device) for _ in range(repeats + 2)]

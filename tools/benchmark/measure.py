@@ -1,4 +1,4 @@
-"""Measuring in turn: each side in a process of its own, A B A B, and the spread of their ratio."""
+"""Measure sides in turn (A B A B), each in its own process; ratio of their times and its spread."""
 
 import contextlib
 import multiprocessing
@@ -21,25 +21,25 @@ from torch import distributed
 from logger import progress_bar
 from utils.memory import HUGE_PAGES, keep_freed_memory
 
-WARM_UP = 2  # untimed calls: memory is claimed, kernels are chosen or compiled
+WARM_UP = 2  # untimed calls: memory is allocated, kernels are chosen or compiled
 
 
-Figures = dict[str, Any]  # what a side tells, by name
+Figures = dict[str, Any]  # figures of a side, by name
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a side repeats, and what it tells besides its time."""
+    """The call that a side repeats, and the figures that it reports besides its time."""
 
     run: Callable[[], None]
     figures: Callable[[], Figures] = dict
 
 
 class Side:
-    """A process that builds its work once and then does it whenever it is told to.
+    """A process that builds its work once and repeats it on request.
 
-    `make(*arguments)` builds it there. `as_here` gives the process this project's settings of
-    memory; others run as they come. ValueError where the work cannot be built or done.
+    `make(*arguments)` builds the work there. With `as_here`, the process has this project's memory
+    settings, else the defaults. ValueError where the work cannot be built or done.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Side:
         other.close()
 
     def seconds(self) -> float:
-        """Do the work once."""
+        """Do the work once and return its seconds."""
         return float(self._ask("run"))
 
     def figures(self) -> Figures:
-        """What it tells besides its time."""
+        """Figures of the work besides its time."""
         return dict(self._ask("figures"))
 
     def _ask(self, request: str) -> Any:
@@ -96,10 +96,10 @@ def _serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     if as_here:
         keep_freed_memory()
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the main process wants no more
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the main process has closed the pipe
         _answer(connection, make, arguments)
     if distributed.is_initialized():
-        os._exit(0)  # gloo's threads can abort a process that tidies up
+        os._exit(0)  # gloo's threads can abort a regular exit
 
 
 def _answer(connection: Connection, make: Callable[..., Work], arguments: Sequence[object]) -> None:
@@ -124,7 +124,7 @@ def _answer(connection: Connection, make: Callable[..., Work], arguments: Sequen
 def in_turn(sides: Sequence[Side], rounds: int) -> dict[str, list[float]]:
     """Seconds of every side in each round: A B A B ..."""
     times: dict[str, list[float]] = {side.name: [] for side in sides}
-    for side in sides:  # one after the other: what is built beside a running side disturbs it
+    for side in sides:  # build one at a time: building would disturb a running side
         side.seconds()
     for _ in progress_bar(range(rounds), name="rounds", rank=launched_rank()):
         for side in sides:
@@ -133,24 +133,24 @@ def in_turn(sides: Sequence[Side], rounds: int) -> dict[str, list[float]]:
 
 
 def ratio(times: dict[str, list[float]]) -> dict[str, float]:
-    """How many times as fast the first side is as the second, round by round."""
+    """Speed of the first side relative to the second: median and range over the rounds."""
     first, second = times.values()
     ratios = sorted(other / one for one, other in zip(first, second, strict=True))
     return {"median": statistics.median(ratios), "smallest": ratios[0], "largest": ratios[-1]}
 
 
 def launched_rank() -> int:
-    """Index of this process by the launcher's environment; 0 without one."""
+    """Rank of this process from the launcher's environment; 0 without a launcher."""
     return int(os.environ.get("RANK", 0))
 
 
 def launched_processes() -> int:
-    """Number of processes by the launcher's environment; 1 without one."""
+    """Number of processes from the launcher's environment; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def machine(device: torch.device) -> dict[str, object]:
-    """Hardware and versions that a measurement belongs to."""
+    """Hardware and versions of a measurement."""
     packages = ("torch", "torchvision", "timm", "transformers", "pillow", "simplejpeg")
     return {
         "argv": sys.argv[1:],

@@ -1,4 +1,4 @@
-"""What people use today, with the same sizes: transformers' models, a plain pipeline on PIL."""
+"""Other programs of the same sizes: models of transformers, a plain data pipeline on PIL."""
 
 import importlib.util
 from collections.abc import Callable
@@ -24,18 +24,18 @@ from utils.training.metrics import peak_memory_mb
 
 
 def require_transformers(cfg: CfgNode) -> None:
-    """ValueError where transformers is missing or has no such model."""
+    """Raise ValueError if transformers is missing or has no such model."""
     if cfg.MODEL.TYPE not in ("swin", "vit") or is_finetuning(cfg):
         raise ValueError(
             f"--vs transformers is for pre-training of MODEL.TYPE swin and vit, not for "
             f"{cfg.MODEL.TYPE} ({cfg.MODEL.NAME})"
         )
     if importlib.util.find_spec("transformers") is None:
-        raise ValueError("--vs transformers needs it: pip install transformers")
+        raise ValueError("--vs transformers needs that package: pip install transformers")
 
 
 def build_transformers_model(cfg: CfgNode, stride: int) -> nn.Module:
-    """Theirs of the same sizes; their ViT has no layer scale and no relative positions."""
+    """Build transformers' model of the same sizes; its ViT lacks layer scale and position bias."""
     import transformers
 
     sizes = {"image_size": cfg.DATA.IMG_SIZE, "encoder_stride": stride}
@@ -77,7 +77,7 @@ def transformers_work(cfg: CfgNode, num_updates: int) -> Work:
     steps = max(cfg.TRAIN.ACCUMULATION_STEPS, 1)
 
     def updates() -> None:
-        """All updates, until the device has done them."""
+        """Run all updates; wait until the device has finished."""
         for _ in range(num_updates):
             for _ in range(steps):
                 with torch.autocast(device.type, dtype=amp_dtype, enabled=mixed):
@@ -92,7 +92,7 @@ def transformers_work(cfg: CfgNode, num_updates: int) -> Work:
 
 
 class PlainPictures(Dataset[tuple[Tensor, Tensor]]):
-    """Pictures as most people load them: PIL, torchvision's transforms on PIL images."""
+    """Pictures loaded in the usual way: PIL, torchvision's transforms on PIL images."""
 
     def __init__(self, folder: str, size: int, mask: Callable[[], Tensor]) -> None:
         self.paths = sorted(Path(folder).iterdir())

@@ -1,4 +1,4 @@
-"""What the benchmark repeats of this project: updates of either stage, and loading pictures."""
+"""Workloads of this project: updates of either stage, and loading pictures."""
 
 import itertools
 import shutil
@@ -40,7 +40,7 @@ from utils.training.run import Run, build_state, place_model
 
 
 def build_stage(cfg: CfgNode, device: torch.device) -> tuple[nn.Module, ComputeLoss]:
-    """The model of a recipe's stage and its loss of a batch as the loader gives it."""
+    """Build the model of a recipe's stage, and its loss of a batch from the loader."""
     if not is_finetuning(cfg):
         model = build_pretrain_model(cfg)
         normalize = Normalizer(cfg.DATA.MEAN, cfg.DATA.STD, model.encoder.in_chans)
@@ -64,7 +64,7 @@ def synthetic_batch(cfg: CfgNode, encoder: Encoder) -> list[Tensor]:
 
 
 class Batches:
-    """As many batches as `num_updates` need, of a loader or the same one again and again."""
+    """`number` batches: of a loader, which is repeated, or the same batch each time."""
 
     def __init__(
         self, source: DataLoader[list[Tensor]] | list[Tensor], batch_size: int, number: int
@@ -82,10 +82,10 @@ class Batches:
 
 
 def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: bool = False) -> Work:
-    """Updates by the training loop itself, on pictures of the configuration or on noise.
+    """Updates by the training loop itself, on the configuration's data or on noise.
 
-    Under torchrun it is one process of all; they work together. `profiles`: it tells where the
-    time goes.
+    Under torchrun, all processes train together. `profiles` adds the time by kind of operation
+    to the figures.
     """
     device = choose_device(cfg.DEVICE)
     start_process_group(device)
@@ -106,14 +106,14 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: boo
     loop = Loop(run, state, wrapped, batches, compute_loss, metrics, num_updates, records.append)
 
     def updates() -> None:
-        """All updates, until the device has done them."""
+        """Run all updates; wait until the device has finished."""
         state.position = Position(images, update=state.position.update)
         metrics.start_epoch()
         train_one_epoch(loop)
         synchronize(device)
 
     def figures() -> Figures:
-        """Memory, share of time waiting, and on demand kinds of operations."""
+        """Peak memory, share of time that waits for data and, if `profiles`, time by kind."""
         peak = peak_memory_mb(device)  # before the profiler, which needs memory of its own
         waits = [record["data_wait"] for record in records if record["index"] == num_updates - 1]
         return {
@@ -128,7 +128,7 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: boo
 def training_loader(
     cfg: CfgNode, patch_size: int, device: torch.device
 ) -> DataLoader[list[Tensor]]:
-    """The loader of a recipe's stage."""
+    """Build the loader of a recipe's stage."""
     if is_finetuning(cfg):
         return build_train_loader(cfg, build_train_dataset(cfg), device)
     dataset = build_pretrain_dataset(cfg, patch_size=patch_size)
@@ -141,7 +141,7 @@ def loading_work(cfg: CfgNode, patch_size: int) -> Work:
 
 
 def passes_over(loader: Iterable[object]) -> Work:
-    """All batches of a loader, one after the other."""
+    """One pass over all batches of a loader."""
 
     def load() -> None:
         for _ in loader:
@@ -151,9 +151,9 @@ def passes_over(loader: Iterable[object]) -> Work:
 
 
 def collect_pictures(source: str, folder: Path, number: int) -> int:
-    """Copy `number` pictures from everywhere in `source` to `folder`, or draw them; their number.
+    """Copy `number` pictures spread over `source` to `folder`, or draw them; return the number.
 
-    Drawn ones are 500 x 375 JPEGs: smooth with some noise, about as many bytes as photographs.
+    Drawn pictures are 500 x 375 JPEGs: smooth with some noise, about as many bytes as photographs.
     """
     if source:
         names = find_pictures(source).names
@@ -172,7 +172,7 @@ def collect_pictures(source: str, folder: Path, number: int) -> int:
 
 
 def settings(cfg: CfgNode) -> dict[str, object]:
-    """What of a configuration decides the speed."""
+    """The settings that determine the speed of a configuration."""
     device = choose_device(cfg.DEVICE)
     return {
         "recipe": cfg.TAG,
