@@ -18,9 +18,11 @@ from PIL import Image
 from termcolor import colored
 from tqdm import tqdm
 
+from utils.messages import reason_of
 from utils.streams import append, lose_failures
 
 Item = TypeVar("Item")
+Record = dict[str, float]  # figures of an update, by name
 
 SCALARS = (
     "loss",
@@ -60,7 +62,7 @@ class _FileHandler(logging.FileHandler):
             print(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
 
 
-def train_line(record: dict[str, Any], epoch: int, epochs: int) -> str:
+def train_line(record: Record, epoch: int, epochs: int) -> str:
     """One line per report, in the reference's format; `eta` is that of the epoch."""
     left = record["time_mean"] * (record["num_updates"] - record["index"] - 1)
     return (
@@ -122,17 +124,17 @@ class RunLog:
         left = took * (self.epochs - epoch - 1)
         self.info("EPOCH %d training takes %s, about %s left", epoch, took, left)
 
-    def report(self, record: dict[str, Any]) -> None:
+    def report(self, record: Record) -> None:
         """Log an update's figures, append them to metrics.jsonl and to TensorBoard's curves."""
         self.info(train_line(record, self.current_epoch, self.epochs))
-        self.update = record["update"]
+        self.update = int(record["update"])
         if record["skipped"] > self.skipped:
             self.warning(
                 "%d update(s) of this epoch had a loss or gradient that is not finite, and changed "
                 "nothing",
                 record["skipped"],
             )
-        self.skipped = record["skipped"]
+        self.skipped = int(record["skipped"])
         if self.rank == 0:
             self._append({"epoch": self.current_epoch} | record)
             self._draw_curves({f"train/{name}": record[name] for name in SCALARS})
@@ -149,7 +151,7 @@ class RunLog:
             self._append({"epoch": self.current_epoch, "update": self.update} | figures)
             self._draw_curves({name.replace("_", "/", 1): figures[name] for name in figures})
 
-    def _append(self, record: dict[str, Any]) -> None:
+    def _append(self, record: Record) -> None:
         known = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in record.items()
@@ -173,8 +175,7 @@ class RunLog:
         except OSError as error:
             if what not in self.failed:
                 self.failed.add(what)
-                reason = error.strerror or error
-                self.warning("%s cannot be written: %s; training goes on", what, reason)
+                self.warning("%s cannot be written: %s; training goes on", what, reason_of(error))
 
     def picture(self, name: str, picture: Image.Image) -> None:
         """Write NAME.png and show it in TensorBoard."""
@@ -242,7 +243,7 @@ def _forget_from(path: Path, first_update: int, first_epoch: int) -> None:
 
 def _is_before(line: str, first_update: int, first_epoch: int) -> bool:
     try:
-        record: dict[str, Any] = json.loads(line)
+        record: Record = json.loads(line)
         # A validation follows the updates of its epoch, and is part of what completes it.
         if "val_loss" in record:
             return bool(record["epoch"] < first_epoch)

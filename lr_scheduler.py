@@ -3,7 +3,6 @@
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch.optim import Optimizer
 from yacs.config import CfgNode
@@ -41,44 +40,25 @@ def multistep(t: int, peak: float, *, milestones: Sequence[int], gamma: float) -
 class Scheduler:
     """Sets every group's learning rate; a group's peak is the rate it was built with.
 
-    Update 0 runs with the rate of t = 0; the k-th `step()` (from 0) sets the rate of t = k.
+    Update 0 runs with the rate of t = 0 and update n with that of t = n - 1, as in the published
+    runs. It keeps no time of its own: `update` is the one whose rates are set.
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
         self.optimizer = optimizer
         self.schedule = schedule
         self.peaks = [group["lr"] for group in optimizer.param_groups]
-        self.num_steps = 0
-        self.offset = 0
-        self._set(0)
+        self.set_rates(0)
 
-    @property
-    def place(self) -> int:
-        """The schedule's t of the next `step()`: `num_steps` unless it was moved."""
-        return self.num_steps + self.offset
+    def set_rates(self, update: int) -> None:
+        """Set the rates with which an update of the schedule (from 0) runs."""
+        self.update = update
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = self.schedule(max(update - 1, 0), peak)
 
     def step(self) -> None:
-        """Set the rate of the next update; call once after each optimizer update."""
-        self._set(self.place)
-        self.num_steps += 1
-
-    def move(self, updates: int) -> None:
-        """Go on that much later in the schedule, without counting updates that were not made."""
-        self.offset += updates
-        self._set(max(self.place - 1, 0))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything `load_state_dict` needs to continue."""
-        return {"num_steps": self.num_steps, "offset": self.offset}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after `num_steps` updates, on this schedule and its peaks."""
-        self.num_steps, self.offset = state["num_steps"], state.get("offset", 0)
-        self._set(max(self.place - 1, 0))
-
-    def _set(self, t: int) -> None:
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = self.schedule(t, peak)
+        """Set the rates of the next update, in a loop that does not count its updates itself."""
+        self.set_rates(self.update + 1)
 
 
 def build_scheduler(

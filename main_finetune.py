@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 from timm.layers import to_2tuple
-from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data import (
@@ -32,8 +31,10 @@ from data import (
     build_train_dataset,
     build_train_loader,
 )
+from data.datasets import EvalDataset, LabelledDataset
 from data.drawing import draw_augmentation
-from logger import progress_bar
+from data.unreadable import UnreadableCount
+from logger import RunLog, progress_bar
 from models import build_classifier, build_criterion, load_classifier, load_pretrained
 from utils.checkpoints.names import starts_in
 from utils.checkpoints.resume import changed, resume
@@ -41,10 +42,11 @@ from utils.device import choose_precision, dtype_name
 from utils.processes.exit_status import run_program
 from utils.processes.group import rank, world_size
 from utils.processes.heartbeat import stepping
+from utils.training.engine import train_one_epoch
 from utils.training.epochs import Training
-from utils.training.evaluation import Best, Evaluation, evaluate, measure_throughput
+from utils.training.evaluation import Evaluation, evaluate, measure_throughput
 from utils.training.losses import finetune_loss
-from utils.training.run import Run, build_parts, is_due, open_log, place_model, start_run
+from utils.training.run import Run, build_state, is_due, open_log, place_model, start_run
 
 THROUGHPUT_SECONDS = 10.0
 UNREADABLE = "%d picture(s) could not be read and count as wrong (python -m tools.scan names them)"
@@ -80,39 +82,37 @@ def finetune(run: Run) -> None:
     model = place_model(run, model)
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
-    parts = build_parts(run, model, updates_per_epoch) | {"best": Best()}
-    average = ModelEmaV3(model, decay=cfg.TRAIN.EMA_DECAY) if cfg.TRAIN.EMA_DECAY else None
-    if average is not None:
-        parts["model_ema"] = average.module
-    start = resume(run.output, parts, cfg, updates_per_epoch, run.device, dataset.classes)
+    state = build_state(run, model, updates_per_epoch, validates=True)
+    start = resume(run.output, state, cfg, updates_per_epoch, run.device, dataset.classes)
     if not (begins or cfg.MODEL.RESUME or start.seen):
         raise changed(run.output)
     start.notes, start.pretrained = notes + start.notes, cfg.PRETRAINED
     augment = build_batch_augmentation(cfg, len(dataset.classes), run.device)
     criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
-
-    def change_averages() -> None:
-        if average is not None:
-            average.update(model)
-
-    log = open_log(run, parts, start)  # only from here on files are written
-    log.info("%s", dataset.pictures)
-    log.info("%d images of %d classes to train on", len(dataset), len(dataset.classes))
-    if val_dataset.num_moved:
-        log.info(MOVED, val_dataset.num_moved)
+    log = open_log(run, state, start)  # only from here on files are written
+    describe_data(log, dataset, val_dataset)
     if rank() == 0 and start.epoch == 0:
         log.picture("augmentation", draw_augmentation(dataset, augment, run.device))
-    training = Training(
-        *(run, log, parts, loader, finetune_loss(criterion, dataset.normalize, augment)),
-        change_averages=change_averages,
-        classes=dataset.classes,
+    unreadable = UnreadableCount(
+        dataset.pictures, cfg.DATA.MAX_BROKEN, run.folder, log.warning, run.device
     )
-    for epoch in range(start.epoch, cfg.TRAIN.EPOCHS):
-        training.train_epoch(epoch)
+    compute_loss = finetune_loss(criterion, dataset.normalize, augment)
+    training = Training(run, log, state, loader, compute_loss, unreadable, dataset.classes)
+    for epoch in range(state.position.epoch, cfg.TRAIN.EPOCHS):
+        with training.epoch():
+            train_one_epoch(training.loop)
         due = is_due(epoch, cfg.EVAL_FREQ, cfg.TRAIN.EPOCHS)
         is_best = due and validate(training, epoch, val_loader, len(dataset.classes))
         training.complete_epoch(is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS), is_best)
     training.close()
+
+
+def describe_data(log: RunLog, dataset: LabelledDataset, val_dataset: EvalDataset) -> None:
+    """Say what is trained on, and whether its classes are numbered otherwise for validation."""
+    log.info("%s", dataset.pictures)
+    log.info("%d images of %d classes to train on", len(dataset), len(dataset.classes))
+    if val_dataset.num_moved:
+        log.info(MOVED, val_dataset.num_moved)
 
 
 def start_weights(run: Run, model: nn.Module, begins: bool) -> list[str]:
@@ -134,24 +134,26 @@ def start_weights(run: Run, model: nn.Module, begins: bool) -> list[str]:
     return [f"{path} is not read: the run goes on from a checkpoint of its own"]
 
 
-def validate(training: Training, epoch: int, loader: DataLoader[Any], num_classes: int) -> bool:
+def validate(
+    training: Training, epoch: int, loader: DataLoader[list[Tensor]], num_classes: int
+) -> bool:
     """Evaluate the (averaged) weights; whether none were better before."""
-    log, parts = training.log, training.parts
-    best: Best = parts["best"]
-    model = parts.get("model_ema", parts["model"])
+    log, state = training.log, training.state
+    model = state.model if state.average is None else state.average.module
     evaluation = evaluate_on(training.run, model, loader, num_classes, training.between_batches)
-    is_best = best.update(evaluation.acc1, epoch)
+    assert state.best is not None  # fine-tuning has set it
+    is_best = state.best.update(evaluation.acc1, epoch)
     if evaluation.unreadable:
         log.warning(UNREADABLE, evaluation.unreadable)
     log.validated(str(evaluation), evaluation.loss, evaluation.acc1, evaluation.acc5)
-    log.info("best so far: %.3f %% after epoch %d", best.acc1, best.epoch)
+    log.info("best so far: %.3f %% after epoch %d", state.best.acc1, state.best.epoch)
     return is_best
 
 
 def evaluate_on(
     run: Run,
     model: nn.Module,
-    loader: DataLoader[Any],
+    loader: DataLoader[list[Tensor]],
     num_classes: int,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
@@ -193,7 +195,7 @@ def evaluate_checkpoint(run: Run) -> None:
         print(f"wrote {write_report(path, run, report)}")
 
 
-def write_report(checkpoint: Path, run: Run, report: dict[str, Any]) -> str:
+def write_report(checkpoint: Path, run: Run, report: dict[str, object]) -> str:
     """Write eval__CHECKPOINT__TAG.json beside a checkpoint, else into the run's folder; where.
 
     ValueError where neither is possible.
@@ -212,7 +214,7 @@ def write_report(checkpoint: Path, run: Run, report: dict[str, Any]) -> str:
         raise ValueError(f"{path} cannot be written: {error.strerror} (--output DIR)") from None
 
 
-def _write_beside_others(path: Path, report: dict[str, Any]) -> str:
+def _write_beside_others(path: Path, report: dict[str, object]) -> str:
     """Write a report; one of that name that says something else gets a number. What was done."""
     text, moved = json.dumps(report, indent=1) + "\n", ""
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:

@@ -13,14 +13,16 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 
 from data import build_pretrain_dataset, build_train_loader
 from data.drawing import draw_reconstructions
+from data.unreadable import UnreadableCount
 from models import build_pretrain_model
 from utils.checkpoints.resume import resume
 from utils.processes.exit_status import run_program
 from utils.processes.group import rank
 from utils.processes.sharding import is_sharded
+from utils.training.engine import train_one_epoch
 from utils.training.epochs import Training
 from utils.training.losses import pretrain_loss
-from utils.training.run import build_parts, is_due, open_log, place_model, start_run
+from utils.training.run import build_state, is_due, open_log, place_model, start_run
 
 
 def main() -> None:
@@ -31,13 +33,18 @@ def main() -> None:
     dataset = build_pretrain_dataset(cfg, patch_size=model.encoder.patch_size)
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
-    parts = build_parts(run, place_model(run, model), updates_per_epoch)
-    start = resume(run.output, parts, cfg, updates_per_epoch, run.device)
-    log = open_log(run, parts, start)  # everything fits: only from here on files are written
+    state = build_state(run, place_model(run, model), updates_per_epoch)
+    start = resume(run.output, state, cfg, updates_per_epoch, run.device)
+    log = open_log(run, state, start)  # everything fits: only from here on files are written
     log.info("%s", dataset.pictures)
-    training = Training(run, log, parts, loader, pretrain_loss(dataset.normalize))
-    for epoch in range(start.epoch, cfg.TRAIN.EPOCHS):
-        training.train_epoch(epoch)
+    unreadable = UnreadableCount(
+        dataset.pictures, cfg.DATA.MAX_BROKEN, run.folder, log.warning, run.device
+    )
+    compute_loss = pretrain_loss(dataset.normalize)
+    training = Training(run, log, state, loader, compute_loss, unreadable)
+    for epoch in range(state.position.epoch, cfg.TRAIN.EPOCHS):
+        with training.epoch():
+            train_one_epoch(training.loop)
         training.complete_epoch(save=is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS))
         drawing = rank() == 0 or is_sharded(model)  # whose processes compute together
         if drawing and is_due(epoch, cfg.PICTURE_FREQ, cfg.TRAIN.EPOCHS):

@@ -2,16 +2,16 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import cast
 
 import torch
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
 from yacs.config import CfgNode
 
-from data.careful import CarefulPictures
-from data.datasets import Cifar10, ImageFolder, PictureSet, Shapes
+from data.datasets import EvalDataset, LabelledDataset, PretrainDataset
 from data.labelled import (
     LabelledPictures,
     class_folders,
@@ -21,15 +21,9 @@ from data.labelled import (
 )
 from data.listing import require_path
 from data.masking import MASKS
-from data.samples import (
-    EpochSampler,
-    EvalDataset,
-    Key,
-    LabelledDataset,
-    PretrainDataset,
-    ShareSampler,
-)
+from data.samplers import EpochSampler, Key, ShareSampler
 from data.shards import Shards
+from data.sources import Cifar10, ImageFolder, LabelledSet, PictureSet, Selection, Shapes
 from data.transforms import (
     BatchAugmentation,
     Normalizer,
@@ -37,6 +31,7 @@ from data.transforms import (
     pretrain_transform,
     train_transform,
 )
+from data.unreadable import EvalPictures, ReadablePictures
 from utils.messages import choose, require_same_classes, shown
 from utils.processes.group import rank, world_size
 from utils.processes.signals import follow_parent
@@ -67,16 +62,16 @@ def build_pretrain_dataset(cfg: CfgNode, *, patch_size: int, train: bool = True)
     """Pictures with augmentation and masks; `patch_size` is the encoder's."""
     keys, size = cfg.DATA, cfg.DATA.IMG_SIZE
     pictures = choose(DATASETS, keys.DATASET, "DATA.DATASET")(cfg, train)
-    mask = choose(MASKS, keys.MASK, "DATA.MASK")(
-        size, keys.MASK_PATCH_SIZE, patch_size, keys.MASK_RATIO
-    )
-    return PretrainDataset(
-        _careful(cfg, pictures), pretrain_transform(size), mask, _normalizer(cfg)
-    )
+    readable = ReadablePictures(pictures, cfg.SEED, _channels(cfg))
+    mask = build_mask(cfg, patch_size)
+    return PretrainDataset(readable, pretrain_transform(size), mask, _normalizer(cfg))
 
 
-def _careful(cfg: CfgNode, pictures: Any) -> CarefulPictures:
-    return CarefulPictures(pictures, cfg.SEED, _channels(cfg))
+def build_mask(cfg: CfgNode, patch_size: int) -> Callable[[], Tensor]:
+    """Draw the mask of an image, bool (H/patch, W/patch), at each call; True = hidden."""
+    keys = cfg.DATA
+    mask = choose(MASKS, keys.MASK, "DATA.MASK")
+    return mask(keys.IMG_SIZE, keys.MASK_PATCH_SIZE, patch_size, keys.MASK_RATIO)
 
 
 def _channels(cfg: CfgNode) -> int:
@@ -121,9 +116,8 @@ def _shapes(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Shapes:
     return _drawn(cfg, number, train)
 
 
-# Name -> (configuration, train, classes if they are known) -> pictures that also have `labels`, one
-# for each, and `classes`, whose indices these are
-LABELLED: dict[str, Callable[[CfgNode, bool, Sequence[str] | None], Any]] = {
+# Name -> (configuration, train, classes if they are known) -> pictures with labels
+LABELLED: dict[str, Callable[[CfgNode, bool, Sequence[str] | None], LabelledSet]] = {
     "imagenet": _imagenet,
     "csv": _csv,
     "shards": _shards,
@@ -147,8 +141,9 @@ def build_train_dataset(cfg: CfgNode) -> LabelledDataset:
     classes = pictures.classes
     if keys.IMAGES_PER_CLASS:
         chosen = first_of_each_class(pictures.labels, keys.IMAGES_PER_CLASS, classes)
-        pictures = Subset(pictures, chosen)
-    return LabelledDataset(_careful(cfg, pictures), transform, classes, _normalizer(cfg))
+        pictures = Selection(pictures, chosen)
+    readable = ReadablePictures(pictures, cfg.SEED, _channels(cfg))
+    return LabelledDataset(readable, transform, classes, _normalizer(cfg))
 
 
 def build_eval_dataset(cfg: CfgNode, classes: Sequence[str], named: bool = True) -> EvalDataset:
@@ -173,7 +168,8 @@ def build_eval_dataset(cfg: CfgNode, classes: Sequence[str], named: bool = True)
     place = {name: index for index, name in enumerate(classes)}
     order = [place[name] for name in own] if is_named else range(len(own))
     transform = eval_transform(keys.IMG_SIZE, keys.INTERPOLATION, cfg.TEST.CROP)
-    return EvalDataset(_careful(cfg, pictures), transform, list(classes), _normalizer(cfg), order)
+    readable = EvalPictures(pictures, cfg.SEED, _channels(cfg))
+    return EvalDataset(readable, transform, list(classes), _normalizer(cfg), order)
 
 
 def build_batch_augmentation(
@@ -204,7 +200,7 @@ def build_batch_augmentation(
 
 def build_train_loader(
     cfg: CfgNode, dataset: PretrainDataset | LabelledDataset, device: torch.device
-) -> DataLoader[Any]:
+) -> DataLoader[list[Tensor]]:
     """Batches of either stage; call `loader.sampler.set_position` before each epoch.
 
     ValueError where the data set holds fewer images than one update needs.
@@ -223,20 +219,20 @@ def build_train_loader(
 
 def build_eval_loader(
     cfg: CfgNode, dataset: LabelledDataset, device: torch.device
-) -> DataLoader[Any]:
+) -> DataLoader[list[Tensor]]:
     """Batches of uint8 images and labels: this process's share of the data set."""
     return _loader(cfg, dataset, ShareSampler(len(dataset)), device, drop_last=False)
 
 
 def _loader(
     cfg: CfgNode,
-    dataset: Dataset[Any],
+    dataset: PretrainDataset | LabelledDataset,
     sampler: Sampler[Key],
     device: torch.device,
     drop_last: bool,
-) -> DataLoader[Any]:
+) -> DataLoader[list[Tensor]]:
     return DataLoader(
-        dataset,
+        cast(Dataset[list[Tensor]], dataset),  # collated, a batch of either is a list
         batch_size=cfg.DATA.BATCH_SIZE,
         sampler=sampler,
         num_workers=cfg.DATA.NUM_WORKERS,

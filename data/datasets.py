@@ -1,132 +1,90 @@
-"""Data sets: index -> (picture, label)."""
+"""Data sets of both stages: what a loader collects into batches, from (epoch, index)."""
 
-import os
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
-import torchvision
-from timm.layers import to_2tuple
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from data.listing import Names, find_pictures, require_path
-from data.pictures import (
-    ARRAY_SUFFIX,
-    IMAGE_SUFFIXES,
-    NO_LABEL,
-    RGB,
-    Picture,
-    as_channels,
-    decoder_of,
-    read_file,
-)
-from data.shapes import CLASSES, draw_shape
-from data.transforms import Size
-from utils.processes.group import barrier, rank
+from data.pictures import Picture
+from data.samplers import Key
+from data.transforms import Normalizer
+from data.unreadable import EvalPictures, ReadablePictures
+from utils.randomness import SAMPLE_STREAM, seeded
 
 
-class PictureSet(Protocol):
-    """What pre-training asks of a data set."""
+class PretrainDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Image and mask of a sample, both a function of (seed, epoch, index) alone.
 
-    def __len__(self) -> int: ...
+    `normalize` makes of a batch of images what the network takes.
+    """
 
-    def __getitem__(self, index: int) -> tuple[Picture, int]:
-        """Picture and label (NO_LABEL where there is none)."""
-
-    def name(self, index: int) -> str:
-        """What a person calls the picture."""
-
-
-class ImageFolder:
-    """All pictures below a folder, at any depth, in sorted order; labels are not read."""
-
-    def __init__(self, root: str, channels: int = RGB, decoder: str = "fast") -> None:
-        self.root = root
-        self.decode = decoder_of(decoder, channels)
-        listing = find_pictures(root)
-        self.names, self.found = Names(listing.names), str(listing)
-        if not len(self.names):
-            raise ValueError(
-                f"DATA.DATA_PATH {root} holds no picture, at any depth "
-                f"(looked for {', '.join((*IMAGE_SUFFIXES, ARRAY_SUFFIX))})"
-            )
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> tuple[Picture, int]:
-        """A picture and NO_LABEL."""
-        path = self.name(index)
-        return self.decode(read_file(path), path), NO_LABEL
-
-    def name(self, index: int) -> str:
-        """A picture's path."""
-        return os.path.join(self.root, os.fsdecode(self.names[index]))
-
-
-class Cifar10:
-    """CIFAR-10 in torchvision's format, downloaded to `root` unless it is there."""
-
-    def __init__(self, root: str, train: bool, channels: int = RGB) -> None:
-        require_path(root)
-        self.channels = rgb_or_grey(channels, "cifar10")
-        try:
-            if rank() == 0:
-                torchvision.datasets.CIFAR10(root, train=train, download=True)
-            barrier()  # the other processes wait for the download
-            self.pictures = torchvision.datasets.CIFAR10(root, train=train)
-        except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"DATA.DATA_PATH {root} holds no CIFAR-10 (looked for cifar-10-batches-py), "
-                f"and it could not be downloaded there: {reason}"
-            ) from None
-        self.classes: list[str] = self.pictures.classes
-        self.labels: list[int] = self.pictures.targets
+    def __init__(
+        self,
+        pictures: ReadablePictures,
+        transform: Callable[[Picture], Tensor],
+        mask: Callable[[], Tensor],
+        normalize: Normalizer,
+    ) -> None:
+        self.pictures, self.transform, self.mask = pictures, transform, mask
+        self.normalize = normalize
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: int) -> tuple[Picture, int]:
-        """A 32 x 32 picture and its class."""
-        picture, label = self.pictures[index]
-        return as_channels(picture, self.channels), label
-
-    def name(self, index: int) -> str:
-        """Its number."""
-        return f"picture {index} of CIFAR-10"
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
+        """Image (C, H, W) and bool mask (H/patch, W/patch) of (epoch, index)."""
+        picture, _ = self.pictures.read(*key)
+        with seeded(SAMPLE_STREAM, self.pictures.seed, *key):
+            return self.transform(picture), self.mask()
 
 
-_LARGEST_SHAPE = 4096  # pixels; drawing one takes ten arrays of floats
+class LabelledDataset(Dataset[tuple[Tensor, int]]):
+    """Image and label; what the transform leaves to chance follows from (seed, epoch, index)."""
 
-
-class Shapes:
-    """Ten classes of shapes, drawn on the fly from the index alone (data/shapes.py)."""
-
-    classes = list(CLASSES)
-
-    def __init__(self, length: int, image_size: Size, train: bool, channels: int = RGB) -> None:
-        self.length = length
-        self.channels = rgb_or_grey(channels, "shapes")
-        side = max(to_2tuple(image_size))
-        if side > _LARGEST_SHAPE:
-            raise ValueError(f"DATA.IMG_SIZE is {side}; shapes are drawn up to {_LARGEST_SHAPE}")
-        self.size = side + side // 4  # room for crops
-        self.stream = 0 if train else 1
-        self.labels = [index % len(CLASSES) for index in range(length)]
+    def __init__(
+        self,
+        pictures: ReadablePictures,
+        transform: Callable[[Picture], Tensor],
+        classes: list[str],
+        normalize: Normalizer,
+    ) -> None:
+        self.pictures, self.transform = pictures, transform
+        self.classes, self.normalize = classes, normalize
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.pictures)
 
-    def __getitem__(self, index: int) -> tuple[Picture, int]:
-        """A square picture, a quarter larger than the image size, and its class."""
-        picture, label = draw_shape(index, self.size, self.stream)
-        return as_channels(picture, self.channels), label
-
-    def name(self, index: int) -> str:
-        """Its number."""
-        return f"shape {index}"
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        """Image (C, H, W) and label of (epoch, index)."""
+        picture, label = self.pictures.read(*key)
+        with seeded(SAMPLE_STREAM, self.pictures.seed, *key):
+            return self.transform(picture), label
 
 
-def rgb_or_grey(channels: int, name: str) -> int:
-    """Three or one; ValueError where a data set of RGB pictures has not the wanted channels."""
-    if channels not in (1, RGB):
-        raise ValueError(f"IN_CHANS is {channels}, but the data set {name} has RGB (3) or grey (1)")
-    return channels
+class EvalDataset(LabelledDataset):
+    """The same without chance: a picture that cannot be read is black and has label -1 - label.
+
+    `order` holds the index in `classes` of each of the pictures' own classes.
+    """
+
+    def __init__(
+        self,
+        pictures: EvalPictures,
+        transform: Callable[[Picture], Tensor],
+        classes: list[str],
+        normalize: Normalizer,
+        order: Sequence[int],
+    ) -> None:
+        super().__init__(pictures, transform, classes, normalize)
+        self.readable, self.order = pictures, order
+
+    @property
+    def num_moved(self) -> int:
+        """How many classes have another index than among the pictures' own."""
+        return sum(index != own for own, index in enumerate(self.order))
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        """Image (C, H, W) and label of (0, index)."""
+        picture, own, readable = self.readable.read_or_blank(key[1])
+        label = self.order[own]
+        return self.transform(picture), label if readable else -1 - label

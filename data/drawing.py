@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
+from data.datasets import LabelledDataset, PretrainDataset
 from data.pictures import RGB
-from data.samples import LabelledDataset, PretrainDataset
 from data.transforms import BatchAugmentation, to_uint8
 
 COLUMNS = ("original", "masked", "reconstruction")

@@ -13,7 +13,7 @@ from scipy.io import loadmat
 
 from data.listing import Names, find_pictures, require_path
 from data.pictures import RGB, Picture, read_picture
-from utils.messages import short, shown
+from utils.messages import reason_of, short, shown
 
 
 class LabelledPictures:
@@ -117,7 +117,9 @@ def listed_pictures(
     return LabelledPictures(root, list(map(os.fsencode, names)), labels, list(classes), channels)
 
 
-def first_of_each_class(labels: Sequence[int], number: int, classes: Sequence[str]) -> list[int]:
+def first_of_each_class(
+    labels: Sequence[int] | np.ndarray, number: int, classes: Sequence[str]
+) -> list[int]:
     """Indices of the first `number` samples of every class; ValueError where one has fewer."""
     found = np.asarray(labels)
     chosen = []
@@ -163,8 +165,9 @@ def _development_kit_labels(words: list[str], table: Path, classes: Sequence[str
             if int(entry["num_children"]) == 0
         }
     except Exception as error:  # a broken file can raise anything
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise ValueError(f"{table} is not the development kit's table: {reason}") from None
+        raise ValueError(
+            f"{table} is not the development kit's table: {reason_of(error)}"
+        ) from None
     order = sorted(wnids.values())
     if list(classes) == [str(index) for index in range(len(order))]:
         wnids = {number: str(order.index(wnid)) for number, wnid in wnids.items()}
@@ -181,9 +184,10 @@ def _sorted_classes(words: set[str]) -> list[str]:
 def _read_text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        raise ValueError(f"list {path} cannot be read: {reason}") from None
+    except OSError as error:
+        raise ValueError(f"list {path} cannot be read: {reason_of(error)}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"list {path} cannot be read: it is not text in UTF-8") from None
 
 
 def _first(names: Sequence[str]) -> str:

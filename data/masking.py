@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from timm.layers import to_2tuple
 from torch import Tensor
 
 from utils.messages import require_divisible
+
+Size = int | tuple[int, int]  # a side, or height and width
 
 
 class RandomMask:
@@ -21,7 +22,7 @@ class RandomMask:
 
     def __init__(
         self,
-        image_size: int | tuple[int, int] = 192,
+        image_size: Size = 192,
         mask_patch_size: int = 32,
         patch_size: int = 4,
         mask_ratio: float = 0.6,
@@ -50,4 +51,4 @@ class RandomMask:
 
 
 # (image_size, mask_patch_size, patch_size, mask_ratio) -> what draws a mask from torch's generator
-MASKS: dict[str, Callable[[Any, int, int, float], Callable[[], Tensor]]] = {"random": RandomMask}
+MASKS: dict[str, Callable[[Size, int, int, float], Callable[[], Tensor]]] = {"random": RandomMask}

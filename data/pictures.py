@@ -16,6 +16,8 @@ from numpy.lib import format as npy
 from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
+from utils.messages import reason_of
+
 ARRAY_SUFFIX = ".npy"
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 # Without those for which PIL starts other programs (PostScript) or which nobody stores pictures in.
@@ -63,7 +65,7 @@ def decode_picture(content: bytes, name: str, channels: int = RGB) -> Picture:
     except UnidentifiedImageError:
         reason = "it is empty" if not content else "it is in no known format"
     except Exception as error:  # broken bytes can raise anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = reason_of(error)
     raise ValueError(f"{name} cannot be read as a picture: {reason}")
 
 

@@ -5,7 +5,6 @@ import os
 import tarfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from data.pictures import (
     decoder_of,
     read_patiently,
 )
-from utils.messages import short, shown
+from utils.messages import reason_of, short, shown
 
 INDEX_SUFFIX = ".index"
 CLASSES_FILE = "classes.txt"
@@ -115,7 +114,7 @@ class Shards:
         self.files.move_to_end(tar)
         return self.files[tar]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Without open files, which another process does not have."""
         return self.__dict__ | {"files": OrderedDict()}
 
@@ -132,8 +131,9 @@ def entries_of(path: str) -> np.ndarray:
                 entries = _scan(tar, path)
         size = os.path.getsize(path)
     except (OSError, tarfile.TarError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} cannot be read as an uncompressed tar file: {reason}") from None
+        raise ValueError(
+            f"{path} cannot be read as an uncompressed tar file: {reason_of(error)}"
+        ) from None
     starts, sizes = entries["offset"], entries["size"]
     if ((starts < 0) | (sizes < 0) | (starts > size) | (sizes > size - starts)).any():
         raise ValueError(f"{path} is cut off: pictures lie beyond its {size} bytes")

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from PIL import Image
@@ -65,7 +64,7 @@ class TrainTransform:
 
     def __init__(
         self,
-        for_rgb: Callable[[Image.Image], Any],
+        for_rgb: Callable[[Image.Image], Tensor],
         for_others: Callable[[Tensor], Tensor],
         changes_colours: bool,
     ) -> None:
@@ -131,7 +130,7 @@ def eval_transform(image_size: Size, interpolation: str, crop: bool) -> transfor
     """
     mode = transforms.InterpolationMode(interpolation)
     sides = to_2tuple(image_size)
-    resize: list[Any] = [transforms.Resize(sides, mode)]
+    resize: list[Callable[[Picture], Picture]] = [transforms.Resize(sides, mode)]
     if crop:
         height, width = (int(256 / 224 * side) for side in sides)
         cover = functools.partial(_cover, height=height, width=width, mode=mode)

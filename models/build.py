@@ -1,19 +1,20 @@
 """From the configuration to models; the only file here that reads it."""
 
+import functools
 import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import to_2tuple
-from torch import nn
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from models.decoders import linear_decoder
 from models.objectives import Loss, NormalizedPixelTarget, PixelTarget, Target, masked_l1
-from models.pretrained import class_names, head_size
+from models.pretrained import class_names, head_size, rename_weights
 from models.simmim import Encoder, SimMIM
 from models.swin_transformer import SwinTransformer
 from models.swin_transformer_v2 import SwinTransformerV2
@@ -29,8 +30,8 @@ def _vit(**arguments: Any) -> VisionTransformer:
     return VisionTransformer(init_cut=0.02 if arguments["use_mask_token"] else 2.0, **arguments)
 
 
-# Each takes the keys of its section (EMBED_DIM -> embed_dim) and what `build_encoder` adds.
-ENCODERS: dict[str, Callable[..., Any]] = {
+# How each is made: see `Encoder`.
+ENCODERS: dict[str, Callable[..., Encoder]] = {
     "swin": SwinTransformer,
     "swinv2": SwinTransformerV2,
     "vit": _vit,
@@ -44,7 +45,7 @@ TARGETS: dict[str, Callable[[CfgNode], Target]] = {
 LOSSES: dict[str, Loss] = {"l1": masked_l1}
 
 
-def build_encoder(cfg: CfgNode, *, num_classes: int = 0, use_mask_token: bool = False) -> Any:
+def build_encoder(cfg: CfgNode, *, num_classes: int = 0, use_mask_token: bool = False) -> Encoder:
     """The encoder MODEL.TYPE names; ValueError where it is unknown or its sizes do not fit."""
     name = cfg.MODEL.TYPE
     encoder = choose(ENCODERS, name, "MODEL.TYPE")
@@ -53,9 +54,8 @@ def build_encoder(cfg: CfgNode, *, num_classes: int = 0, use_mask_token: bool = 
             f"MODEL.TYPE is {name}, whose keys are in no section MODEL.{name.upper()}: "
             "add it to utils/config/defaults.py, with IN_CHANS"
         )
-    if torch.get_default_device().type != "meta":
-        _require_memory(cfg)
-    return encoder(
+    build = functools.partial(
+        encoder,
         **{key.lower(): value for key, value in cfg.MODEL[name.upper()].items()},
         image_size=cfg.DATA.IMG_SIZE,
         drop_rate=cfg.MODEL.DROP_RATE,
@@ -64,22 +64,30 @@ def build_encoder(cfg: CfgNode, *, num_classes: int = 0, use_mask_token: bool = 
         use_mask_token=use_mask_token,
         use_checkpoint=cfg.TRAIN.USE_CHECKPOINT,
     )
+    probe = torch.empty(0)
+    if type(probe) is Tensor and not probe.is_meta:  # tensors take memory here
+        _require_memory(build, f"MODEL.{name.upper()}")
+    return build()
 
 
-def _require_memory(cfg: CfgNode) -> None:
-    """ValueError where the weights of the encoder's blocks alone exceed this machine's memory.
+def _require_memory(build: Callable[[], Encoder], section: str) -> None:
+    """ValueError where the encoder's weights alone exceed this machine's memory.
 
-    A block of width w has about 12 w^2 of them; a Swin's width doubles from stage to stage.
+    They are counted in a model on the meta device, which takes no memory.
     """
-    keys = cfg.MODEL.get(cfg.MODEL.TYPE.upper(), {})
-    depths = keys.get("DEPTHS", [keys.get("DEPTH", 0)])
-    width = keys.get("EMBED_DIM", 0)
-    weights = sum(12 * depth * (width * 2**stage) ** 2 for stage, depth in enumerate(depths))
+    try:
+        with torch.device("meta"):
+            encoder = cast(nn.Module, build())
+        weights = sum(parameter.numel() for parameter in encoder.parameters())
+    except NotImplementedError:  # an encoder that computes something when it is made
+        return
+    except RuntimeError:  # torch counts up to 2^63 numbers
+        weights = 2**63
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * weights > memory:
         raise ValueError(
-            f"MODEL.{cfg.MODEL.TYPE.upper()}: EMBED_DIM {width} and depth {shown(depths)} make "
-            f"about {weights:.3g} weights, more than the {memory / 2**30:.0f} GiB of this machine"
+            f"{section}: an encoder of these sizes has {weights:.3g} weights, more than the "
+            f"{memory / 2**30:.0f} GiB of this machine hold"
         )
 
 
@@ -113,8 +121,7 @@ def _stride_in_target(encoder: Encoder, target: Target, cfg: CfgNode) -> int:
 
 def build_classifier(cfg: CfgNode, num_classes: int) -> nn.Module:
     """The encoder with a linear classification head."""
-    classifier: nn.Module = build_encoder(cfg, num_classes=num_classes)
-    return classifier
+    return cast(nn.Module, build_encoder(cfg, num_classes=num_classes))
 
 
 def build_criterion(cfg: CfgNode, *, soft_targets: bool) -> nn.Module:
@@ -133,33 +140,33 @@ def load_simmim(path: str | Path, cfg: CfgNode | None = None) -> SimMIM:
     `cfg` for files that do not store the configuration (by `get_config`). ValueError where the
     file cannot be read or does not fit.
     """
-    state = read_checkpoint(path)
-    weights = model_weights(state, path)
+    content = read_checkpoint(path)
+    weights = model_weights(content, path)
     if "head.weight" in weights:
         raise ValueError(
             f"checkpoint {path} is a classifier, which reconstructs nothing: main_finetune.py "
             "evaluates it (--eval --resume)"
         )
-    model = build_pretrain_model(_config_in(state, path) if cfg is None else cfg)
-    restore_model(weights, model, Path(path))
+    model = build_pretrain_model(_config_in(content, path) if cfg is None else cfg)
+    restore_model(rename_weights(model.encoder, weights), model, Path(path))
     require_finite(weights, path)
     return model.eval()
 
 
 def load_classifier(path: str | Path, cfg: CfgNode | None = None) -> tuple[nn.Module, list[str]]:
     """The same for a fine-tuned model; also the names of its classes, none where it stores none."""
-    state = read_checkpoint(path)
-    weights = model_weights(state, path)
+    content = read_checkpoint(path)
+    weights = model_weights(content, path)
     num_classes = head_size(weights, path)
-    names = class_names(state, num_classes, path)
-    model = build_classifier(_config_in(state, path) if cfg is None else cfg, num_classes)
-    restore_model(weights, model, Path(path))
+    names = class_names(content, num_classes, path)
+    model = build_classifier(_config_in(content, path) if cfg is None else cfg, num_classes)
+    restore_model(rename_weights(model, weights), model, Path(path))
     require_finite(weights, path)
     return model.eval(), names
 
 
-def _config_in(state: Any, path: str | Path) -> CfgNode:
-    values = state.get("config") if isinstance(state, dict) else None
+def _config_in(content: object, path: str | Path) -> CfgNode:
+    values = content.get("config") if isinstance(content, dict) else None
     hint = "give that of its recipe (cfg=utils.config.get_config(FILE))"
     if not isinstance(values, dict):
         raise ValueError(f"checkpoint {path} stores no configuration: {hint}")

@@ -1,17 +1,52 @@
 """Relative positions of weights from another window or image size: tables and coordinates."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.interpolate import RectBivariateSpline
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.windows import Grid
+from utils.messages import short
+
+TABLE = "relative_position_bias_table"
 _DEGREE = 3
 _COORDINATE_RANGE = 8  # of Swin V2's coordinates before the logarithm
 _LARGEST_WINDOW = 10**5  # of pre-training, as in limits of the configuration
 
-Grid = tuple[int, int]
+
+def resize_tables(
+    weights: dict[str, Tensor], encoder: nn.Module, aspect: float | None
+) -> list[str]:
+    """Resize the position biases in `weights` to the encoder's windows, in place; their names.
+
+    `aspect` is height / width of the images that they were learned from, None where nothing tells.
+    ValueError names a table that belongs to no window.
+    """
+    own = encoder.state_dict()
+    # What has the name of a table and is none is left to the comparison of shapes.
+    tables = [
+        name
+        for name, value in weights.items()
+        if name.endswith(TABLE) and name in own and value.ndim == 2 and value.numel()
+    ]
+    resized = []
+    for name in tables:
+        if aspect is None and len(weights[name]) == len(own[name]):
+            continue  # nothing tells of another shape
+        owner: Any = encoder.get_submodule(name.rpartition(".")[0])
+        target: Grid = owner.window  # of tokens, beside the table
+        num_kept = len(own[name]) - math.prod(_sides(target))
+        try:
+            window = window_of_table(len(weights[name]) - num_kept, aspect or 1.0)
+            if window != target:
+                weights[name] = resize_position_bias(weights[name], window, target)
+                resized.append(name)
+        except ValueError as error:
+            raise ValueError(f"{short(name)}: {error}") from None
+    return resized
 
 
 def resize_position_bias(table: Tensor, source: Grid, target: Grid) -> Tensor:

@@ -1,23 +1,16 @@
 """Start a classifier from a checkpoint of any origin, and account for every parameter."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from models.origin import image_aspect, swinv2_window
-from models.position_bias import (
-    relative_coordinates,
-    resize_position_bias,
-    window_of_coordinates,
-    window_of_table,
-)
-from models.windows import Grid
+from models.origin import Adapted
+from models.position_bias import TABLE
 from utils.checkpoints.reading import (
+    Content,
     Weights,
     model_weights,
     read_checkpoint,
@@ -26,9 +19,6 @@ from utils.checkpoints.reading import (
 )
 from utils.messages import require_same_shapes, short, shown
 
-_TABLE = "relative_position_bias_table"
-_SHARED_TABLE = f"rel_pos_bias.{_TABLE}"
-_COORDINATES = "relative_coords_table"
 _STEM = "patch_embed.proj.weight"
 _RGB = 3
 _MOST_CLASSES = 10**7  # as many as MODEL.NUM_CLASSES may be
@@ -69,19 +59,19 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
     left out. ValueError where anything but head, `fc_norm` and position biases is missing, or
     anything but decoder, mask token and head is left over.
     """
-    state = read_checkpoint(path)
-    stored = model_weights(state, path)
+    content = read_checkpoint(path)
+    stored = model_weights(content, path)
     weights = {name.removeprefix("encoder."): value for name, value in stored.items()}
     if len(weights) < len(stored):
         twice = next(name for name in stored if f"encoder.{name}" in stored)
         raise ValueError(f"checkpoint {path} holds both {short(twice)} and encoder.{short(twice)}")
+    weights = rename_weights(model, weights)
     own = model.state_dict()
     notes: list[str] = []
-    _spread_shared_table(weights, own)
-    resized = _resize_tables(weights, model, image_aspect(state), path)
-    resized += _adapt_stem(weights, own, notes)
-    coordinates = _rebuild_coordinates(weights, own, state, path, notes)
-    own = {name: value for name, value in own.items() if name not in coordinates}
+    resized = _adapt_stem(weights, own, notes)
+    adapted = _adapt_to_encoder(model, weights, content, path)
+    resized, notes = [*adapted.resized, *resized], [*notes, *adapted.notes]
+    own = {name: value for name, value in own.items() if name not in adapted.computed}
     left_over = [name for name in weights if _may_be_left(name, weights, own)]
     for name in left_over:
         del weights[name]
@@ -93,11 +83,28 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
     )
     require_same_numbers(weights, own, path)
     require_finite(weights, path)
-    model.load_state_dict(weights | coordinates, strict=False)
+    model.load_state_dict(weights | adapted.computed, strict=False)
     loaded = [name for name in weights if name not in resized]
     return LoadReport(
         tuple(loaded), tuple(resized), tuple(initialized), tuple(left_over), tuple(notes)
     )
+
+
+def rename_weights(encoder: object, weights: Weights) -> Weights:
+    """Weights under the names that the encoder has today, where older files have others."""
+    rename: Callable[[Weights], Weights] | None = getattr(encoder, "rename_weights", None)
+    return weights if rename is None else rename(weights)
+
+
+def _adapt_to_encoder(
+    encoder: nn.Module, weights: Weights, content: object, source: str | Path
+) -> Adapted:
+    """Have the encoder change what its architecture asks for: windows, tables."""
+    adapt: Callable[[Weights, object], Adapted] | None = getattr(encoder, "adapt_weights", None)
+    try:
+        return Adapted() if adapt is None else adapt(weights, content)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {source}: {error}") from None
 
 
 def head_size(weights: Weights, source: str | Path) -> int:
@@ -119,12 +126,12 @@ def head_size(weights: Weights, source: str | Path) -> int:
     return len(head)
 
 
-def class_names(state: Mapping[str, Any], num_classes: int, source: str | Path) -> list[str]:
+def class_names(content: Content, num_classes: int, source: str | Path) -> list[str]:
     """Names of a checkpoint's classes in order; none where it does not name them.
 
     ValueError where they are no names, or not as many as classes.
     """
-    names = state.get("classes")
+    names = content.get("classes")
     if names is None or (type(names) is int and names == num_classes):  # of other programs
         return []
     names = list(names) if isinstance(names, tuple) else names
@@ -133,41 +140,6 @@ def class_names(state: Mapping[str, Any], num_classes: int, source: str | Path) 
     if len(names) not in (0, num_classes):
         raise ValueError(f"checkpoint {source} names {len(names)} classes, its head {num_classes}")
     return names
-
-
-def _spread_shared_table(weights: Weights, own: Mapping[str, Tensor]) -> None:
-    """Copy a ViT's shared position bias to every block, where the model has one per block."""
-    tables = [name for name in own if name.endswith(_TABLE)]
-    if _SHARED_TABLE in weights and tables and _SHARED_TABLE not in own:
-        shared = weights.pop(_SHARED_TABLE)
-        weights.update({name: shared for name in tables if name not in weights})
-
-
-def _resize_tables(
-    weights: Weights, model: nn.Module, aspect: float | None, source: str | Path
-) -> list[str]:
-    """Resize position biases to the model's windows; their names."""
-    own = model.state_dict()
-    # What has the name of a table and is none is left to the comparison of shapes.
-    tables = [
-        name
-        for name, value in weights.items()
-        if name.endswith(_TABLE) and value.ndim == 2 and value.numel()
-    ]
-    resized = []
-    for name in (name for name in tables if name in own):
-        target: Any = model.get_submodule(name.rpartition(".")[0]).window
-        if aspect is None and len(weights[name]) == len(own[name]):
-            continue  # nothing tells of another shape
-        num_kept = len(own[name]) - math.prod(2 * side - 1 for side in target)
-        try:
-            window = window_of_table(len(weights[name]) - num_kept, aspect or 1.0)
-            if window != target:
-                weights[name] = resize_position_bias(weights[name], window, target)
-                resized.append(name)
-        except ValueError as error:
-            raise ValueError(f"checkpoint {source}: {short(name)}: {error}") from None
-    return resized
 
 
 def _adapt_stem(weights: Weights, own: Mapping[str, Tensor], notes: list[str]) -> list[str]:
@@ -184,40 +156,6 @@ def _adapt_stem(weights: Weights, own: Mapping[str, Tensor], notes: list[str]) -
     return [_STEM]
 
 
-def _rebuild_coordinates(
-    weights: Weights,
-    own: Mapping[str, Tensor],
-    state: Any,
-    source: str | Path,
-    notes: list[str],
-) -> Weights:
-    """Swin V2's relative coordinates for the model's windows, in units of the file's.
-
-    Where the file does not tell its windows they stay what the configuration made them.
-    """
-    rebuilt: Weights = {}
-    told: dict[str, Grid] = {}
-    for name in [name for name in own if name.endswith(_COORDINATES)]:
-        stage = name.split(".")[1]
-        window = swinv2_window(state, int(stage))
-        stored = weights.pop(name, None)
-        if stored is not None:
-            try:
-                window = window_of_coordinates(stored)
-            except ValueError as error:
-                raise ValueError(f"checkpoint {source}: {short(name)}: {error}") from None
-        rebuilt[name] = own[name]
-        if window is not None:
-            rows, columns = own[name].shape[1:3]
-            own_window = (rows + 1) // 2, (columns + 1) // 2
-            rebuilt[name] = relative_coordinates(own_window, window).to(own[name])
-            told[stage] = window
-    if told:
-        windows = ", ".join(f"{height}x{width}" for height, width in told.values())
-        notes.append(f"position biases were learned in windows of {windows}, says the file")
-    return rebuilt
-
-
 def _may_be_left(name: str, weights: Weights, own: Mapping[str, Tensor]) -> bool:
     """Whether a parameter of the file is not for this model, for a reason that is known."""
     if name in own:
@@ -229,8 +167,8 @@ def _may_be_left(name: str, weights: Weights, own: Mapping[str, Tensor]) -> bool
 
 def _may_lack(name: str, weights: Weights) -> bool:
     """Whether the model keeps its own initial value, for a reason that is known."""
-    without_tables = not any(other.endswith(_TABLE) for other in weights)
-    return name.startswith(_MAY_LACK) or (without_tables and name.endswith(_TABLE))
+    without_tables = not any(other.endswith(TABLE) for other in weights)
+    return name.startswith(_MAY_LACK) or (without_tables and name.endswith(TABLE))
 
 
 def _shortened(names: tuple[str, ...]) -> str:

@@ -11,10 +11,20 @@ from models.objectives import Loss, Target
 
 
 class Encoder(Protocol):
-    """What SimMIM, the data, the optimizer and loading ask of an encoder.
+    """All that SimMIM, the data, the optimizer and loading ask of an encoder, an nn.Module.
 
-    Further names are optional and asked for where they are needed only: `forward`, image ->
-    logits, to fine-tune; `blocks`, its parts in order, for TRAIN.SHARDING and COMPILE blocks.
+    It is made with keywords: the keys of its section of MODEL in lower case (EMBED_DIM ->
+    embed_dim; IN_CHANS is one of them, by which the data are read as well), and `image_size` (a
+    side or (height, width)), `drop_rate`, `drop_path_rate`, `num_classes` (0: no head),
+    `use_mask_token` and `use_checkpoint` (recompute activations). It is made on the meta device
+    first, to count its weights.
+
+    Further names are optional:
+    `forward(image)` gives logits, to fine-tune;
+    `blocks` are its parts in order, for TRAIN.SHARDING and TRAIN.COMPILE blocks;
+    `adapt_weights(weights, content)` changes the weights of a checkpoint's content in place, where
+    they are for other sizes, and returns `models.origin.Adapted`;
+    `rename_weights(weights)` returns weights of older files under today's names.
     """
 
     in_chans: int

@@ -6,7 +6,10 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from models.layers import Mlp, attend, drop_path, init_linear
+from models.attention import attend
+from models.layers import Mlp, drop_path, init_linear
+from models.origin import Adapted, image_aspect
+from models.position_bias import TABLE, resize_tables
 from models.swin_hierarchy import SwinHierarchy
 from models.windows import Grid, Windows, gather_position_bias, relative_position_index
 
@@ -89,6 +92,10 @@ class SwinTransformer(SwinHierarchy):
         )
         self.apply(init_linear)
 
+    def adapt_weights(self, weights: dict[str, Tensor], content: object) -> Adapted:
+        """Resize position biases to this model's windows."""
+        return Adapted(resize_tables(weights, self, image_aspect(content)))
+
     def no_weight_decay(self, name: str) -> bool:
         """Position parameters and the mask token."""
-        return name.endswith("relative_position_bias_table") or super().no_weight_decay(name)
+        return name.endswith(TABLE) or super().no_weight_decay(name)

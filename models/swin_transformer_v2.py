@@ -8,12 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import Mlp, attend, drop_path, init_linear, project_qkv
-from models.position_bias import relative_coordinates
+from models.attention import attend, project_qkv
+from models.layers import Mlp, drop_path, init_linear
+from models.origin import Adapted, swinv2_window
+from models.position_bias import relative_coordinates, window_of_coordinates
 from models.swin_hierarchy import SwinHierarchy
 from models.windows import Grid, Windows, gather_position_bias, relative_position_index
-from utils.messages import shown
+from utils.messages import short, shown
 
+_COORDINATES = "relative_coords_table"
 _MAX_LOGIT_SCALE = math.log(100)
 _HIDDEN = 512  # of the network that makes position biases
 _BIAS_RANGE = 16  # biases lie between 0 and this
@@ -43,7 +46,7 @@ class CosineWindowAttention(nn.Module):
         self.relative_coords_table: Tensor
         # Stored, since it tells for which window the network learned its biases.
         coordinates = relative_coordinates(window, pretrained_window)
-        self.register_buffer("relative_coords_table", coordinates)
+        self.register_buffer(_COORDINATES, coordinates)
         self.relative_position_index: Tensor
         index = relative_position_index(*window)
         self.register_buffer("relative_position_index", index, persistent=False)
@@ -141,6 +144,42 @@ class SwinTransformerV2(SwinHierarchy):
             make_block, "MODEL.SWINV2", merge_then_norm=True, drop_rate=drop_rate, **hierarchy
         )
         self.apply(init_linear)
+
+    def rename_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights under today's names: the bias network had another one in older files."""
+        return {name.replace(".rpe_mlp.", ".cpb_mlp."): value for name, value in weights.items()}
+
+    def adapt_weights(self, weights: dict[str, Tensor], content: object) -> Adapted:
+        """Compute relative coordinates for this model's windows, in units of the file's.
+
+        Where the file does not tell its windows they stay what the configuration made them.
+        ValueError where the file's coordinates are none.
+        """
+        adapted = Adapted()
+        told: dict[str, Grid] = {}
+        for name, own in self.state_dict().items():
+            if not name.endswith(_COORDINATES):
+                continue
+            stage = name.split(".")[1]
+            window = swinv2_window(content, int(stage))
+            stored = weights.pop(name, None)
+            if stored is not None:
+                try:
+                    window = window_of_coordinates(stored)
+                except ValueError as error:
+                    raise ValueError(f"{short(name)}: {error}") from None
+            adapted.computed[name] = own
+            if window is not None:
+                rows, columns = own.shape[1:3]
+                own_window = (rows + 1) // 2, (columns + 1) // 2
+                adapted.computed[name] = relative_coordinates(own_window, window).to(own)
+                told[stage] = window
+        if told:
+            windows = ", ".join(f"{height}x{width}" for height, width in told.values())
+            adapted.notes.append(
+                f"position biases were learned in windows of {windows}, says the file"
+            )
+        return adapted
 
     def no_weight_decay(self, name: str) -> bool:
         """Position parameters, the scales of the cosines and the mask token."""

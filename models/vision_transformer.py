@@ -6,17 +6,18 @@ import torch
 from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
+from models.attention import attend, project_qkv
 from models.layers import (
     Mlp,
     PatchEmbed,
-    attend,
     drop_path,
     drop_path_rates,
     hide_tokens,
     init_linear,
-    project_qkv,
     run_block,
 )
+from models.origin import Adapted, image_aspect
+from models.position_bias import TABLE, resize_tables
 from models.windows import Grid, gather_position_bias, relative_position_index
 from utils.messages import require_divisible
 
@@ -256,6 +257,15 @@ class VisionTransformer(nn.Module):
         if part in ("patch_embed", "cls_token", "mask_token", "pos_embed"):
             return 0
         return int(rest[0]) + 1 if part == "blocks" else self.num_layers + 1
+
+    def adapt_weights(self, weights: dict[str, Tensor], content: object) -> Adapted:
+        """Copy a shared position bias to every block that has its own; resize to this window."""
+        tables = [name for name in self.state_dict() if name.endswith(TABLE)]
+        shared = f"rel_pos_bias.{TABLE}"
+        if shared in weights and tables and shared not in tables:
+            table = weights.pop(shared)
+            weights.update({name: table for name in tables if name not in weights})
+        return Adapted(resize_tables(weights, self, image_aspect(content)))
 
     def no_weight_decay(self, name: str) -> bool:
         """The CLS token and the absolute position embedding."""

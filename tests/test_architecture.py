@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "optimizer": LEAVES,
     "lr_scheduler": LEAVES,
     "logger": LEAVES,
-    "utils.checkpoints": LEAVES | {"utils.config", "utils.processes", "optimizer"},
+    "utils.checkpoints": LEAVES | {"utils.config", "utils.processes", "optimizer", "lr_scheduler"},
     "utils.training": LEAVES
     | {"utils.checkpoints", "utils.config", "utils.processes"}
     | {"logger", "lr_scheduler", "optimizer"},
@@ -107,9 +107,10 @@ def test_files_and_functions_stay_small(name: str) -> None:
     assert text.count("\n") <= longest
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            # Arguments, one a line, are no complexity: what counts is the body.
-            length = (node.end_lineno or 0) - node.body[0].lineno + 1
-            assert length <= 45, node.name
+            # Arguments, one a line, are no complexity, and comments are welcome.
+            body = text.splitlines()[node.body[0].lineno - 1 : node.end_lineno]
+            code = [line for line in body if line.strip() and not line.lstrip().startswith("#")]
+            assert len(code) <= 45, node.name
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ MISTAKES: dict[str, tuple[list[Any], str]] = {
     "no heads": (["--opts", "MODEL.SWIN.NUM_HEADS", "[0,2]"], "NUM_HEADS is 0, expected at least"),
     "no room": (
         ["--opts", "MODEL.SWIN.EMBED_DIM", 90000],
-        r"about 5\.83e\+11 weights, more than",
+        r"has 6\.48e\+11 weights, more than",
     ),
     "no data path": (["--opts", "DATA.DATASET", "imagenet"], "DATA_PATH is empty"),
     "missing data path": (

@@ -22,15 +22,14 @@ def read_arguments() -> argparse.Namespace:
 if __name__ == "__main__":  # before torch is imported, which takes seconds
     read_early(read_arguments)
 
-from typing import Any
 
 import torch
 
+from utils.checkpoints.contents import save_checkpoint
 from utils.checkpoints.names import SHARDED_SUFFIX, an_example, checkpoints_in
-from utils.checkpoints.reading import read_checkpoint
+from utils.checkpoints.reading import Content, read_checkpoint
 from utils.checkpoints.sharded import REST, load_tensors
 from utils.checkpoints.sharded_contents import read_contents, tensors_below, verify
-from utils.checkpoints.state import save_checkpoint
 from utils.processes.exit_status import run_program
 
 _PREFIX = "model."
@@ -52,7 +51,7 @@ def main() -> None:
     print(f"wrote {path} ({len(state['model'])} tensors, {number:,} numbers)")
 
 
-def consolidate(folder: Path) -> dict[str, Any]:
+def consolidate(folder: Path) -> Content:
     """What an ordinary checkpoint holds, without the optimizer; ValueError for a broken one."""
     if not folder.is_dir():
         raise ValueError(f"checkpoint {folder} is not a folder, as a sharded one is")

@@ -43,9 +43,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
 from models import build_classifier, build_pretrain_model
+from models.simmim import Encoder
+from utils.compilation import require_blocks
 from utils.config import is_finetuning
 from utils.device import dtype_name
-from utils.messages import require_blocks
 from utils.processes.exit_status import run_program
 from utils.processes.sharding import mixed_precision
 
@@ -87,7 +88,9 @@ def main() -> None:
     print("\n".join(plan_lines(cfg, needs, dtype, arguments.gpus, arguments.memory)))
 
 
-def _operations_of_baddbmm(added: Any, one: Any, other: Any, **rest: Any) -> int:
+def _operations_of_baddbmm(
+    added: torch.Size, one: torch.Size, other: torch.Size, **rest: object
+) -> int:
     return int(2 * math.prod(one) * other[-1])
 
 
@@ -139,7 +142,7 @@ def build(cfg: CfgNode, recompute: bool) -> nn.Module:
     return build_pretrain_model(cfg).train()
 
 
-def inputs_of(cfg: CfgNode, encoder: Any, batch: int) -> list[Tensor]:
+def inputs_of(cfg: CfgNode, encoder: Encoder, batch: int) -> list[Tensor]:
     """What the model of a stage takes, without values."""
     height, width = to_2tuple(cfg.DATA.IMG_SIZE)
     image = torch.empty(batch, encoder.in_chans, height, width)

@@ -34,7 +34,7 @@ from pathlib import Path
 from data import build_pretrain_dataset
 from data.drawing import COLUMNS, draw_reconstructions, save_picture
 from models import load_simmim
-from utils.checkpoints.state import newest_checkpoint
+from utils.checkpoints.contents import newest_checkpoint
 from utils.config import is_finetuning
 from utils.device import choose_device
 from utils.processes.exit_status import run_program

@@ -22,7 +22,6 @@ def read_arguments() -> argparse.Namespace:
 if __name__ == "__main__":  # before torch is imported, which takes seconds
     read_early(read_arguments)
 
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,15 +29,16 @@ from torch.utils.data import default_collate
 from yacs.config import CfgNode
 
 from data import build_batch_augmentation, build_pretrain_dataset, build_train_dataset
+from data.datasets import LabelledDataset, PretrainDataset
 from models import build_classifier, build_criterion, build_pretrain_model
-from utils.checkpoints.reading import model_weights, read_checkpoint
+from utils.checkpoints.reading import Content, model_weights, read_checkpoint
 from utils.checkpoints.state import restore_model
 from utils.config import config_of
 from utils.device import PRECISIONS, choose_device, choose_precision
 from utils.messages import one_of
 from utils.processes.exit_status import run_program
-from utils.processes.group import UPDATE_STREAM, seed_all
 from utils.processes.sharding import clip_gradients, mixed_precision
+from utils.randomness import UPDATE_STREAM, seed_all
 from utils.training.losses import ComputeLoss, finetune_loss, pretrain_loss
 
 _NAMED = 3
@@ -54,7 +54,7 @@ def main() -> None:
     replay(state, cfg, arguments.bundle)
 
 
-def read_bundle(path: Path) -> dict[str, Any]:
+def read_bundle(path: Path) -> Content:
     """What a diverged run leaves; ValueError where a part of it is missing or something else."""
     state = read_checkpoint(path)
     if not isinstance(state, dict) or not isinstance(state.get("diverged"), dict):
@@ -77,19 +77,19 @@ def read_bundle(path: Path) -> dict[str, Any]:
     return state
 
 
-def _is_list_of(value: Any, is_part: Callable[[Any], bool]) -> bool:
+def _is_list_of(value: object, is_part: Callable[[object], bool]) -> bool:
     return isinstance(value, list) and bool(value) and all(map(is_part, value))
 
 
-def _is_numbers(value: Any) -> bool:
+def _is_numbers(value: object) -> bool:
     return _is_list_of(value, _is_number)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**53
 
 
-def replay(state: dict[str, Any], cfg: CfgNode, source: Path) -> None:
+def replay(state: Content, cfg: CfgNode, source: Path) -> None:
     """The forward and backward passes of all processes, one after the other."""
     device, bad = choose_device(cfg.DEVICE), state["diverged"]
     dtype = choose_precision(bad["precision"], device)
@@ -117,7 +117,7 @@ def replay(state: dict[str, Any], cfg: CfgNode, source: Path) -> None:
     print(f"loss {sum(losses) / number:.6g}, gradient norm {norm:.6g}")
 
 
-def _require_fit(bad: dict[str, Any], batch_size: int, num_pictures: int, source: Path) -> None:
+def _require_fit(bad: Content, batch_size: int, num_pictures: int, source: Path) -> None:
     """ValueError unless micro-batches are those of the configuration, from the pictures of now."""
     micro_batches = [samples for share in bad["samples"] for samples in share]
     sizes = {len(samples) for samples in micro_batches}
@@ -134,8 +134,8 @@ def _require_fit(bad: dict[str, Any], batch_size: int, num_pictures: int, source
 
 
 def build(
-    state: dict[str, Any], cfg: CfgNode, device: torch.device
-) -> tuple[Any, nn.Module, ComputeLoss]:
+    state: Content, cfg: CfgNode, device: torch.device
+) -> tuple[PretrainDataset | LabelledDataset, nn.Module, ComputeLoss]:
     """Data set, model and loss of the run's stage."""
     if "best" not in state:
         model = build_pretrain_model(cfg)

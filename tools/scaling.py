@@ -52,7 +52,7 @@ from utils.processes.exit_status import run_program
 class Point:
     """One value of a key and what an update takes with it."""
 
-    value: Any
+    value: object
     seconds: float
     images_per_second: float
     tflops: float

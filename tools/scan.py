@@ -35,10 +35,9 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
-from data.datasets import ImageFolder
 from data.shards import Shards
+from data.sources import ImageFolder, PictureSet
 from logger import progress_bar
 from utils.processes.exit_status import run_program
 from utils.processes.signals import follow_parent
@@ -67,7 +66,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def scan(pictures: Any, workers: int) -> Iterator[tuple[int, str]]:
+def scan(pictures: PictureSet, workers: int) -> Iterator[tuple[int, str]]:
     """Index and reason of each picture that cannot be read, in any order."""
     chunks = [
         range(first, min(first + _CHUNK, len(pictures)))
@@ -79,7 +78,7 @@ def scan(pictures: Any, workers: int) -> Iterator[tuple[int, str]]:
             yield from found
 
 
-def read(pictures: Any, indices: range) -> list[tuple[int, str]]:
+def read(pictures: PictureSet, indices: range) -> list[tuple[int, str]]:
     """Read some pictures; index and reason of those that fail."""
     broken = []
     for index in indices:

@@ -2,11 +2,10 @@
 
 import os
 import shutil
+from typing import Any
 
 import torch
 from torch import nn
-
-from utils.messages import require_blocks
 
 
 def compile_parts(model: nn.Module, what: str, device: torch.device) -> None:
@@ -29,3 +28,14 @@ def compile_parts(model: nn.Module, what: str, device: torch.device) -> None:
     torch._dynamo.config.recompile_limit = 8 * len(parts)
     for part in parts:
         part.compile(dynamic=False)
+
+
+def require_blocks(model: nn.Module, needed_by: str) -> list[nn.Module]:
+    """The blocks of a model's encoder, first to last; ValueError where it does not tell them."""
+    encoder: Any = getattr(model, "encoder", model)
+    if not hasattr(encoder, "blocks"):
+        raise ValueError(
+            f"{needed_by} needs the blocks of the encoder, and {type(encoder).__name__} has no "
+            "`blocks` (its parts in order, each called by itself)"
+        )
+    return list(encoder.blocks)

@@ -172,7 +172,7 @@ class RunFolder:
                 "nothing more is written there"
             )
 
-    def remembered(self) -> dict[str, Any]:
+    def remembered(self) -> dict[str, object]:
         """What `remember` has noted; nothing where that cannot be read."""
         try:
             values = json.loads((self.path / _MEMORY).read_text(encoding="utf-8"))
@@ -182,7 +182,7 @@ class RunFolder:
             return {}
         return values if isinstance(values, dict) else {}
 
-    def remember(self, **values: Any) -> None:
+    def remember(self, **values: object) -> None:
         """Note values beside those that are noted already."""
         noted = self.remembered() | values
         text = json.dumps(noted, indent=1) + "\n"

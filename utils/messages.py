@@ -5,10 +5,13 @@ import reprlib
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 Part = TypeVar("Part")
 Shape = tuple[int, ...]
+
+
+_LONGEST_REASON = 300  # characters
 
 
 class _Short(reprlib.Repr):
@@ -35,6 +38,14 @@ def short(name: str) -> str:
     text = "".join(letter if letter.isprintable() else " " for letter in name[:1000])
     text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, on one line: the system's words, its own, or else its kind."""
+    if isinstance(error, MemoryError):
+        return "no memory is left"
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split())[:_LONGEST_REASON] or type(error).__name__
 
 
 def fail(message: str, error: Exception | None = None) -> NoReturn:
@@ -66,17 +77,6 @@ def require_divisible(value: int, divisor: int, value_key: str, divisor_key: str
             f"{value_key} is {value}, which {divisor_key} = {divisor} does not divide; "
             f"nearest legal: {one_of(legal)}"
         )
-
-
-def require_blocks(model: Any, needed_by: str) -> list[Any]:
-    """The blocks of a model's encoder, first to last; ValueError where it does not tell them."""
-    encoder = getattr(model, "encoder", model)
-    if not hasattr(encoder, "blocks"):
-        raise ValueError(
-            f"{needed_by} needs the blocks of the encoder, and {type(encoder).__name__} has no "
-            "`blocks` (its parts in order, each called by itself)"
-        )
-    return list(encoder.blocks)
 
 
 def one_of(values: Iterable[object]) -> str:

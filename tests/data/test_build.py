@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from data import build_pretrain_dataset, build_train_loader
-from data.samples import EpochSampler, PretrainDataset
+from data.datasets import PretrainDataset
+from data.samplers import EpochSampler
 from data.transforms import Normalizer
 from utils.config import get_config
 

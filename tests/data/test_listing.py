@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data.datasets import ImageFolder
 from data.labelled import class_folders
 from data.listing import Names, find_pictures
+from data.sources import ImageFolder
 
 # Sorted as they are to be found: whole paths, byte by byte, so that "a-b" comes before "a/".
 ORDER = [

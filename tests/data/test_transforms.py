@@ -11,7 +11,7 @@ from data import build_batch_augmentation, build_train_dataset, build_train_load
 from data.transforms import Normalizer, eval_transform, train_transform
 from tests.support.golden_cases import GOLDEN, read_golden
 from utils.config import get_config
-from utils.processes.group import UPDATE_STREAM, seed_all
+from utils.randomness import UPDATE_STREAM, seed_all
 
 CASES = read_golden("eval_transform.json")
 CPU = torch.device("cpu")

@@ -17,14 +17,14 @@ from models import build_classifier, build_pretrain_model, load_pretrained
 from optimizer import build_optimizer
 from tests.full_size.programs import FINETUNE, PRETRAIN, ROOT, run
 from tests.support.small_runs import equal
+from utils.checkpoints.contents import load_checkpoint, save_checkpoint
 from utils.checkpoints.reading import read_checkpoint
 from utils.checkpoints.resume import resume
 from utils.checkpoints.saving import Saver
-from utils.checkpoints.state import load_checkpoint, save_checkpoint
 from utils.config import get_config, to_plain
 from utils.device import choose_device
 from utils.files import RunFolder
-from utils.training.run import Run, build_parts
+from utils.training.run import Run, build_state
 
 pytestmark = pytest.mark.full_size
 
@@ -134,21 +134,22 @@ def test_what_is_saved_is_restored(folder: Path, name: str) -> None:
     cfg = get_config(ROOT / "configs" / IN_ONE_PROCESS[name])
     run_ = Run(cfg, choose_device("cpu"), torch.float32, RunFolder(folder))
     torch.manual_seed(0)
-    parts = build_parts(run_, build_pretrain_model(cfg), 2)
-    for parameter in parts["model"].parameters():
+    parts = build_state(run_, build_pretrain_model(cfg), 2)
+    for parameter in parts.model.parameters():
         parameter.grad = torch.full_like(parameter, 0.1)
-    parts["optimizer"].step()
+    parts.optimizer.step()
     for _ in range(2):  # as many updates as an epoch has
-        parts["lr_scheduler"].step()
-    parts["progress"].complete_epoch()
+        parts.position.complete_update()
+    parts.position.complete_epoch()
     saver = Saver(run_.output, parts, cfg, lambda line: None, pytest.fail)
     saver.save_epoch(0)
     saver.wait()
     torch.manual_seed(1)
-    fresh = build_parts(run_, build_pretrain_model(cfg), 2)
+    fresh = build_state(run_, build_pretrain_model(cfg), 2)
     assert resume(run_.output, fresh, cfg, 2, CPU).epoch == 1
-    for key in ("model", "optimizer", "progress", "lr_scheduler"):
-        assert equal(fresh[key].state_dict(), parts[key].state_dict())
+    for one, other in ((fresh.model, parts.model), (fresh.optimizer, parts.optimizer)):
+        assert equal(one.state_dict(), other.state_dict())
+    assert fresh.position == parts.position
 
 
 def test_ten_times_as_many_values_as_any_checkpoint_has_are_read(folder: Path) -> None:

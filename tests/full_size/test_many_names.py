@@ -50,7 +50,7 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 MEASURE = """
 import sys, time
 from tests.support.process_usage import memory, peak_of, waited
-from data.datasets import ImageFolder
+from data.sources import ImageFolder
 from data.labelled import class_folders
 find = {"ImageFolder": ImageFolder, "class_folders": class_folders}[sys.argv[1]]
 left = memory()

@@ -20,7 +20,7 @@ from models import build_pretrain_model
 from tools.plan import count_needs, memory_of
 from utils.config import get_config
 from utils.files import RunFolder
-from utils.training.run import Run, build_parts
+from utils.training.run import Run, build_state
 
 def status(name):
     words = Path("/proc/self/status").read_text().split()
@@ -32,12 +32,12 @@ cfg = get_config(sys.argv[1], opts)
 needs = count_needs(cfg, torch.float32)
 planned = (sum(memory_of(needs, 1, False).values()) + needs.kept.of(batch)) / 2**20
 before = status("VmRSS")
-parts = build_parts(Run(cfg, cpu, torch.float32, RunFolder(Path())), build_pretrain_model(cfg), 2)
+parts = build_state(Run(cfg, cpu, torch.float32, RunFolder(Path())), build_pretrain_model(cfg), 2)
 image, mask = torch.randn(batch, 3, 192, 192), torch.rand(batch, 48, 48) > 0.4
 for _ in range(2):
-    parts["model"](image, mask).backward()
-    parts["optimizer"].step()
-    parts["optimizer"].zero_grad(set_to_none=True)
+    parts.model(image, mask).backward()
+    parts.optimizer.step()
+    parts.optimizer.zero_grad(set_to_none=True)
 print(planned, status("VmHWM") - before)
 """
 

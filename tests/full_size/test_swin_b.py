@@ -109,7 +109,7 @@ from utils.config import get_config
 from utils.device import choose_device
 from utils.files import RunFolder
 from utils.checkpoints.resume import resume
-from utils.training.run import Run, build_parts
+from utils.training.run import Run, build_state
 
 def status(name):
     words = Path("/proc/self/status").read_text().split()
@@ -117,7 +117,7 @@ def status(name):
 
 cfg = get_config(sys.argv[1], ["DEVICE", "cpu", "DATA.BATCH_SIZE", 4])
 run = Run(cfg, choose_device("cpu"), torch.float32, RunFolder(Path(sys.argv[2])))
-parts = build_parts(run, build_pretrain_model(cfg), 2)
+parts = build_state(run, build_pretrain_model(cfg), 2)
 before = status("VmRSS")
 resume(run.output, parts, cfg, 2, run.device)
 print(before, status("VmHWM"))

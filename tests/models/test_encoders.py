@@ -10,12 +10,12 @@ import torch
 
 from data import build_pretrain_dataset
 from models import build_classifier, build_pretrain_model
+from models.attention import ChunkedAttention, attend, fused_attention, plain_attention
 from models.build import ENCODERS
-from models.layers import ChunkedAttention, attend, fused_attention, plain_attention
 from optimizer import build_optimizer
 from tests.support.small_encoders import OURS, SMALL, sample, small_model
+from utils.compilation import require_blocks
 from utils.config import get_config
-from utils.messages import require_blocks
 
 KINDS = tuple(SMALL)
 
@@ -352,3 +352,10 @@ def test_a_type_without_a_section_is_an_error(monkeypatch: pytest.MonkeyPatch) -
         build_pretrain_model(cfg)
     with pytest.raises(ValueError, match="a section of MODEL with IN_CHANS"):
         build_pretrain_dataset(cfg, patch_size=4)
+
+
+def test_a_vit_begins_with_a_layer_scale_of_a_tenth() -> None:
+    cfg = get_config(None, ["MODEL.TYPE", "vit", "MODEL.VIT.DEPTH", 1, "MODEL.VIT.EMBED_DIM", 24])
+    block: Any = build_classifier(cfg, 2).get_submodule("blocks.0")
+    for gamma in (block.gamma_1, block.gamma_2):
+        assert torch.equal(gamma, torch.full((24,), 0.1))

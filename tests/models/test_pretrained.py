@@ -13,10 +13,11 @@ from models.origin import image_aspect, swinv2_window
 from models.position_bias import (
     relative_coordinates,
     resize_position_bias,
+    resize_tables,
     window_of_coordinates,
     window_of_table,
 )
-from models.pretrained import _resize_tables, class_names, head_size
+from models.pretrained import class_names, head_size
 from tests.support.golden_cases import GOLDEN, case_input, fill_by_rule, options, read_golden
 from utils.checkpoints.reading import model_weights, read_checkpoint
 from utils.checkpoints.state import restore_model
@@ -257,7 +258,7 @@ def test_an_empty_position_table_that_claims_many_positions_is_refused_at_once()
     model = classifier("swin")
     name = next(name for name in model.state_dict() if name.endswith("position_bias_table"))
     weights = dict(model.state_dict()) | {name: torch.ones(2**40 - 1, 0)}
-    assert _resize_tables(weights, model, None, "x") == []
+    assert resize_tables(weights, model, None) == []
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:

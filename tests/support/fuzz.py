@@ -31,9 +31,10 @@ from data.transforms import pretrain_transform
 from tests.support.picture_files import make_tar
 from tests.support.small_runs import ROOT
 from tests.support.training_parts import parts_of
+from utils.checkpoints.contents import save_checkpoint
 from utils.checkpoints.reading import model_weights, read_checkpoint
 from utils.checkpoints.resume import resume
-from utils.checkpoints.state import save_checkpoint, training_state
+from utils.checkpoints.state import TrainState, training_content
 from utils.config import get_config
 from utils.files import RunFolder
 
@@ -73,13 +74,13 @@ YAML_JUNK = [
 ]
 
 
-def update(parts: dict[str, Any]) -> None:
+def update(parts: TrainState) -> None:
     """What a run does next with a state that was accepted."""
-    parts["model"](torch.ones(1, 4)).sum().backward()
-    parts["optimizer"].step()
-    parts["lr_scheduler"].step()
-    parts["progress"].complete_epoch()
-    training_state(parts, get_config())
+    parts.model(torch.ones(1, 4)).sum().backward()
+    parts.optimizer.step()
+    parts.position.complete_update()
+    parts.position.complete_epoch()
+    training_content(parts, get_config())
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -138,7 +139,7 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         parts = parts_of()
         update(parts)
-        self.state = training_state(parts, get_config())
+        self.state = training_content(parts, get_config())
         self.folder = RunFolder(folder / "none")
         save_checkpoint(folder / "whole.pth", self.state)
         self.whole = (folder / "whole.pth").read_bytes()
@@ -148,7 +149,7 @@ class Checkpoints:
         old = io.BytesIO()
         torch.save(self.state, old, _use_new_zipfile_serialization=False)
         self.old = old.getvalue()
-        self.tensors = save_safetensors(dict(parts["model"].state_dict()))
+        self.tensors = save_safetensors(dict(parts.model.state_dict()))
         self.places = list(places(self.state))
 
     def make(self, dice: random.Random) -> tuple[str, bytes]:

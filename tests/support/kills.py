@@ -104,7 +104,7 @@ def work(program: str, arguments: list[str], environment: dict[str, str], log: s
 SLOW = {
     "flush": ("os", "fsync"),
     "listing": ("data.build", "Shapes"),
-    "picture": ("data.datasets", "draw_shape"),
+    "picture": ("data.sources", "draw_shape"),
 }
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lr_scheduler import build_scheduler
-from utils.checkpoints.position import Progress
-from utils.checkpoints.state import save_checkpoint, training_state
+from utils.checkpoints.contents import save_checkpoint
+from utils.checkpoints.state import Position, TrainState, training_content
 from utils.config import get_config
 
 CPU = torch.device("cpu")
@@ -16,24 +16,23 @@ UPDATES = 10  # in an epoch
 IMAGES = 4  # in an update
 
 
-def parts_of(width: int = 4) -> dict[str, Any]:
+def parts_of(width: int = 4) -> TrainState:
     model = nn.Linear(width, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
     scheduler = build_scheduler(get_config(), optimizer, 10)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    parts = dict(model=model, optimizer=optimizer, lr_scheduler=scheduler, scaler=scaler)
-    return parts | {"progress": Progress(images_per_update=IMAGES)}
+    return TrainState(model, optimizer, scheduler, scaler, Position(IMAGES))
 
 
-def save_epoch(path: Path, epoch: int, parts: dict[str, Any], cfg: Any) -> None:
+def save_epoch(path: Path, epoch: int, parts: TrainState, cfg: Any) -> None:
     """The checkpoint at the end of an epoch."""
-    parts["progress"].epoch = epoch
-    parts["progress"].complete_epoch()
-    parts["lr_scheduler"].num_steps = max(parts["lr_scheduler"].num_steps, 10 * (epoch + 1))
-    save_checkpoint(path, training_state(parts, cfg))
+    parts.position.epoch = epoch
+    parts.position.complete_epoch()
+    parts.position.update = max(parts.position.update, 10 * (epoch + 1))
+    save_checkpoint(path, training_content(parts, cfg))
 
 
-def train_a_little(parts: dict[str, Any]) -> None:
-    parts["model"](torch.ones(1, 4)).sum().backward()
-    parts["optimizer"].step()
-    parts["lr_scheduler"].step()
+def train_a_little(parts: TrainState) -> None:
+    parts.model(torch.ones(1, 4)).sum().backward()
+    parts.optimizer.step()
+    parts.position.complete_update()

@@ -55,7 +55,15 @@ from yacs.config import CfgNode
 
 from models import build_pretrain_model
 from tools.benchmark.kernels import matmul_peak
-from tools.benchmark.measure import Side, in_turn, launched_processes, launched_rank, machine, ratio
+from tools.benchmark.measure import (
+    Figures,
+    Side,
+    in_turn,
+    launched_processes,
+    launched_rank,
+    machine,
+    ratio,
+)
 from tools.benchmark.rivals import pillow_work, require_transformers, transformers_work
 from tools.benchmark.workloads import collect_pictures, loading_work, settings, training_work
 from tools.plan import count_operations
@@ -64,7 +72,6 @@ from utils.device import choose_device, choose_precision, dtype_name
 from utils.processes.exit_status import run_program
 
 OURS = "this project"
-Figures = dict[str, Any]
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch.autograd import DeviceType
@@ -87,7 +86,7 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> f
     return 2 * side**3 / min(seconds)
 
 
-def _seconds(call: Callable[[], Any], device: torch.device, calls: int = 5) -> float:
+def _seconds(call: Callable[[], object], device: torch.device, calls: int = 5) -> float:
     synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):

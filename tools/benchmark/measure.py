@@ -24,12 +24,15 @@ from utils.memory import HUGE_PAGES, keep_freed_memory
 WARM_UP = 2  # untimed calls: memory is claimed, kernels are chosen or compiled
 
 
+Figures = dict[str, Any]  # what a side tells, by name
+
+
 @dataclass(frozen=True)
 class Work:
     """What a side repeats, and what it tells besides its time."""
 
     run: Callable[[], None]
-    figures: Callable[[], dict[str, Any]] = dict
+    figures: Callable[[], Figures] = dict
 
 
 class Side:
@@ -40,7 +43,11 @@ class Side:
     """
 
     def __init__(
-        self, name: str, make: Callable[..., Work], arguments: Sequence[Any], as_here: bool = True
+        self,
+        name: str,
+        make: Callable[..., Work],
+        arguments: Sequence[object],
+        as_here: bool = True,
     ) -> None:
         self.name = name
         context = multiprocessing.get_context("spawn")
@@ -56,7 +63,7 @@ class Side:
         """Do the work once."""
         return float(self._ask("run"))
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Figures:
         """What it tells besides its time."""
         return dict(self._ask("figures"))
 
@@ -84,7 +91,7 @@ class Side:
 
 
 def _serve(
-    connection: Connection, make: Callable[..., Work], arguments: Sequence[Any], as_here: bool
+    connection: Connection, make: Callable[..., Work], arguments: Sequence[object], as_here: bool
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     if as_here:
@@ -95,7 +102,7 @@ def _serve(
         os._exit(0)  # gloo's threads can abort a process that tidies up
 
 
-def _answer(connection: Connection, make: Callable[..., Work], arguments: Sequence[Any]) -> None:
+def _answer(connection: Connection, make: Callable[..., Work], arguments: Sequence[object]) -> None:
     work = None
     while True:
         request = connection.recv()
@@ -142,7 +149,7 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, object]:
     """Hardware and versions that a measurement belongs to."""
     packages = ("torch", "torchvision", "timm", "transformers", "pillow", "simplejpeg")
     return {

@@ -1,6 +1,7 @@
 """What people use today, with the same sizes: transformers' models, a plain pipeline on PIL."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from yacs.config import CfgNode
 
-from data.masking import RandomMask
+from data import build_mask
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from models import build_pretrain_model
 from tools.benchmark.kernels import synchronize
@@ -93,7 +94,7 @@ def transformers_work(cfg: CfgNode, num_updates: int) -> Work:
 class PlainPictures(Dataset[tuple[Tensor, Tensor]]):
     """Pictures as most people load them: PIL, torchvision's transforms on PIL images."""
 
-    def __init__(self, folder: str, size: int, mask: RandomMask) -> None:
+    def __init__(self, folder: str, size: int, mask: Callable[[], Tensor]) -> None:
         self.paths = sorted(Path(folder).iterdir())
         self.mask = mask
         self.transform = transforms.Compose(
@@ -117,9 +118,8 @@ class PlainPictures(Dataset[tuple[Tensor, Tensor]]):
 def pillow_work(cfg: CfgNode, patch_size: int) -> Work:
     """One pass over the same pictures with torch's own loader."""
     keys = cfg.DATA
-    mask = RandomMask(keys.IMG_SIZE, keys.MASK_PATCH_SIZE, patch_size, keys.MASK_RATIO)
     loader = DataLoader(
-        PlainPictures(keys.DATA_PATH, keys.IMG_SIZE, mask),
+        PlainPictures(keys.DATA_PATH, keys.IMG_SIZE, build_mask(cfg, patch_size)),
         batch_size=keys.BATCH_SIZE,
         shuffle=True,
         num_workers=keys.NUM_WORKERS,

@@ -2,7 +2,7 @@
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,27 @@ from yacs.config import CfgNode
 
 from data import (
     build_batch_augmentation,
+    build_mask,
     build_pretrain_dataset,
     build_train_dataset,
     build_train_loader,
 )
 from data.listing import find_pictures
-from data.masking import RandomMask
 from data.transforms import Normalizer
+from logger import Record
 from models import build_classifier, build_criterion, build_pretrain_model
+from models.simmim import Encoder
 from tools.benchmark.kernels import breakdown, synchronize
-from tools.benchmark.measure import Work
+from tools.benchmark.measure import Figures, Work
+from utils.checkpoints.state import Position
 from utils.config import is_finetuning
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.files import RunFolder
 from utils.processes.group import distribute, start_process_group
-from utils.training.losses import finetune_loss, pretrain_loss
-from utils.training.metrics import peak_memory_mb
-from utils.training.run import Run, build_metrics, build_parts, place_model, train_updates
-
-ComputeLoss = Callable[[nn.Module, Any], Tensor]
+from utils.training.engine import Loop, train_one_epoch
+from utils.training.losses import ComputeLoss, finetune_loss, pretrain_loss
+from utils.training.metrics import TrainingMetrics, peak_memory_mb
+from utils.training.run import Run, build_state, place_model
 
 
 def build_stage(cfg: CfgNode, device: torch.device) -> tuple[nn.Module, ComputeLoss]:
@@ -50,27 +52,29 @@ def build_stage(cfg: CfgNode, device: torch.device) -> tuple[nn.Module, ComputeL
     return classifier, finetune_loss(criterion, normalize, augment)
 
 
-def synthetic_batch(cfg: CfgNode, encoder: Any) -> list[Tensor]:
+def synthetic_batch(cfg: CfgNode, encoder: Encoder) -> list[Tensor]:
     """Pictures of noise, uint8 (B, C, H, W), with masks or labels."""
     keys, batch = cfg.DATA, cfg.DATA.BATCH_SIZE
     shape = (batch, encoder.in_chans, *to_2tuple(keys.IMG_SIZE))
     image = torch.randint(0, 256, shape, dtype=torch.uint8)
     if is_finetuning(cfg):
         return [image, torch.randint(0, cfg.MODEL.NUM_CLASSES, (batch,))]
-    mask = RandomMask(keys.IMG_SIZE, keys.MASK_PATCH_SIZE, encoder.patch_size, keys.MASK_RATIO)
+    mask = build_mask(cfg, encoder.patch_size)
     return [image, torch.stack([mask() for _ in range(batch)])]
 
 
 class Batches:
     """As many batches as `num_updates` need, of a loader or the same one again and again."""
 
-    def __init__(self, source: DataLoader[Any] | list[Tensor], batch_size: int, number: int):
+    def __init__(
+        self, source: DataLoader[list[Tensor]] | list[Tensor], batch_size: int, number: int
+    ):
         self.source, self.batch_size, self.number = source, batch_size, number
 
     def __len__(self) -> int:
         return self.number
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[list[Tensor]]:
         if isinstance(self.source, DataLoader):
             again_and_again = itertools.chain.from_iterable(itertools.repeat(self.source))
             return itertools.islice(again_and_again, self.number)
@@ -94,21 +98,21 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: boo
         else [part.to(device) for part in synthetic_batch(cfg, encoder)]
     )
     batches: Any = Batches(source, cfg.DATA.BATCH_SIZE, num_updates * run.accumulation_steps)
-    parts = build_parts(run, place_model(run, model), num_updates)
-    distributed_model = distribute(model, device)
-    records: list[dict[str, Any]] = []
+    state = build_state(run, place_model(run, model), num_updates)
+    records: list[Record] = []
+    images, max_skipped = run.images_per_update, cfg.TRAIN.MAX_SKIPPED
+    metrics = TrainingMetrics(device, images, max_skipped, state.scaler.is_enabled())
+    wrapped = distribute(model, device)
+    loop = Loop(run, state, wrapped, batches, compute_loss, metrics, num_updates, records.append)
 
     def updates() -> None:
         """All updates, until the device has done them."""
-        train_updates(
-            *(run, parts, distributed_model, batches, compute_loss, build_metrics(run, parts)),
-            report_every=num_updates,
-            report=records.append,
-            progress=lambda items: items,
-        )
+        state.position = Position(images, update=state.position.update)
+        metrics.start_epoch()
+        train_one_epoch(loop)
         synchronize(device)
 
-    def figures() -> dict[str, Any]:
+    def figures() -> Figures:
         """Memory, share of time waiting, and on demand kinds of operations."""
         peak = peak_memory_mb(device)  # before the profiler, which needs memory of its own
         waits = [record["data_wait"] for record in records if record["index"] == num_updates - 1]
@@ -121,7 +125,9 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: boo
     return Work(updates, figures)
 
 
-def training_loader(cfg: CfgNode, patch_size: int, device: torch.device) -> DataLoader[Any]:
+def training_loader(
+    cfg: CfgNode, patch_size: int, device: torch.device
+) -> DataLoader[list[Tensor]]:
     """The loader of a recipe's stage."""
     if is_finetuning(cfg):
         return build_train_loader(cfg, build_train_dataset(cfg), device)
@@ -134,7 +140,7 @@ def loading_work(cfg: CfgNode, patch_size: int) -> Work:
     return passes_over(training_loader(cfg, patch_size, torch.device("cpu")))
 
 
-def passes_over(loader: DataLoader[Any]) -> Work:
+def passes_over(loader: Iterable[object]) -> Work:
     """All batches of a loader, one after the other."""
 
     def load() -> None:
@@ -165,7 +171,7 @@ def collect_pictures(source: str, folder: Path, number: int) -> int:
     return number
 
 
-def settings(cfg: CfgNode) -> dict[str, Any]:
+def settings(cfg: CfgNode) -> dict[str, object]:
     """What of a configuration decides the speed."""
     device = choose_device(cfg.DEVICE)
     return {

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from utils.checkpoints.names import an_example
 from utils.files import DamagedError
-from utils.messages import short, shown
+from utils.messages import reason_of, short, shown
 
 Weights = dict[str, Tensor]
+Content = dict[str, Any]  # of a training checkpoint, by its keys
 
 _BLOCK = 2**22  # bytes
 _MOST_ITEMS = 10**7  # values in a file, one that is named twice counts twice
@@ -32,62 +33,62 @@ _MOST_SHARED = 8  # times that a file's size may come out as tensors, which can 
 
 # Buffers that models compute themselves; files may hold them.
 _RECOMPUTED = ("relative_position_index", "attn_mask")
-_OLDER_NAMES = {".rpe_mlp.": ".cpb_mlp."}  # of Swin V2
 
 
 class _Dict:
     """Stands for a class of dicts: what is pickled becomes a dict."""
 
-    def __new__(cls, *arguments: Any) -> Any:
+    def __new__(cls, *arguments: object) -> Any:
         return OrderedDict()
 
 
 class _Path:
     """Stands for a path: what is pickled becomes text."""
 
-    def __new__(cls, *parts: Any) -> Any:
+    def __new__(cls, *parts: object) -> Any:
         return str(PurePosixPath(*map(str, parts)))
 
 
 class _Text:
     """Stands for a class of text."""
 
-    def __new__(cls, text: Any = "", *arguments: Any) -> Any:
+    def __new__(cls, text: object = "", *arguments: object) -> Any:
         return str(text)
 
 
 class _Object:
     """Stands for an object that is not needed: it becomes None."""
 
-    def __init__(self, *arguments: Any) -> None: ...
+    def __init__(self, *arguments: object) -> None: ...
 
-    def __setstate__(self, state: Any) -> None: ...
+    def __setstate__(self, state: object) -> None: ...
 
 
 class _Section(_Object):
     """Stands for an object of named values: it becomes a dict of them."""
 
-    values: Mapping[str, Any] = {}
+    values: Mapping[str, object] = {}
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.values = state if isinstance(state, dict) else {}
 
 
 class _NumpyType(_Object):
     """Stands for NumPy's dtype: the code of a number's type, for example f8."""
 
-    def __init__(self, code: Any = "", *arguments: Any) -> None:
+    def __init__(self, code: str = "", *arguments: object) -> None:
         self.code, self.order = code, "="
 
     def __setstate__(self, state: Any) -> None:
         self.order = state[1]
 
 
-def _numpy_scalar(dtype: _NumpyType, content: Any = b"") -> Any:
+def _numpy_scalar(dtype: _NumpyType, content: object = b"") -> object:
     """Stands for NumPy's scalars: a plain number."""
     if not re.fullmatch(r"[biufc]\d{1,2}", dtype.code) or not isinstance(content, bytes):
         return None
-    return np.frombuffer(content, np.dtype(dtype.code).newbyteorder(dtype.order)).tolist()[0]
+    kind = np.dtype(dtype.code).newbyteorder(dtype.order)  # type: ignore[arg-type]  # any text
+    return np.frombuffer(content, kind).tolist()[0]
 
 
 # torch says so of files whose reading then fails with a reason.
@@ -151,7 +152,7 @@ def read_checkpoint(path: str | Path) -> Any:
     read, is no checkpoint, or holds anything else.
     """
     path = Path(path)
-    with _one_line_errors(path):
+    with one_line_errors(path):
         _require_file(path)
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -163,13 +164,13 @@ def read_checkpoint(path: str | Path) -> Any:
 
 def verify_checkpoint(path: Path) -> None:
     """Compare the checksums in a file of torch.save; errors as those of `read_checkpoint`."""
-    with _one_line_errors(path):
+    with one_line_errors(path):
         _require_file(path)
         _verify(path)
 
 
 @contextlib.contextmanager
-def _one_line_errors(path: Path) -> Iterator[None]:
+def one_line_errors(path: Path, failure: str = "cannot be read") -> Iterator[None]:
     """Every failure inside as a ValueError of one line: a file's content can raise anything."""
     try:
         yield
@@ -178,12 +179,12 @@ def _one_line_errors(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise ValueError(f"checkpoint {path} does not exist") from None
     except OSError as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+        raise ValueError(f"checkpoint {path} cannot be read: {reason_of(error)}") from None
     except MemoryError:
         raise ValueError(f"checkpoint {path} cannot be read: no memory is left for it") from None
     except Exception as error:
         kind = DamagedError if _BROKEN_ARCHIVE.search(str(error)) else ValueError
-        raise kind(f"checkpoint {path} cannot be read: {_reason(error)}") from None
+        raise kind(f"checkpoint {path} {failure}: {_reason(error)}") from None
 
 
 def _require_file(path: Path) -> None:
@@ -263,8 +264,11 @@ def _reason(error: BaseException) -> str:
             "it was pickled with protocol 4 or 5; torch.save writes 2 unless it is told otherwise"
         )
     # What torch's reader says lies between advice to read the file without its protection.
-    text = text.partition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0] or text
-    return text[:200] or type(error).__name__
+    inner = text.partition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0]
+    return reason_of(ValueError(inner)) if inner else reason_of(error)
+
+
+_Sections = dict[Any, object] | list[object] | tuple[object, ...] | set[object]
 
 
 class _Plain:
@@ -277,7 +281,7 @@ class _Plain:
         self.left, self.bytes_left = _MOST_ITEMS, most_bytes
         self.known: dict[int, tuple[Any, int, int]] = {}  # what it became, its values and bytes
 
-    def of(self, value: Any, level: int = 0) -> Any:
+    def of(self, value: object, level: int = 0) -> Any:
         """The plain value; ValueError where it is too much, too deep, or an unusual tensor."""
         if isinstance(value, _Section):
             value = value.values
@@ -297,7 +301,7 @@ class _Plain:
         self.known[id(value)] = plain, before[0] - self.left, before[1] - self.bytes_left
         return plain
 
-    def _section(self, value: Any, level: int) -> Any:
+    def _section(self, value: _Sections, level: int) -> Any:
         if isinstance(value, dict):
             for key in value:
                 _require_name(key)
@@ -325,31 +329,28 @@ class _Plain:
             raise ValueError("it names the same data again and again")
 
 
-def _require_name(key: Any) -> None:
+def _require_name(key: object) -> None:
     """ValueError unless it is text or a number."""
     if not isinstance(key, str | int | float | None):
         raise ValueError(f"it has a {type(key).__name__} as a name")
 
 
 def model_weights(
-    state: Any, source: str | Path, keys: Sequence[str] = ("model_ema", "model")
+    content: object, source: str | Path, keys: Sequence[str] = ("model_ema", "model")
 ) -> Weights:
     """The parameters in what `read_checkpoint` returned, recomputed buffers left out.
 
     They are below the first of `keys` that is there (averaged weights win), else they are the file
-    itself; names of older files become today's. ValueError where there are none.
+    itself. ValueError where there are none.
     """
-    found = [state.get(key) for key in keys] if isinstance(state, Mapping) else []
-    weights = next((section for section in found if section is not None), state)
+    found = [content.get(key) for key in keys] if isinstance(content, Mapping) else []
+    weights = next((section for section in found if section is not None), content)
     if not isinstance(weights, Mapping) or not weights:
         raise ValueError(f"checkpoint {source} holds no weights (looked for {keys[-1]})")
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"checkpoint {source} holds no weights: {shown(name)} is no tensor")
-    kept = {name: value for name, value in weights.items() if not name.endswith(_RECOMPUTED)}
-    for older, newer in _OLDER_NAMES.items():
-        kept = {name.replace(older, newer): value for name, value in kept.items()}
-    return kept
+    return {name: value for name, value in weights.items() if not name.endswith(_RECOMPUTED)}
 
 
 def require_same_numbers(weights: Weights, own: Mapping[str, Tensor], source: str | Path) -> None:

@@ -2,15 +2,14 @@
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 from yacs.config import CfgNode
 
+from utils.checkpoints.contents import load_checkpoint
 from utils.checkpoints.names import (
     BEST,
     SHARDED_SUFFIX,
@@ -22,9 +21,9 @@ from utils.checkpoints.names import (
     set_aside_in,
     starts_in,
 )
-from utils.checkpoints.position import Progress
+from utils.checkpoints.reading import Content
 from utils.checkpoints.sharded import complete_saves
-from utils.checkpoints.state import State, load_checkpoint, restore
+from utils.checkpoints.state import Position, TrainState, restore
 from utils.files import DamagedError, RunFolder
 from utils.messages import require_same_classes
 from utils.processes.group import equal_in_all_processes, rank, together
@@ -33,13 +32,13 @@ from utils.processes.sharding import is_sharded
 
 @dataclass
 class Start:
-    """The first epoch to train, what the log should say of it, and files that are no use, why.
+    """The first epoch to train, notes for the log, and which checkpoints are damaged, and why.
 
     `seen` are the names of the checkpoints among which it was chosen, `origin` is --resume's file,
     `endangered` are those that a run from it would overwrite, `pretrained` is --pretrained's file.
     """
 
-    epoch: int
+    epoch: int = 0
     seen: list[str] = field(default_factory=list)
     origin: str = ""
     pretrained: str = ""
@@ -73,7 +72,7 @@ def changed(folder: RunFolder) -> ValueError:
 
 def resume(
     folder: RunFolder,
-    parts: Mapping[str, Any],
+    state: TrainState,
     cfg: CfgNode,
     updates_per_epoch: int,
     device: torch.device,
@@ -86,38 +85,52 @@ def resume(
     over. ValueError where a checkpoint cannot be read or does not fit, where none of several can be
     used, where later ones would be overwritten, and where the processes do not see the same files.
     """
-    # Before anybody looks.
-    together(f"output folder {folder.path} cannot be used", lambda: _take(folder))
-    images_per_update = parts["progress"].images_per_update
-    start = Start(cfg.TRAIN.START_EPOCH)
-    path, state = _load(folder, parts, cfg, classes, start, device)
-    progress, scheduler = parts["progress"], parts["lr_scheduler"]
-    if path is None or state is None:
-        scheduler.load_state_dict({"num_steps": start.epoch * updates_per_epoch})
-        return start
-    start.epoch = progress.epoch
-    if progress.images > (updates_per_epoch + 1) * images_per_update:
-        start.notes.append(
-            f"the checkpoint was saved {progress.images} images into its epoch, more than there "
-            "are here (other data?): that epoch counts as complete"
-        )
-        progress.complete_epoch()
-        start.epoch = progress.epoch
-    begun = f", {progress.images} of its images" if progress.images else ""
-    start.notes.append(
-        f"resumed from {path}: epoch {progress.epoch}, update {state['update']}{begun}"
-    )
-    if state.get("seed") != cfg.SEED:
-        start.notes.append(f"SEED is {cfg.SEED}, the checkpoint's {state.get('seed')}: another run")
-    _keep_schedule(start, parts, images_per_update, updates_per_epoch)
-    if state.get("best", {}).get("epoch", -1) >= 0 and not best_in(folder.path):
-        start.notes.append(
-            f"{folder.path} holds no {BEST} of the epochs before: one comes with the next "
-            f"validation that is better than {state['best']['acc1']:.3f} %"
-        )
-    if start.epoch >= cfg.TRAIN.EPOCHS:
-        start.notes.append(f"nothing is left to train: TRAIN.EPOCHS is {cfg.TRAIN.EPOCHS}")
+    start = Start()
+    images_per_update = state.position.images_per_update
+    found = find(folder, cfg, is_sharded(state.model), start, device)
+    for path in found:
+        try:
+            content = read(path, state)
+            require_fit(content, state, classes, path)
+            restore(content, state, path)
+        except DamagedError as error:
+            if cfg.MODEL.RESUME and len(found) == 1:
+                raise
+            start.damaged[path] = f"{error}; set aside as {aside(path).name}, using the one before"
+            continue
+        _require_safe(folder.path, start, path)
+        _adjust_position(start, path, content, state, cfg, updates_per_epoch, images_per_update)
+        if state.best and state.best.epoch >= 0 and not best_in(folder.path):
+            start.notes.append(
+                f"{folder.path} holds no {BEST} of the epochs before: one comes with the next "
+                f"validation that is better than {state.best.acc1:.3f} %"
+            )
+        break
+    else:
+        _require_new(folder.path, found, start)
+        epoch = cfg.TRAIN.START_EPOCH
+        state.position = Position(images_per_update, epoch, update=epoch * updates_per_epoch)
+    state.scheduler.set_rates(state.position.place_in_schedule)
+    start.epoch = state.position.epoch
     return start
+
+
+def find(
+    folder: RunFolder, cfg: CfgNode, sharded: bool, start: Start, device: torch.device
+) -> list[Path]:
+    """Checkpoints that the run can go on from, the best first; `start` notes what it saw."""
+    together(f"output folder {folder.path} cannot be used", lambda: _take(folder))
+    saved = starts_in(folder.path)
+    start.seen = [path.name for path in saved]
+    if not equal_in_all_processes(zlib.crc32("/".join(start.seen).encode()), device):
+        raise ValueError(
+            f"the processes see different checkpoints in {folder.path}: it must be shared"
+        )
+    candidates = _candidates(folder, saved, cfg, start)
+    # Of one that is there sharded and in one file, the form that this run writes.
+    return [
+        path for path in candidates if path.is_dir() == sharded or _twin(path) not in candidates
+    ]
 
 
 def _take(folder: RunFolder) -> None:
@@ -127,65 +140,68 @@ def _take(folder: RunFolder) -> None:
         complete_saves(folder.path)
 
 
-def _keep_schedule(
-    start: Start, parts: Mapping[str, Any], images_per_update: int, updates_per_epoch: int
-) -> None:
-    """Have the schedule go on at the same part of the run where an update is now another."""
-    progress, scheduler = parts["progress"], parts["lr_scheduler"]
-    inside = progress.images // images_per_update
-    moved = progress.epoch * updates_per_epoch + inside - scheduler.place
-    if progress.images_per_update == images_per_update and abs(moved) <= 1:
-        return
-    scheduler.move(moved)
-    start.notes.append(
-        f"an update is now {images_per_update} images and an epoch {updates_per_epoch} updates "
-        f"(an update was {progress.images_per_update} images): data and schedule go on at the same "
-        "part of the run, the count of updates goes on as well"
-    )
-    progress.images_per_update = images_per_update
+def read(path: Path, state: TrainState) -> Content:
+    """The validated content of a checkpoint, the same in all processes."""
+    _require_form(path, is_sharded(state.model))
+    content = together(f"checkpoint {path} cannot be read", lambda: load_checkpoint(path))
+    if "progress" not in content:  # from before runs were saved inside epochs
+        position = {"epoch": content["epoch"] + 1, "images": 0, "figures": []}
+        content["progress"] = position | {"images_per_update": state.position.images_per_update}
+    return content
 
 
-def _load(
-    folder: RunFolder,
-    parts: Mapping[str, Any],
-    cfg: CfgNode,
-    classes: Sequence[str],
+def _adjust_position(
     start: Start,
-    device: torch.device,
-) -> tuple[Path, State] | tuple[None, None]:
-    """Restore `parts` from the newest usable checkpoint of the run, if any."""
-    found = starts_in(folder.path)
-    start.seen = [path.name for path in found]
-    if not equal_in_all_processes(zlib.crc32("/".join(start.seen).encode()), device):
-        raise ValueError(
-            f"the processes see different checkpoints in {folder.path}: it must be shared"
+    path: Path,
+    content: Content,
+    state: TrainState,
+    cfg: CfgNode,
+    updates_per_epoch: int,
+    images_per_update: int,
+) -> None:
+    """Fit the restored position to today's data and update size; note what differs."""
+    position = state.position
+    if position.images > (updates_per_epoch + 1) * images_per_update:
+        start.notes.append(
+            f"the checkpoint was saved {position.images} images into its epoch, more than there "
+            "are here (other data?): that epoch counts as complete"
         )
-    candidates = _candidates(folder, found, cfg, start)
-    sharded = is_sharded(parts["model"])
-    for path in candidates:
-        if path.is_dir() != sharded and _twin(path) in candidates:
-            continue  # its weights in one file, beside it
-        try:
-            state = _restore(path, parts, classes)
-            _require_safe(folder.path, start, path)
-            return path, state
-        except DamagedError as error:
-            if cfg.MODEL.RESUME and len(candidates) == 1:
-                raise
-            start.damaged[path] = f"{error}; set aside as {aside(path).name}, using the one before"
-    if candidates:
+        position.complete_epoch()
+    begun = f", {position.images} of its images" if position.images else ""
+    start.notes.append(
+        f"resumed from {path}: epoch {position.epoch}, update {content['update']}{begun}"
+    )
+    if content.get("seed") != cfg.SEED:
+        seed = content.get("seed")
+        start.notes.append(f"SEED is {cfg.SEED}, the checkpoint's {seed}: another run")
+    inside = position.images // images_per_update
+    moved = position.epoch * updates_per_epoch + inside - position.place_in_schedule
+    if position.images_per_update != images_per_update or abs(moved) > 1:
+        start.notes.append(
+            f"an update is now {images_per_update} images and an epoch {updates_per_epoch} updates "
+            f"(an update was {position.images_per_update} images): data and schedule go on at the "
+            "same part of the run, the count of updates goes on as well"
+        )
+        position.offset += moved
+        position.images_per_update = images_per_update
+    if position.epoch >= cfg.TRAIN.EPOCHS:
+        start.notes.append(f"nothing is left to train: TRAIN.EPOCHS is {cfg.TRAIN.EPOCHS}")
+
+
+def _require_new(folder: Path, found: list[Path], start: Start) -> None:
+    """ValueError where a folder holds checkpoints, none of which can be used."""
+    if found:
         raise ValueError(
-            f"none of the {len(candidates)} checkpoint(s) in {folder.path} can be used "
+            f"none of the {len(found)} checkpoint(s) in {folder} can be used "
             f"({next(iter(start.damaged.values())).partition(';')[0]}); nothing was changed: "
             "to begin anew on purpose move them away, or give another --tag or --output"
         )
-    if damaged := set_aside_in(folder.path):
+    if damaged := set_aside_in(folder):
         raise ValueError(
-            f"{folder.path} holds no checkpoint but {damaged[0].name}, which was set aside as "
+            f"{folder} holds no checkpoint but {damaged[0].name}, which was set aside as "
             "damaged (where it is not, take .bad off its name): to begin anew on purpose move it "
             "away, or give another --tag or --output"
         )
-    return None, None
 
 
 def _candidates(folder: RunFolder, found: list[Path], cfg: CfgNode, start: Start) -> list[Path]:
@@ -238,49 +254,36 @@ def _twin(path: Path) -> Path:
     return path.with_suffix(SUFFIX if path.suffix == SHARDED_SUFFIX else SHARDED_SUFFIX)
 
 
-def _restore(path: Path, parts: Mapping[str, Any], classes: Sequence[str]) -> State:
-    _check_kind(path, parts["model"])
-    state = together(f"checkpoint {path} cannot be read", lambda: load_checkpoint(path))
-    # Files from before runs were saved inside epochs.
-    images = parts["progress"].images_per_update
-    state.setdefault("progress", Progress(state["epoch"] + 1, images).state_dict())
-    _check_stage(state, parts, classes, path)
-    restore(state, parts, path)
-    return state
-
-
-def _check_kind(path: Path, model: nn.Module) -> None:
+def _require_form(path: Path, sharded: bool) -> None:
     """ValueError where a sharded run meets an ordinary checkpoint, or the other way round."""
     if path.is_dir() and path.suffix != SHARDED_SUFFIX:
         raise ValueError(
             f"checkpoint {path} is a folder: name a checkpoint in it{an_example(path)}"
         )
-    if path.is_dir() and not is_sharded(model):
+    if path.is_dir() and not sharded:
         raise ValueError(
             f"checkpoint {path} is a sharded one: go on with TRAIN.SHARDING full, or make one file "
             f"of its weights (python -m tools.export --consolidate {path})"
         )
-    if is_sharded(model) and not path.is_dir():
+    if sharded and not path.is_dir():
         raise ValueError(
             f"checkpoint {path} is not a sharded one, and TRAIN.SHARDING is full: go on with none, "
             "or give another --tag or --output"
         )
 
 
-def _check_stage(
-    state: State, parts: Mapping[str, Any], classes: Sequence[str], source: Path
-) -> None:
+def require_fit(content: Content, state: TrainState, classes: Sequence[str], source: Path) -> None:
     """ValueError unless the checkpoint holds all parts of this stage, for these classes."""
-    if "best" in state and "best" not in parts:
+    if "best" in content and state.best is None:
         raise ValueError(
             f"checkpoint {source} is one of fine-tuning: main_finetune.py goes on from it "
             "(--resume), or evaluates it (--eval --resume)"
         )
-    tensors = ("model", "optimizer") if source.is_dir() else ()
-    missing = [name for name in parts if name not in state and name not in tensors]
+    tensors = () if source.is_dir() else ("optimizer", *state.models())
+    missing = [name for name in (*tensors, *state.values()) if name not in content]
     if missing:
         raise ValueError(
             f"checkpoint {source} does not go on here: it holds no {', '.join(missing)} "
             "(fine-tuning starts from a pre-trained model with --pretrained)"
         )
-    require_same_classes(classes, state.get("classes", []), f"the data and checkpoint {source}")
+    require_same_classes(classes, content.get("classes", []), f"the data and checkpoint {source}")

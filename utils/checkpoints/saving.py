@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from yacs.config import CfgNode
 
+from utils.checkpoints.contents import read_back, save_checkpoint
 from utils.checkpoints.names import (
     BEST,
     SHARDED_SUFFIX,
@@ -20,11 +21,14 @@ from utils.checkpoints.names import (
     inside_path,
     is_inside,
 )
+from utils.checkpoints.reading import Content
 from utils.checkpoints.sharded import save_tensors, training_tensors
-from utils.checkpoints.state import read_back, save_checkpoint, training_state
+from utils.checkpoints.state import TrainState, training_content
 from utils.files import RunFolder, remove, write_again
+from utils.messages import reason_of
 from utils.processes.group import (
     any_process,
+    gloo_group,
     largest_over_processes,
     raise_everywhere,
     rank,
@@ -52,21 +56,21 @@ class Saver:
     def __init__(
         self,
         output: RunFolder,
-        parts: Mapping[str, Any],
+        state: TrainState,
         cfg: CfgNode,
         report: Callable[[str], None],
         warn: Callable[[str], None],
         classes: Sequence[str] = (),
     ) -> None:
-        self.output, self.parts, self.cfg = output, parts, cfg
+        self.output, self.state, self.cfg = output, state, cfg
         self.report, self.warn = report, warn
         self.classes = classes
-        self.device = next(parts["model"].parameters()).device
+        self.device = next(state.model.parameters()).device
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
         self.num_written = 0
-        sharded = is_sharded(parts["model"])
-        self.group = distributed.new_group(backend="gloo") if sharded else None
+        sharded = is_sharded(state.model)
+        self.group = gloo_group() if sharded else None
         self.latest = time.monotonic()
 
     def is_late(self) -> bool:
@@ -77,7 +81,7 @@ class Saver:
         """Save at the end of an epoch where that is due, and as the best so far."""
         # The best first: a run that is killed between the two trains and judges the epoch again.
         paths = [self.output.path / BEST] * best + [epoch_path(self.output.path, epoch)] * due
-        if is_sharded(self.parts["model"]):
+        if is_sharded(self.state.model):
             for path in paths:
                 self.save(path)
         elif paths:
@@ -85,8 +89,8 @@ class Saver:
 
     def save_inside(self) -> None:
         """Save inside an epoch."""
-        update = self.parts["lr_scheduler"].num_steps
-        self.save(inside_path(self.output.path, self.parts["progress"].epoch, update))
+        position = self.state.position
+        self.save(inside_path(self.output.path, position.epoch, position.update))
 
     def save(self, path: Path, *others: Path) -> None:
         """Copy the state to host memory and write it while training goes on, under each name.
@@ -97,8 +101,8 @@ class Saver:
         self.wait()
         together(f"{self.output.path} cannot be written", self.output.require_own)
         self.latest = time.monotonic()
-        model, optimizer = self.parts["model"], self.parts["optimizer"]
-        tensors = training_tensors(model, optimizer)
+        model = self.state.model
+        tensors = training_tensors(model, self.state.optimizer)
         broken = not _all_finite(tensors, self.device)
         if largest_over_processes(broken, self.device):
             raise BrokenWeightsError(
@@ -107,12 +111,12 @@ class Saver:
             )
         if is_sharded(model):
             path = path.with_suffix(SHARDED_SUFFIX)
-            state = on_host(training_state(self.parts, self.cfg, self.classes))
-            write_rest = functools.partial(save_checkpoint, state=state)
+            content = on_host(training_content(self.state, self.cfg, self.classes))
+            write_rest = functools.partial(save_checkpoint, content=content)
             written = save_tensors(path, tensors, write_rest, self.group, self.writer)
             self.pending = self.writer.submit(self._finish, path, written)
         elif rank() == 0:
-            copy = [on_host(training_state(self.parts, self.cfg, self.classes))]
+            copy = [on_host(training_content(self.state, self.cfg, self.classes))]
             self.pending = self.writer.submit(self._write, copy, path, others)
 
     def wait(self) -> None:
@@ -125,8 +129,7 @@ class Saver:
         pending, self.pending = self.pending, None
         failure = pending.exception() if pending is not None else None
         if isinstance(failure, OSError | MemoryError):
-            reason = getattr(failure, "strerror", None) or "no memory is left"
-            failure = ValueError(f"{self.output.path}: {reason}")
+            failure = ValueError(f"{self.output.path}: {reason_of(failure)}")
         if failure is not None and not isinstance(failure, ValueError):
             raise failure
         raise_everywhere(failure)
@@ -140,8 +143,8 @@ class Saver:
         """Whether the file is still not whole, after a moment."""
         return self.pending is not None and bool(futures.wait([self.pending], _MOMENT).not_done)
 
-    def _write(self, copy: list[dict[str, Any]], path: Path, others: Sequence[Path]) -> None:
-        """Write the one state in `copy`, which is given up before the file is read back."""
+    def _write(self, copy: list[Content], path: Path, others: Sequence[Path]) -> None:
+        """Write the one content in `copy`, which is given up before the file is read back."""
         save_checkpoint(path, copy.pop())
         for other in others:
             write_again(other, path)

@@ -27,7 +27,7 @@ from utils.checkpoints.sharded_contents import (
     write_checksum,
 )
 from utils.files import remove, sync_folder
-from utils.messages import require_same_shapes, shown
+from utils.messages import reason_of, require_same_shapes, shown
 from utils.processes.group import rank, together
 
 # A checkpoint NAME is written as .NAME.tmp, which becomes .NAME.whole and then NAME: an earlier
@@ -42,7 +42,7 @@ class _Reader(checkpoint.FileSystemReader):
         super().__init__(folder)
         self.contents = contents
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
         """What `read_contents` returned."""
         return self.contents
 
@@ -67,7 +67,7 @@ def save_tensors(
     folder: Path,
     tensors: Mapping[str, Tensor],
     write_rest: Callable[[Path], None],
-    group: Any,
+    group: distributed.ProcessGroup | None,
     executor: Executor,
 ) -> Future[None]:
     """Copy tensors to host memory and write them in the background; call it in all processes.
@@ -213,4 +213,4 @@ def _reason(error: BaseException) -> str:
     failures = getattr(error, "failures", None)
     if failures:
         error = next(iter(failures.values()))[0]
-    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+    return reason_of(error)

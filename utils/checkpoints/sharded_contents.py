@@ -7,7 +7,7 @@ import math
 import pickle
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from utils.files import DamagedError, checksum, write_whole
-from utils.messages import shown
+from utils.messages import reason_of, shown
 from utils.processes.group import rank, together, world_size
 
 METADATA = ".metadata"
@@ -42,7 +42,7 @@ _REFUSED = (
 class _Object:
     """What a pickle names: by which name, made from which arguments, with which state."""
 
-    def __init__(self, name: str, arguments: Any = ()) -> None:
+    def __init__(self, name: str, arguments: Sequence[Any] = ()) -> None:
         self.name, self.arguments = name, arguments
         self.state: Any = None
 
@@ -88,7 +88,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: no opcode of it claim
     dispatch |= {pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems}
 
 
-def _require_keys(keys: list[Any]) -> None:
+def _require_keys(keys: list[object]) -> None:
     if not all(isinstance(key, str | _Object) for key in keys):
         raise pickle.UnpicklingError("a key of it is no name")
 
@@ -112,9 +112,8 @@ def contents_here(folder: Path) -> Metadata:
     except MemoryError:
         raise
     except Exception as error:  # broken bytes can raise anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         kind = ValueError if is_as_written else DamagedError  # the first: of another torch
-        raise kind(f"checkpoint {folder} has no usable {METADATA}: {reason}") from None
+        raise kind(f"checkpoint {folder} has no usable {METADATA}: {reason_of(error)}") from None
     for name, end in {**ends, REST: 0}.items():
         if _length(folder, name) < end:
             raise DamagedError(f"checkpoint {folder} is incomplete: its {name} ends too early")
@@ -162,7 +161,7 @@ def _tensor_entry(state: Mapping[str, Any]) -> TensorStorageMetadata:
 
 
 def _require_all_parts(
-    name: str, entry: TensorStorageMetadata, pieces: Mapping[MetadataIndex, Any]
+    name: str, entry: TensorStorageMetadata, pieces: Mapping[MetadataIndex, object]
 ) -> None:
     """ValueError unless a tensor's parts are all its rows, and each of them lies in a piece."""
     parts = [chunk for chunk in entry.chunks if math.prod(chunk.sizes)]
@@ -185,13 +184,13 @@ def _size(sides: Any) -> torch.Size:
     return torch.Size([_natural(side) for side in sides])
 
 
-def _natural(value: Any) -> int:
+def _natural(value: object) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(f"{shown(value)} is no size")
     return value
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{shown(value)} is no name")
     return value

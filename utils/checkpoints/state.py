@@ -1,191 +1,175 @@
-"""Checkpoints: what a run goes on from, written whole or not at all, checked when it is read."""
+"""What a run trains and goes on from, and how a checkpoint's content is put back into it."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from yacs.config import CfgNode
 
+from lr_scheduler import Scheduler
 from optimizer import expected_moments
-from utils.checkpoints.names import starts_in
 from utils.checkpoints.reading import (
+    Content,
     Weights,
     model_weights,
-    read_checkpoint,
+    one_line_errors,
     require_same_numbers,
-    verify_checkpoint,
 )
-from utils.checkpoints.sharded import REST, restore_tensors
-from utils.checkpoints.sharded_contents import contents_here, read_contents, verify
+from utils.checkpoints.sharded import restore_tensors
 from utils.config import to_plain
-from utils.files import DamagedError, write_whole
-from utils.messages import require_same_shapes, shown
+from utils.messages import require_same_shapes
 from utils.processes.sharding import is_sharded
 
-State = dict[str, Any]
-_LARGEST_NUMBER = 2**53
+LARGEST_NUMBER = 2**53
 _MAY_LACK = "relative_coords_table"
 
+# What every process adds up: sums over an epoch's good updates, numbers of its updates, and the
+# state of a row of bad ones. A checkpoint holds them in this order.
+EPOCH_FIGURES = ("loss", "grad_norm", "good", "skipped", "adjusted")
+ROW_FIGURES = ("skipped_in_a_row", "first_skipped", "adjusted_in_a_row")
 
-def save_checkpoint(path: Path, state: State) -> None:
-    """Write a file, whole or not at all.
 
-    ValueError where that is impossible; an earlier file of that name is then untouched.
+@dataclass
+class Position:
+    """Where a run stands: its only clock.
+
+    All epochs before `epoch` are complete, with their validation; `images` of it are trained on;
+    `update` counts all updates since the run began. The learning-rate schedule stands `offset`
+    updates later, where the run was resumed with another number of images per update.
     """
-    write_whole(path, lambda file: torch.save(state, file))
+
+    images_per_update: int
+    epoch: int = 0
+    images: int = 0
+    update: int = 0
+    offset: int = 0
+
+    @property
+    def place_in_schedule(self) -> int:
+        """The update of the learning-rate schedule that comes next."""
+        return self.update + self.offset
+
+    def complete_update(self) -> None:
+        """Count one update."""
+        self.update += 1
+        self.images += self.images_per_update
+
+    def complete_epoch(self) -> None:
+        """Stand at the beginning of the next epoch."""
+        self.epoch, self.images = self.epoch + 1, 0
 
 
-def load_checkpoint(path: Path) -> State:
-    """Read a training checkpoint on the CPU without running code from it.
+@dataclass
+class Best:
+    """The best top-1 accuracy so far, in percent, and its epoch."""
 
-    Of a sharded one all but the tensors, which must be there. DamagedError where it is proven
-    damaged, ValueError where it cannot be read, is of another program or holds impossible values.
+    acc1: float = -1.0
+    epoch: int = -1
+
+    def update(self, acc1: float, epoch: int) -> bool:
+        """Count an evaluation; return whether it is the best, the first of equals."""
+        is_best = acc1 > self.acc1
+        if is_best:
+            self.acc1, self.epoch = acc1, epoch
+        return is_best
+
+
+@dataclass
+class TrainState:
+    """All that a checkpoint holds; `best` and `average` only where a run fine-tunes.
+
+    `figures` are those of the epoch so far, a row of EPOCH_FIGURES and ROW_FIGURES per process.
     """
-    missing = {"lr_scheduler", "scaler", "epoch", "update"}
-    state: State
-    if path.is_dir():
-        verify(path, read_contents(path))
-        state = read_checkpoint(path / REST)
-    else:
-        state = read_checkpoint(path)
-        missing |= {"model", "optimizer"}
-    missing -= set(state) if isinstance(state, dict) else set()
-    if missing:
-        raise ValueError(
-            f"checkpoint {path} is not a training checkpoint of this project: "
-            f"it holds no {', '.join(sorted(missing))} (fine-tuning starts from weights alone: "
-            "main_finetune.py --pretrained)"
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: Scheduler
+    scaler: torch.amp.GradScaler
+    position: Position
+    best: Best | None = None
+    average: ModelEmaV3 | None = None
+    figures: list[list[float]] = field(default_factory=list)
+
+    def models(self) -> dict[str, nn.Module]:
+        """The trained model and, where there is one, the average of its weights."""
+        models = {"model": self.model}
+        return models if self.average is None else models | {"model_ema": self.average.module}
+
+    def values(self) -> Content:
+        """Everything but tensors, under the keys of a checkpoint."""
+        at = self.position
+        values: Content = {
+            "lr_scheduler": {"num_steps": at.update, "offset": at.offset},
+            "scaler": self.scaler.state_dict(),
+            "progress": {
+                "epoch": at.epoch,
+                "images": at.images,
+                "images_per_update": at.images_per_update,
+                "figures": self.figures,
+            },
+        }
+        return values if self.best is None else values | {"best": asdict(self.best)}
+
+    def load_values(self, content: Content) -> None:
+        """Take over what `values` returned, from a checkpoint that was validated."""
+        progress, schedule = content["progress"], content["lr_scheduler"]
+        self.position = Position(
+            images_per_update=progress["images_per_update"],
+            epoch=progress["epoch"],
+            images=progress["images"],
+            update=schedule["num_steps"],
+            offset=schedule.get("offset", 0),
         )
-    _require_possible(state, path)
-    return state
+        self.figures = progress["figures"]
+        if content["scaler"]:  # empty where nothing was scaled
+            self.scaler.load_state_dict(content["scaler"])
+        if self.best is not None:
+            self.best = Best(content["best"]["acc1"], content["best"]["epoch"])
 
 
-def read_back(path: Path, whole: bool) -> None:
-    """Read what was just written: all of it as a resume does, or only its checksums.
-
-    For the process that has written it, beside others that train. ValueError where a resume could
-    not read it.
-    """
-    try:
-        if path.is_dir():  # whose pieces were read for their checksums
-            contents_here(path)
-            verify_checkpoint(path / REST)
-        elif whole:
-            load_checkpoint(path)
-        else:
-            verify_checkpoint(path)
-    except ValueError as error:
-        raise ValueError(f"what was just written cannot be read back: {error}") from None
-
-
-def newest_checkpoint(
-    folder: Path, warn: Callable[[str], None]
-) -> tuple[Path, State] | tuple[None, None]:
-    """The latest checkpoint of a folder that is not damaged; `warn` is told of those that are."""
-    for path in starts_in(folder):
-        try:
-            return path, load_checkpoint(path)
-        except DamagedError as error:
-            warn(f"{error}; passed over")
-    return None, None
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _LARGEST_NUMBER
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < _LARGEST_NUMBER  # NaN is not less
-
-
-def _is_text_list(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-_KINDS: dict[str, Callable[[Any], bool]] = {
-    "a section": lambda value: isinstance(value, dict),
-    "a count": _is_count,
-    "an epoch": lambda value: type(value) is int and -1 <= value < _LARGEST_NUMBER,
-    "a whole number": lambda value: type(value) is int and abs(value) < _LARGEST_NUMBER,
-    "a number": _is_number,
-    "names": _is_text_list,
-}
-# What values must be, where a checkpoint has them; a section comes before what it holds.
-_VALUES = {
-    "epoch": "an epoch",
-    "update": "a count",
-    "seed": "a count",
-    "classes": "names",
-    "config": "a section",
-    "lr_scheduler": "a section",
-    "lr_scheduler.num_steps": "a count",
-    "lr_scheduler.offset": "a whole number",
-    "progress": "a section",
-    "progress.epoch": "a count",
-    "progress.images": "a count",
-    "progress.images_per_update": "a count",
-    "best": "a section",
-    "best.acc1": "a number",
-    "best.epoch": "an epoch",
-    "scaler": "a section",
-    "scaler.scale": "a number",
-    "scaler.growth_factor": "a number",
-    "scaler.backoff_factor": "a number",
-    "scaler.growth_interval": "a count",
-    "scaler._growth_tracker": "a count",
-}
-
-
-def _require_possible(state: State, path: Path) -> None:
-    """ValueError names the first value that no run has saved."""
-    for name, kind in _VALUES.items():
-        section, _, key = name.rpartition(".")
-        holder = state.get(section, {}) if section else state
-        if key in holder and not _KINDS[kind](holder[key]):
-            raise ValueError(f"checkpoint {path}: {name} is {shown(holder[key])}, expected {kind}")
-
-
-def training_state(parts: Mapping[str, Any], cfg: CfgNode, classes: Sequence[str] = ()) -> State:
+def training_content(state: TrainState, cfg: CfgNode, classes: Sequence[str] = ()) -> Content:
     """All that a run goes on from, as plain values and its own tensors, not copies of them.
 
     Of a sharded model all but the tensors. The random states follow from SEED and the update, so
     these two numbers stand for them.
     """
-    tensors = ("model", "optimizer") if is_sharded(parts["model"]) else ()
-    state: State = {key: part.state_dict() for key, part in parts.items() if key not in tensors}
-    # The last complete epoch, from 0; -1 before the first.
-    state |= {"epoch": parts["progress"].epoch - 1, "update": parts["lr_scheduler"].num_steps}
-    return state | {"seed": cfg.SEED, "config": to_plain(cfg), "classes": list(classes)}
+    content: Content = {}
+    if not is_sharded(state.model):
+        content |= {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}
+    content |= state.values()
+    if state.average is not None:
+        content["model_ema"] = state.average.module.state_dict()
+    # `epoch` is the last complete one, from 0; -1 before the first.
+    content |= {"epoch": state.position.epoch - 1, "update": state.position.update}
+    return content | {"seed": cfg.SEED, "config": to_plain(cfg), "classes": list(classes)}
 
 
-def restore(state: State, parts: Mapping[str, Any], source: Path) -> None:
-    """Copy what `load_checkpoint` read into every part, and take it out of `state`.
+def restore(content: Content, state: TrainState, source: Path) -> None:
+    """Copy what `load_checkpoint` read into the state, and take its tensors out of `content`.
 
-    Tensors are copied one by one into those of the parts and released, so that at no time there is
-    more than the parts and the file's content. Settings of the optimizer (weight decay, betas) stay
-    those of the configuration; only its moments are read. ValueError names the first differences;
-    nothing is changed then.
+    Tensors are copied one by one and released, so that at no time there is more than the state and
+    the file's content. Settings of the optimizer (weight decay, betas) stay those of the
+    configuration; only its moments are read. ValueError names the first differences; nothing is
+    changed then.
     """
-    models = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     if source.is_dir():
-        restore_tensors(source, parts["model"], parts["optimizer"])
+        restore_tensors(source, state.model, state.optimizer)
     else:
+        models = state.models()
         for name, model in models.items():
-            _require_fitting(model_weights(state, source, (name,)), model, source)
-        moments = _moments(state["optimizer"], parts["optimizer"], source)
+            _require_fitting(model_weights(content, source, (name,)), model, source)
+        moments = _moments(content["optimizer"], state.optimizer, source)
         for name, model in models.items():
-            restore_model(model_weights(state, source, (name,)), model, source)
-            del state[name]
-        del state["optimizer"]
-        _restore_moments(moments, parts["optimizer"])
-    for name, part in parts.items():
-        if not isinstance(part, nn.Module | Optimizer) and state[name]:
-            with _one_line_errors(name, source):
-                part.load_state_dict(state[name])
+            restore_model(model_weights(content, source, (name,)), model, source)
+            del content[name]
+        del content["optimizer"]
+        _restore_moments(moments, state.optimizer)
+    state.load_values(content)
 
 
 def restore_model(weights: Weights, model: nn.Module, source: Path) -> None:
@@ -211,15 +195,15 @@ def _require_fitting(weights: Weights, model: nn.Module, source: Path) -> None:
 Moments = dict[Tensor, dict[str, Tensor]]
 
 
-def _moments(state: Any, optimizer: Optimizer, source: Path) -> Moments:
+def _moments(stored: Any, optimizer: Optimizer, source: Path) -> Moments:
     """The moments of each parameter that has some, taken out of an optimizer's stored state.
 
     ValueError unless they are those of this kind of optimizer, of their parameters' shapes.
     """
     expected = expected_moments(optimizer)
-    with _one_line_errors("the optimizer", source):
-        by_name = all("names" in group for group in state["param_groups"])
-        keys = _parameters(state["param_groups"], by_name)
+    with one_line_errors(source, "does not fit the optimizer"):
+        by_name = all("names" in group for group in stored["param_groups"])
+        keys = _parameters(stored["param_groups"], by_name)
         own = _parameters(optimizer.param_groups, by_name)
         if keys.keys() != own.keys():
             raise ValueError("its groups of parameters are others")
@@ -228,7 +212,7 @@ def _moments(state: Any, optimizer: Optimizer, source: Path) -> Moments:
             key = keys[name]
             moments = {
                 name: value
-                for name, value in state["state"].pop(key, {}).items()
+                for name, value in stored["state"].pop(key, {}).items()
                 if value is not None  # SGD's before its first update
             }
             if not moments:
@@ -256,11 +240,11 @@ def _parameters(groups: Sequence[Mapping[str, Any]], by_name: bool) -> dict[Any,
     return found
 
 
-def _is_moment(value: Any, shape: Sequence[int]) -> bool:
+def _is_moment(value: object, shape: Sequence[int]) -> bool:
     if not isinstance(value, Tensor) or value.shape != torch.Size(shape):
         return False
     # The updates that it has seen, where it is one number.
-    return value.is_floating_point() and (value.ndim > 0 or 0 <= float(value) < _LARGEST_NUMBER)
+    return value.is_floating_point() and (value.ndim > 0 or 0 <= float(value) < LARGEST_NUMBER)
 
 
 def _restore_moments(moments: Moments, optimizer: Optimizer) -> None:
@@ -276,13 +260,3 @@ def _restore_moments(moments: Moments, optimizer: Optimizer) -> None:
                 else:
                     own = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 optimizer.state[parameter][name] = own.detach().copy_(stored.pop(name))
-
-
-@contextlib.contextmanager
-def _one_line_errors(what: str, source: Path) -> Iterator[None]:
-    """Every failure inside as a ValueError of one line: a file's content can raise anything."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"checkpoint {source} does not fit {what}: {reason}") from None

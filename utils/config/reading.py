@@ -7,7 +7,6 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from yacs.config import CfgNode
 
@@ -17,7 +16,7 @@ from utils.config.values import check_values, convert
 from utils.messages import one_of, short, shown
 
 
-def get_config(cfg_file: str | Path | None = None, opts: Sequence[Any] = ()) -> CfgNode:
+def get_config(cfg_file: str | Path | None = None, opts: Sequence[object] = ()) -> CfgNode:
     """Build the frozen configuration from a YAML file and a flat KEY, VALUE list.
 
     Raises ValueError for unknown keys, wrong types, values out of range and unreadable files.
@@ -33,7 +32,7 @@ def read_recipe(cfg_file: str | Path | None) -> CfgNode:
     return cfg
 
 
-def with_options(recipe: CfgNode, opts: Sequence[Any]) -> CfgNode:
+def with_options(recipe: CfgNode, opts: Sequence[object]) -> CfgNode:
     """The frozen configuration that a recipe and a flat KEY, VALUE list make."""
     cfg = recipe.clone()
     _merge_options(cfg, opts)
@@ -42,7 +41,7 @@ def with_options(recipe: CfgNode, opts: Sequence[Any]) -> CfgNode:
     return cfg
 
 
-def config_of(values: Mapping[str, Any], source: str, opts: Sequence[Any] = ()) -> CfgNode:
+def config_of(values: Mapping[str, object], source: str, opts: Sequence[object] = ()) -> CfgNode:
     """The frozen configuration that `to_plain` made plain, with options; errors name `source`."""
     cfg = CfgNode(DEFAULTS)
     _merge(cfg, values, "", source)
@@ -65,7 +64,7 @@ def stage_of(cfg: CfgNode) -> str | None:
     return "pre-training" if "pretrain" in words else None
 
 
-def to_plain(cfg: CfgNode) -> dict[str, Any]:
+def to_plain(cfg: CfgNode) -> dict[str, object]:
     """The configuration as nested dicts of plain values, for checkpoints and YAML files."""
     return {
         key: to_plain(value)
@@ -92,7 +91,7 @@ def keys_like(name: str) -> list[str]:
     return list(dict.fromkeys(same or near or parts))[:3]
 
 
-def keys_below(section: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def keys_below(section: Mapping[str, object], prefix: str = "") -> Iterator[str]:
     """Every key of nested sections, as DATA.BATCH_SIZE."""
     for name, value in section.items():
         if isinstance(value, Mapping):
@@ -101,7 +100,7 @@ def keys_below(section: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def _merge(node: CfgNode, values: Mapping[Any, Any], prefix: str, source: str) -> None:
+def _merge(node: CfgNode, values: Mapping[str, object], prefix: str, source: str) -> None:
     for name, value in values.items():
         key = f"{prefix}{name if isinstance(name, str) else shown(name)}"
         if not isinstance(name, str) or name not in node:
@@ -120,7 +119,7 @@ def _merge(node: CfgNode, values: Mapping[Any, Any], prefix: str, source: str) -
             )
 
 
-def _merge_options(cfg: CfgNode, opts: Sequence[Any]) -> None:
+def _merge_options(cfg: CfgNode, opts: Sequence[object]) -> None:
     for index, text in enumerate(map(str, opts)):
         if text[:1] in ("[", "(") and text[-1] not in "])" and index % 2:
             rest = [*map(str, opts[index + 1 :])]
@@ -131,8 +130,9 @@ def _merge_options(cfg: CfgNode, opts: Sequence[Any]) -> None:
         raise ValueError(
             f"options come as KEY VALUE pairs, with a space between; {opts[-1]!r} has no value"
         )
-    for key, value in zip(opts[::2], opts[1::2], strict=True):
-        nested: Any = value
+    for key, given in zip(opts[::2], opts[1::2], strict=True):
+        nested = given  # then in its section, in the section of that
         for name in reversed(str(key).split(".")):
             nested = {name: nested}
+        assert isinstance(nested, dict)  # every key has a name
         _merge(cfg, nested, "", "options")

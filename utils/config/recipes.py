@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from utils.messages import shown
+from utils.messages import reason_of, shown
 
 # Of all files that a recipe consists of; a whole one has some KB.
 _MOST_BYTES = 2**15
@@ -94,7 +94,7 @@ class _Loader(yaml.SafeLoader):
 
     merged = 0
 
-    def fetch_flow_collection_start(self, token: Any) -> None:
+    def fetch_flow_collection_start(self, token: object) -> None:
         """Enter brackets."""
         if self.flow_level >= _DEEPEST:
             raise _LimitError(f"it has more than {_DEEPEST} brackets inside each other")
@@ -108,7 +108,7 @@ class _Loader(yaml.SafeLoader):
             raise _LimitError(f"it merges more than {_MOST_MERGED} keys")
 
 
-def _may_be_path(base: Any) -> bool:
+def _may_be_path(base: object) -> bool:
     return base is None or (isinstance(base, str) and len(base) <= 255 and "\0" not in base)
 
 
@@ -117,6 +117,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         text = f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
-    else:
-        text = str(error) or type(error).__name__
-    return " ".join(text.split())[:300]
+        return " ".join(text.split())
+    return reason_of(error)

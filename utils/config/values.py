@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from yacs.config import CfgNode
 
@@ -19,7 +19,7 @@ _LARGEST_INT = 2**1000  # that a float holds
 _LONGEST_NAME = 255  # bytes, of a file system
 _LONGEST_PATH = 4096
 # What YAML takes for a boolean, no value or infinity, in any case.
-_WORDS: dict[str, Any] = dict.fromkeys(("true", "yes", "on"), True)
+_WORDS: dict[str, object] = dict.fromkeys(("true", "yes", "on"), True)
 _WORDS |= dict.fromkeys(("false", "no", "off"), False)
 _WORDS |= dict.fromkeys(("none", "null", "~"), None)
 _WORDS |= dict.fromkeys(("inf", ".inf", "+inf", "+.inf"), math.inf)
@@ -33,7 +33,7 @@ def value_of(values: Any, key: str) -> Any:
     return values
 
 
-def convert(value: Any, key: str, source: str) -> Any:
+def convert(value: object, key: str, source: str) -> object:
     """Give `value` the type of the key's default; text is read as a Python literal."""
     default = OPTIONAL.get(key, value_of(DEFAULTS, key))
     if isinstance(value, str) and not isinstance(default, str):
@@ -51,7 +51,7 @@ def convert(value: Any, key: str, source: str) -> Any:
     return converted
 
 
-def _read_literal(text: str) -> Any:
+def _read_literal(text: str) -> object:
     """The value that text stands for, or the text itself."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
@@ -61,34 +61,31 @@ def _read_literal(text: str) -> Any:
         return text
 
 
-def _kind(default: Any, key: str) -> str:
+def _kind(default: object, key: str) -> str:
     if isinstance(default, bool):
         return "true or false"
     kind = "list of numbers" if isinstance(default, list | tuple) else type(default).__name__
     return kind + (" or [height, width]" if key in SIZES else "")
 
 
-def _as_type_of(default: Any, value: Any, key: str) -> Any:
+def _as_type_of(default: object, value: object, key: str) -> object:
     """`value` in the type of `default`, or None where it cannot have that type."""
     if isinstance(default, list | tuple):
         kinds = int | float if key in FLOAT_LISTS else int
-        fits = isinstance(value, list | tuple) and all(
-            isinstance(item, kinds) and _is_number(item) for item in value
-        )
+        if not isinstance(value, list | tuple):
+            return None
+        fits = all(isinstance(item, kinds) and _is_number(item) for item in value)
         return type(default)(value) if fits else None
     if isinstance(default, bool):
         return value if isinstance(value, bool) else None
-    if isinstance(default, float):
-        fits = _is_number(value) and (isinstance(value, float) or abs(value) < _LARGEST_INT)
-        return float(value) if fits else None
     if isinstance(default, int):
         return value if _is_number(value) and isinstance(value, int) else None
     if _is_number(value) and (isinstance(value, float) or abs(value) < _LARGEST_INT):
-        return str(value)
-    return value if isinstance(value, str) else None
+        return float(value) if isinstance(default, float) else str(value)
+    return value if isinstance(default, str) and isinstance(value, str) else None
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     """Whether it is a number: no bool, no NaN."""
     return type(value) is int or (isinstance(value, float) and not math.isnan(value))
 

@@ -1,40 +1,39 @@
 """What all processes do at the same update although only one knows of it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import distributed
 
-from utils.processes.group import world_size
+from utils.processes.group import gloo_group, world_size
 
 
-class Agreement:
-    """Wishes of any process, answered to all of them at the same update.
+class Consensus:
+    """Requests of any process, answered to all of them at the same update.
 
-    A wish is a number below 256, 0 for none; of several the largest counts. With several processes
-    the question of one update is answered at the next, so that nobody waits: it travels over the
-    CPUs (gloo) while the devices compute.
+    A request is a number below 256, 0 for none; of several the largest counts. With several
+    processes the requests of one update are answered at the next, so that no process waits: they
+    travel between CPUs (gloo) while the devices compute.
     """
 
-    def __init__(self, wishes: Callable[[], Sequence[int]]) -> None:
-        self.wishes = wishes
+    def __init__(self, requests: Callable[[], Sequence[int]]) -> None:
+        self.requests = requests
         self.alone = world_size() == 1
-        self.group: Any = None if self.alone else distributed.new_group(backend="gloo")
-        self.asked = torch.zeros(len(wishes()), dtype=torch.uint8)
+        self.group = None if self.alone else gloo_group()
+        self.asked = torch.zeros(len(requests()), dtype=torch.uint8)
         self.work: distributed.Work | None = None
 
     def ask(self) -> None:
-        """Send this process's wishes to the others."""
+        """Send this process's requests to the others."""
         if not self.alone:
-            self.asked = torch.tensor(self.wishes(), dtype=torch.uint8)
+            self.asked = torch.tensor(self.requests(), dtype=torch.uint8)
             operation = distributed.ReduceOp.MAX
             self.work = distributed.all_reduce(self.asked, operation, self.group, async_op=True)
 
     def decide(self) -> Sequence[int]:
-        """Which wishes the processes had when they asked; alone, which there are."""
+        """Which requests the processes had when they asked; alone, which there are."""
         if self.alone:
-            return self.wishes()
+            return self.requests()
         if self.work is not None:
             self.work.wait()
         return self.asked.tolist()

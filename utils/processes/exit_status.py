@@ -9,7 +9,7 @@ from torch import distributed
 
 from utils import streams
 from utils.memory import keep_freed_memory
-from utils.messages import fail
+from utils.messages import fail, reason_of
 from utils.processes import heartbeat, signals
 from utils.processes.group import CommonError, rank, stop_process_group, world_size
 
@@ -38,7 +38,7 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
         missing = heartbeat.lost(error)
         if not missing:
             raise
-        heartbeat.leave(missing, " ".join(str(error).split())[:100])
+        heartbeat.leave(missing, reason_of(error))
     except CommonError as error:  # all processes have it: one says it
         if rank() == 0:
             print(f"rank {error.rank}: error: {error}", file=sys.stderr, flush=True)

@@ -1,27 +1,22 @@
-"""Processes and randomness: who takes part, and from which key each random stream follows."""
+"""The group of processes of a run, and what they exchange."""
 
 import contextlib
 import datetime
 import inspect
 import os
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import get_worker_info
 
 from utils.files import DamagedError
+from utils.messages import reason_of
 from utils.processes.rendezvous import Rendezvous
 from utils.processes.sharding import is_sharded, synchronize_gradients
 
 Result = TypeVar("Result")
-
-# Streams of randomness: the first part of a key, so that equal numbers of two streams differ.
-MODEL_STREAM, SAMPLE_STREAM, UPDATE_STREAM, SUBSTITUTE_STREAM = range(4)
 
 _LONGEST_MESSAGE = 1000  # characters that processes tell each other of an error
 
@@ -71,7 +66,7 @@ def start_process_group(device: torch.device, lost_after: float = 600.0) -> None
     except RuntimeError as error:
         raise ValueError(
             f"the processes have not found each other within {lost_after:g} s (TRAIN.LOST_AFTER): "
-            f"{' '.join(str(error).split())[:200]}"
+            f"{reason_of(error)}"
         ) from None
     meeting.close()
     _meetings[:] = [meeting]
@@ -88,6 +83,13 @@ def stop_process_group() -> None:
     # Destroying gloo right after a collective can hang or abort the process (torch 2.6 to 2.15).
     if distributed.is_initialized() and distributed.get_backend() == "nccl":
         distributed.destroy_process_group()
+
+
+def gloo_group() -> distributed.ProcessGroup:
+    """A new group of all processes over their CPUs, which nothing else uses."""
+    group = distributed.new_group(backend="gloo")
+    assert isinstance(group, distributed.ProcessGroup)  # every process is in it
+    return group
 
 
 def barrier() -> None:
@@ -165,7 +167,7 @@ def together(what: str, act: Callable[[], Result]) -> Result:
     except ValueError as caught:
         error = caught
     except (OSError, MemoryError) as caught:
-        error = ValueError(f"{what}: {getattr(caught, 'strerror', None) or 'no memory is left'}")
+        error = ValueError(f"{what}: {reason_of(caught)}")
     raise_everywhere(error)
     return result
 
@@ -212,39 +214,3 @@ def synchronized_if(last: bool, model: nn.Module) -> contextlib.AbstractContextM
         return contextlib.nullcontext()
     context: contextlib.AbstractContextManager[None] = model.no_sync()
     return context
-
-
-def seed_all(stream: int, *key: int) -> None:
-    """Seed Python, NumPy and torch, on every device, from a stream and integers from 0."""
-    seed = _seed_cpu(stream, *key)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
-
-
-@contextlib.contextmanager
-def seeded(stream: int, *key: int) -> Iterator[None]:
-    """Inside, randomness on the CPU follows from the key; afterwards it goes on as before.
-
-    In a loader's worker nothing else is random, so there the states are not put back.
-    """
-    if get_worker_info() is not None:
-        _seed_cpu(stream, *key)
-        yield
-        return
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    _seed_cpu(stream, *key)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-def _seed_cpu(*key: int) -> int:
-    words = [int(word) for word in np.random.SeedSequence(key).generate_state(4)]
-    random.seed(words[0])
-    np.random.seed(words[1])
-    seed = words[2] << 32 | words[3]
-    torch.default_generator.manual_seed(seed)
-    return seed

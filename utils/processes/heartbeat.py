@@ -25,7 +25,7 @@ _LOADING = inspect.getfile(DataLoader)
 Item = TypeVar("Item")
 
 
-class Watch:
+class Heartbeat:
     """Beats of all processes, in the launcher's store, and threads that tell and judge them.
 
     Where no process has got on for `timeout` seconds, this one says which are missing and ends.
@@ -48,11 +48,11 @@ class Watch:
         self.done = threading.Event()
         tasks = [self._judge]
         if world_size() > 1:
-            self.store = shared_store("watch")
+            self.store = shared_store("heartbeat")
             self._beat()
             tasks.append(self._talk)
         for task in tasks:
-            threading.Thread(target=task, name="watch", daemon=True).start()
+            threading.Thread(target=task, name="heartbeat", daemon=True).start()
 
     def step(self) -> None:
         """This process has got on."""
@@ -146,25 +146,25 @@ class Watch:
             self.seen[other] = (beat, now if beat != before else since)
 
 
-_watch: list[Watch] = []
+_heartbeats: list[Heartbeat] = []
 
 
 def start(timeout: float) -> None:
     """Watch this process and the others from now on; `timeout` in seconds."""
     stop()
-    _watch.append(Watch(timeout))
+    _heartbeats.append(Heartbeat(timeout))
 
 
 def stop() -> None:
     """No longer watch."""
-    while _watch:
-        _watch.pop().done.set()
+    while _heartbeats:
+        _heartbeats.pop().done.set()
 
 
 def step() -> None:
     """This process has got on."""
-    for watch in _watch:
-        watch.step()
+    for heartbeat in _heartbeats:
+        heartbeat.step()
 
 
 def stepping(items: Iterable[Item]) -> Iterator[Item]:
@@ -177,9 +177,13 @@ def stepping(items: Iterable[Item]) -> Iterator[Item]:
 def lost(error: RuntimeError) -> str:
     """Which processes are missing, where an error came from their silence; else nothing."""
     words = ("gloo", "nccl", "connection", "timed out", "timeout", "store", "watchdog")
-    if world_size() == 1 or not _watch or not any(word in str(error).lower() for word in words):
+    if (
+        world_size() == 1
+        or not _heartbeats
+        or not any(word in str(error).lower() for word in words)
+    ):
         return ""
-    return _watch[0].explain()
+    return _heartbeats[0].explain()
 
 
 def leave(missing: str, why: str) -> None:

@@ -1,126 +1,104 @@
-"""The epochs of a run: where they go on, when they save, when they stop."""
+"""The epochs of a run: what happens before, between and after the updates of the engine's loop."""
 
 import contextlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from logger import RunLog
+from logger import Record, RunLog
 from utils.checkpoints.names import starts_in
 from utils.checkpoints.saving import BrokenWeightsError, Saver
+from utils.checkpoints.state import TrainState
 from utils.processes import heartbeat, signals
-from utils.processes.consensus import Agreement
+from utils.processes.consensus import Consensus
 from utils.processes.group import distribute, rank
-from utils.training.divergence import Places, write_bundle
+from utils.training.divergence import write_bundle
+from utils.training.engine import Loop
 from utils.training.losses import ComputeLoss
-from utils.training.metrics import DivergenceError
-from utils.training.run import Run, build_metrics, train_updates
-from utils.training.unreadable import BrokenPictures
+from utils.training.metrics import DivergenceError, TrainingMetrics
+from utils.training.run import Run
 
 
-@dataclass
 class Training:
-    """What trains, on what, and whom it tells; `parts` are what a checkpoint holds."""
+    """A run while it trains: reports, saves, and stops at signals; call it in all processes.
 
-    run: Run
-    log: RunLog
-    parts: dict[str, Any]
-    loader: DataLoader[Any]
-    compute_loss: ComputeLoss
-    _: KW_ONLY
-    change_averages: Callable[[], None] = lambda: None
-    classes: Sequence[str] = ()
+    `loop` is what `train_one_epoch` takes. `count_unreadable` tells how many training pictures
+    could not be read so far.
+    """
 
-    def __post_init__(self) -> None:
-        run, progress = self.run, self.parts["progress"]
-        self.model = distribute(self.parts["model"], run.device)
-        self.saver = Saver(
-            *(run.output, self.parts, run.cfg, self.log.info, self.log.warning, self.classes)
+    def __init__(
+        self,
+        run: Run,
+        log: RunLog,
+        state: TrainState,
+        loader: DataLoader[list[Tensor]],
+        compute_loss: ComputeLoss,
+        count_unreadable: Callable[[], int],
+        classes: Sequence[str] = (),
+    ) -> None:
+        cfg = run.cfg
+        self.run, self.log, self.state, self.classes = run, log, state, classes
+        self.dataset: Any = loader.dataset
+        self.sampler: Any = loader.sampler
+        self.count_unreadable = count_unreadable
+        model = distribute(state.model, run.device)
+        self.saver = Saver(run.output, state, cfg, log.info, log.warning, classes)
+        self.consensus = Consensus(self._requests)
+        self.metrics = TrainingMetrics(
+            run.device,
+            run.images_per_update,
+            cfg.TRAIN.MAX_SKIPPED,
+            scales=state.scaler.is_enabled(),
+            report_every=cfg.PRINT_FREQ,
         )
-        self.agreement = Agreement(self._wishes)
-        dataset: Any = self.loader.dataset
-        self.broken = BrokenPictures(
-            dataset.pictures, run.cfg.DATA.MAX_BROKEN, run.folder, self.log.warning, run.device
+        self.metrics.load(state.figures, rank())
+        self.loop = Loop(
+            run,
+            state,
+            model,
+            loader,
+            compute_loss,
+            self.metrics,
+            report_every=cfg.PRINT_FREQ,
+            report=self.report,
+            progress=log.progress,
+            after_update=self.after_update,
         )
-        # A divergence is found at most so many updates late.
-        self.places = Places(run.cfg.TRAIN.MAX_SKIPPED + run.cfg.PRINT_FREQ + 1)
-        self.metrics = build_metrics(run, self.parts)
-        if progress.figures:
-            self.metrics.load(progress.figures, rank())
-
-    def train_epoch(self, epoch: int) -> None:
-        """Train what is left of an epoch; `PreemptedError` where a signal ends the run."""
-        signals.begin(self._goes_on)
-        heartbeat.step()
-        progress = self.parts["progress"]
-        sampler: Any = self.loader.sampler
-        sampler.set_position(epoch, progress.images)
-        if progress.images:
-            self.metrics.go_on()
-        else:
-            self.metrics.start_epoch()
-        with self.log.epoch(epoch), self._bundled():
-            train_updates(
-                *(self.run, self.parts, self.model, self.loader, self._compute_loss, self.metrics),
-                after_update=self._after_update,
-                first_index=progress.images // self.run.images_per_update,
-                report_every=self.run.cfg.PRINT_FREQ,
-                report=self._report,
-                progress=self.log.progress,
-            )
-
-    def complete_epoch(self, save: bool, best: bool = False) -> None:
-        """Count an epoch as done, with its validation, and save it where that is due."""
-        progress = self.parts["progress"]
-        with self._bundled():
-            self.metrics.require_finite()
-            progress.complete_epoch()
-            progress.figures = self.metrics.state()
-            self.saver.save_epoch(progress.epoch - 1, save, best)
-
-    def close(self) -> None:
-        """Wait until everything is written, and leave the folder to others."""
-        self.saver.wait()
-        self.log.close()
-        self.run.output.release()
 
     @contextlib.contextmanager
-    def _bundled(self) -> Iterator[None]:
-        """Leave what shows a divergence, and say how to look at it."""
-        try:
-            yield
-        except (DivergenceError, BrokenWeightsError) as error:
-            update = error.update if isinstance(error, DivergenceError) else None
-            path = write_bundle(self.run, self.parts, self.loader, self.places, update)
-            hint = f"to see it again: python -m tools.replay {path}" if path else "no bundle"
-            raise ValueError(f"{error}; {hint}") from None
+    def epoch(self) -> Iterator[None]:
+        """Surround the updates that are left of the epoch at which the run stands.
 
-    def _report(self, record: dict[str, Any]) -> None:
-        self.run.output.require_own()
-        self.log.report(record | {"broken_pictures": self.broken.count()})
-
-    def _compute_loss(self, model: nn.Module, batch: Any) -> Tensor:
-        heartbeat.step()  # whoever is not here when the others are, waits for data
-        progress = self.parts["progress"]
-        update = self.parts["lr_scheduler"].num_steps
-        self.places.note(update, progress.epoch, progress.images)
-        return self.compute_loss(model, batch)
-
-    def _after_update(self) -> None:
+        `PreemptedError` where a signal ends the run.
+        """
+        position = self.state.position
+        signals.begin(self._goes_on)
         heartbeat.step()
-        self.change_averages()
-        self.parts["progress"].images += self.run.images_per_update
+        self.sampler.set_position(position.epoch, position.images)
+        if position.images:
+            self.metrics.restart_clock()
+        else:
+            self.metrics.start_epoch()
+        with self.log.epoch(position.epoch), self._bundled():
+            yield
+
+    def report(self, record: Record) -> None:
+        """Tell the figures of an update, if the folder is still this run's."""
+        self.run.output.require_own()
+        self.log.report(record | {"broken_pictures": self.count_unreadable()})
+
+    def after_update(self) -> None:
+        """Save, and stop, where that is due or any process asks for it."""
         number, late = self._agreed()
         every = self.run.cfg.SAVE_UPDATES
-        if number or late or (every and self.parts["lr_scheduler"].num_steps % every == 0):
+        if number or late or (every and self.state.position.update % every == 0):
             self._save_inside()
         if number:
             self._stop(number)
-        self.agreement.ask()
+        self.consensus.ask()
 
     def between_batches(self) -> None:
         """Stop a validation, whose epoch is trained, where a signal asks for it.
@@ -131,28 +109,59 @@ class Training:
         if number:
             self._save_inside()
             self._stop(number)
-        self.agreement.ask()
+        self.consensus.ask()
 
-    def _wishes(self) -> tuple[int, bool, bool]:
+    def complete_epoch(self, save: bool, best: bool = False) -> None:
+        """Count an epoch as done, with its validation, and save it where that is due."""
+        position = self.state.position
+        with self._bundled():
+            self.metrics.require_finite()
+            position.complete_epoch()
+            self.state.figures = self.metrics.state()
+            self.saver.save_epoch(position.epoch - 1, save, best)
+
+    def close(self) -> None:
+        """Wait until everything is written, and leave the folder to others."""
+        self.saver.wait()
+        self.log.close()
+        self.run.output.release()
+
+    @contextlib.contextmanager
+    def _bundled(self) -> Iterator[None]:
+        """Where a run diverges, write what shows it, and say how to look at it."""
+        try:
+            yield
+        except (DivergenceError, BrokenWeightsError) as error:
+            update = error.update if isinstance(error, DivergenceError) else None
+            place = self.metrics.place_of(update)
+            name_of = self.dataset.pictures.name
+            path = write_bundle(
+                self.run, self.state, place, self.sampler.order_of, name_of, self.classes
+            )
+            hint = f"to see it again: python -m tools.replay {path}" if path else "no bundle"
+            raise ValueError(f"{error}; {hint}") from None
+
+    def _requests(self) -> tuple[int, bool, bool]:
+        """What this process asks all to do: stop by a signal, save, raise a failed save's error."""
         return signals.requested(), self.saver.is_late(), self.saver.has_failed()
 
     def _agreed(self) -> tuple[int, bool]:
         """The signal that asks to stop, or 0, and whether a save is due, the same everywhere."""
-        number, late, failed = self.agreement.decide()
+        number, late, failed = self.consensus.decide()
         if failed:
             self.saver.wait()  # which raises why
         return number, bool(late)
 
     def _save_inside(self) -> None:
         self.metrics.require_finite()
-        self.parts["progress"].figures = self.metrics.state()
+        self.state.figures = self.metrics.state()
         self.saver.save_inside()
 
     def _stop(self, number: int) -> None:
         """Wait until the state is written, and end the run."""
         self.close()
         signals.finish()
-        update, name = self.parts["lr_scheduler"].num_steps, signal.Signals(number).name
+        update, name = self.state.position.update, signal.Signals(number).name
         line = f"stopped after update {update} by {name}: {self._goes_on()}"
         raise signals.PreemptedError(line, number)
 

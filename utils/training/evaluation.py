@@ -65,29 +65,6 @@ class Evaluation:
         }
 
 
-@dataclass
-class Best:
-    """The best top-1 accuracy so far, in percent, and its epoch; it is part of a checkpoint."""
-
-    acc1: float = -1.0
-    epoch: int = -1
-
-    def update(self, acc1: float, epoch: int) -> bool:
-        """Count an evaluation; whether it is the best, the first of equals."""
-        is_best = acc1 > self.acc1
-        if is_best:
-            self.acc1, self.epoch = acc1, epoch
-        return is_best
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"acc1": self.acc1, "epoch": self.epoch}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from an earlier run."""
-        self.acc1, self.epoch = float(state["acc1"]), int(state["epoch"])
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module,

@@ -1,40 +1,35 @@
 """What both entry points do first: configuration, device, processes, seeds, output folder."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from timm.utils import ModelEmaV3
+from torch import nn
 from yacs.config import CfgNode
 
 from logger import RunLog
 from lr_scheduler import build_scheduler
 from optimizer import build_optimizer, scale_lr
-from utils.checkpoints.position import Progress
 from utils.checkpoints.resume import Start
-from utils.compilation import compile_parts
+from utils.checkpoints.state import Best, Position, TrainState
+from utils.compilation import compile_parts, require_blocks
 from utils.config import stage_of, to_plain
 from utils.config.arguments import Command
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.files import RunFolder, write_whole
-from utils.messages import require_blocks
 from utils.processes import heartbeat
 from utils.processes.group import (
-    MODEL_STREAM,
     launched,
     rank,
-    seed_all,
     start_process_group,
     together,
     world_size,
 )
 from utils.processes.sharding import shard
-from utils.training.engine import train_one_epoch
-from utils.training.metrics import TrainingMetrics
+from utils.randomness import MODEL_STREAM, seed_all
 from utils.versions import versions
 
 
@@ -57,6 +52,16 @@ class Run:
     def accumulation_steps(self) -> int:
         """Micro-batches per update, at least 1."""
         return max(self.cfg.TRAIN.ACCUMULATION_STEPS, 1)
+
+    @property
+    def clip_grad(self) -> float:
+        """Largest norm of an update's gradients."""
+        return float(self.cfg.TRAIN.CLIP_GRAD or math.inf)
+
+    @property
+    def seed(self) -> int:
+        """What all randomness follows from, with the numbers of updates and samples."""
+        return int(self.cfg.SEED)
 
     @property
     def images_per_update(self) -> int:
@@ -102,8 +107,13 @@ def place_model(run: Run, model: nn.Module) -> nn.Module:
     return model
 
 
-def build_parts(run: Run, model: nn.Module, updates_per_epoch: int) -> dict[str, Any]:
-    """What a checkpoint holds: model, optimizer, schedule, loss scaler, where the run stands."""
+def build_state(
+    run: Run, model: nn.Module, updates_per_epoch: int, validates: bool = False
+) -> TrainState:
+    """What a checkpoint holds: model, optimizer, schedule, loss scaler, where the run stands.
+
+    A run that validates also keeps its best accuracy and, with EMA_DECAY, averaged weights.
+    """
     cfg, images = run.cfg, run.images_per_update
     optimizer = build_optimizer(cfg, model, scale_lr(cfg.TRAIN.BASE_LR, images))
     scheduler = build_scheduler(
@@ -114,11 +124,16 @@ def build_parts(run: Run, model: nn.Module, updates_per_epoch: int) -> dict[str,
         min_lr=scale_lr(cfg.TRAIN.MIN_LR, images),
     )
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.amp_dtype == torch.float16)
-    parts = dict(model=model, optimizer=optimizer, lr_scheduler=scheduler, scaler=scaler)
-    return parts | {"progress": Progress(cfg.TRAIN.START_EPOCH, images)}
+    position = Position(images, cfg.TRAIN.START_EPOCH)
+    state = TrainState(model, optimizer, scheduler, scaler, position)
+    if validates:
+        state.best = Best()
+    if validates and cfg.TRAIN.EMA_DECAY:
+        state.average = ModelEmaV3(model, decay=cfg.TRAIN.EMA_DECAY)
+    return state
 
 
-def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
+def open_log(run: Run, state: TrainState, start: Start) -> RunLog:
     """Create the run's folder and log, and note there what the run starts from."""
     cfg, notes = run.cfg, start.notes
     config = yaml.safe_dump(to_plain(run.cfg), sort_keys=False)
@@ -134,15 +149,16 @@ def open_log(run: Run, parts: dict[str, Any], start: Start) -> RunLog:
 
     together(f"output folder {run.folder} cannot be written (--output DIR)", settle)
     try:
-        place = parts["lr_scheduler"].num_steps, start.epoch
-        log = RunLog(run.folder, rank(), *place, cfg.TRAIN.EPOCHS)
+        log = RunLog(
+            run.folder, rank(), state.position.update, state.position.epoch, cfg.TRAIN.EPOCHS
+        )
     except OSError as error:
         raise ValueError(
             f"output folder {run.folder} cannot be written: {error.strerror} (--output DIR)"
         ) from None
     log.detail("configuration:\n%s", config)
-    _describe(run, parts["model"], log)
-    if place == (0, 0) and not cfg.PRETRAINED:
+    _describe(run, state.model, log)
+    if not (state.position.update or state.position.epoch or cfg.PRETRAINED):
         log.info("it starts from fresh weights")
     for damage in start.damaged.values():
         log.warning("%s", damage)
@@ -174,43 +190,14 @@ def _describe(run: Run, model: nn.Module, log: RunLog) -> None:
     log.info(
         "effective batch size %d (%d per process x %d process(es) x %d micro-batch(es)); "
         "base lr %g -> actual lr %g",
-        *(run.images_per_update, cfg.DATA.BATCH_SIZE, world_size(), run.accumulation_steps),
-        *(cfg.TRAIN.BASE_LR, lr),
+        run.images_per_update,
+        cfg.DATA.BATCH_SIZE,
+        world_size(),
+        run.accumulation_steps,
+        cfg.TRAIN.BASE_LR,
+        lr,
     )
     log.info("files go to %s, the whole configuration to its config.yaml", run.folder)
-
-
-def train_updates(
-    run: Run,
-    parts: dict[str, Any],
-    model: nn.Module,
-    loader: Any,
-    compute_loss: Callable[[nn.Module, Any], Tensor],
-    metrics: TrainingMetrics,
-    **arguments: Any,
-) -> None:
-    """Train by the configuration, with `loader`'s batches; `model` is the distributed one."""
-    train_one_epoch(
-        model,
-        loader,
-        compute_loss,
-        parts["optimizer"],
-        parts["lr_scheduler"],
-        parts["scaler"],
-        metrics,
-        device=run.device,
-        accumulation_steps=run.accumulation_steps,
-        clip_grad=run.cfg.TRAIN.CLIP_GRAD or math.inf,
-        amp_dtype=run.amp_dtype,
-        seed=run.cfg.SEED,
-        **arguments,
-    )
-
-
-def build_metrics(run: Run, parts: dict[str, Any]) -> TrainingMetrics:
-    """Figures of this run's updates."""
-    limit, scales = run.cfg.TRAIN.MAX_SKIPPED, parts["scaler"].is_enabled()
-    return TrainingMetrics(run.device, run.images_per_update, limit, scales)
 
 
 def is_due(epoch: int, every: int, epochs: int) -> bool:

@@ -14,21 +14,18 @@ from torch import nn
 from lr_scheduler import build_scheduler
 from tests.support.small_runs import ROOT
 from tests.support.training_parts import CPU, IMAGES, UPDATES, parts_of, save_epoch, train_a_little
+from utils.checkpoints.contents import load_checkpoint, newest_checkpoint, save_checkpoint
 from utils.checkpoints.names import epoch_path
 from utils.checkpoints.resume import resume
 from utils.checkpoints.saving import Saver
-from utils.checkpoints.state import (
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
+from utils.checkpoints.state import TrainState
 from utils.config import get_config
 from utils.files import RunFolder
 from utils.processes.group import equal_in_all_processes
 
 SAVE_ON_A_FULL_DISK = """
 import pathlib, resource, signal, sys, torch
-from utils.checkpoints.state import save_checkpoint
+from utils.checkpoints.contents import save_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
@@ -46,17 +43,17 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     start = resume(RunFolder(tmp_path), fresh, cfg, UPDATES, CPU)
     assert start.epoch == 8
     assert "resumed from" in start.notes[0]
-    assert torch.equal(fresh["model"].weight, parts["model"].weight)
-    moments = [part["optimizer"].state_dict()["state"][0]["exp_avg"] for part in (parts, fresh)]
+    assert torch.equal(fresh.model.get_parameter("weight"), parts.model.get_parameter("weight"))
+    moments = [part.optimizer.state_dict()["state"][0]["exp_avg"] for part in (parts, fresh)]
     assert torch.equal(*moments)
-    assert fresh["lr_scheduler"].num_steps == 80
+    assert fresh.position.update == 80
 
 
 def test_a_parameter_without_gradients_does_not_keep_a_run_from_going_on(tmp_path: Path) -> None:
-    def with_an_unused_part() -> dict[str, Any]:
+    def with_an_unused_part() -> TrainState:
         parts = parts_of()
-        parts["model"].unused = nn.Parameter(torch.zeros(3))
-        parts["optimizer"] = torch.optim.AdamW(parts["model"].parameters(), fused=True)
+        parts.model.register_parameter("unused", nn.Parameter(torch.zeros(3)))
+        parts.optimizer = torch.optim.AdamW(parts.model.parameters(), fused=True)
         return parts
 
     parts, fresh = with_an_unused_part(), with_an_unused_part()
@@ -65,7 +62,7 @@ def test_a_parameter_without_gradients_does_not_keep_a_run_from_going_on(tmp_pat
     saver.save_epoch(0)
     saver.wait()
     resume(RunFolder(tmp_path), fresh, get_config(), UPDATES, CPU)
-    assert torch.equal(fresh["model"].weight, parts["model"].weight)
+    assert torch.equal(fresh.model.get_parameter("weight"), parts.model.get_parameter("weight"))
 
 
 def test_checkpoints_hold_tensors_and_plain_types_only(tmp_path: Path) -> None:
@@ -156,35 +153,35 @@ def test_checkpoints_of_an_earlier_run_are_not_overwritten(tmp_path: Path) -> No
 def test_another_model_is_refused_with_the_first_differences(tmp_path: Path) -> None:
     save_epoch(epoch_path(tmp_path, 0), 0, parts_of(), get_config())
     other = parts_of(width=6)
-    before = other["model"].weight.clone()
+    before = other.model.get_parameter("weight").clone()
     with pytest.raises(ValueError, match=r"weight has shape \(2, 4\), the model \(2, 6\)"):
         resume(RunFolder(tmp_path), other, get_config(), UPDATES, CPU)
-    assert torch.equal(other["model"].weight, before)
+    assert torch.equal(other.model.get_parameter("weight"), before)
 
 
 def test_settings_of_the_optimizer_stay_those_of_the_configuration(tmp_path: Path) -> None:
     save_epoch(epoch_path(tmp_path, 0), 0, parts_of(), get_config())
     changed = parts_of()
-    changed["optimizer"].param_groups[0]["weight_decay"] = 0.3
+    changed.optimizer.param_groups[0]["weight_decay"] = 0.3
     resume(RunFolder(tmp_path), changed, get_config(), UPDATES, CPU)
-    assert changed["optimizer"].param_groups[0]["weight_decay"] == 0.3
+    assert changed.optimizer.param_groups[0]["weight_decay"] == 0.3
 
 
 def test_with_another_update_size_data_and_schedule_go_on_at_the_same_part(tmp_path: Path) -> None:
     parts, cfg = parts_of(), get_config(None, ["TRAIN.EPOCHS", 20])
     save_epoch(epoch_path(tmp_path, 9), 9, parts, cfg)
     other = parts_of()
-    other["progress"].images_per_update = 2 * IMAGES
-    other["lr_scheduler"] = build_scheduler(cfg, other["optimizer"], UPDATES // 2)
+    other.position.images_per_update = 2 * IMAGES
+    other.scheduler = build_scheduler(cfg, other.optimizer, UPDATES // 2)
     start = resume(RunFolder(tmp_path), other, cfg, UPDATES // 2, CPU)
     assert "an update is now 8 images and an epoch 5 updates (an update was 4" in start.notes[1]
-    assert other["lr_scheduler"].num_steps == 100  # so many were made
-    assert other["lr_scheduler"].place == 50  # half of the schedule's 100
+    assert other.position.update == 100  # so many were made
+    assert other.position.place_in_schedule == 50  # half of the schedule's 100
     save_epoch(epoch_path(tmp_path, 9), 9, other, cfg)
     again = parts_of()
-    again["progress"].images_per_update = 2 * IMAGES
+    again.position.images_per_update = 2 * IMAGES
     assert len(resume(RunFolder(tmp_path), again, cfg, UPDATES // 2, CPU).notes) == 1
-    assert again["lr_scheduler"].place == 50
+    assert again.position.place_in_schedule == 50
 
 
 def test_a_finished_run_says_so(tmp_path: Path) -> None:
@@ -197,8 +194,8 @@ def test_a_finished_run_says_so(tmp_path: Path) -> None:
 def test_a_start_epoch_starts_the_schedule_there(tmp_path: Path) -> None:
     parts, cfg = parts_of(), get_config(None, ["TRAIN.START_EPOCH", 10])
     start = resume(RunFolder(tmp_path), parts, cfg, UPDATES, CPU)
-    assert (start.epoch, parts["lr_scheduler"].num_steps) == (10, 100)
-    assert parts["optimizer"].param_groups[0]["lr"] == pytest.approx(0.1 * 99 / 200, rel=1e-3)
+    assert (start.epoch, parts.position.update) == (10, 100)
+    assert parts.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 99 / 200, rel=1e-3)
 
 
 def test_another_seed_is_noticed(tmp_path: Path) -> None:

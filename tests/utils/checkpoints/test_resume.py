@@ -19,10 +19,11 @@ import torch
 
 from tests.support.small_runs import ROOT, metrics_of, run_folder, run_here, snapshot, write_config
 from tests.support.training_parts import CPU, UPDATES, parts_of, save_epoch, train_a_little
+from utils.checkpoints.contents import load_checkpoint
 from utils.checkpoints.names import epoch_path
 from utils.checkpoints.resume import resume
 from utils.checkpoints.saving import Saver, keep
-from utils.checkpoints.state import load_checkpoint
+from utils.checkpoints.state import TrainState
 from utils.config import get_config
 from utils.files import RunFolder, write_again
 
@@ -38,7 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def saver_of(folder: Path, parts: dict[str, Any], *opts: Any) -> Saver:
+def saver_of(folder: Path, parts: TrainState, *opts: Any) -> Saver:
     """It saves into a folder, says nothing, and warns of nothing."""
     return Saver(RunFolder(folder), parts, get_config(None, opts), lambda line: None, pytest.fail)
 
@@ -119,44 +120,42 @@ def test_moments_of_another_optimizer_are_an_error_that_says_which(tmp_path: Pat
     train_a_little(parts)
     save_epoch(epoch_path(tmp_path, 0), 0, parts, get_config())
     other = parts_of()
-    other["optimizer"] = torch.optim.SGD(other["model"].parameters(), momentum=0.9)
-    before = other["model"].weight.clone()
+    other.optimizer = torch.optim.SGD(other.model.parameters(), momentum=0.9)
+    before = other.model.get_parameter("weight").clone()
     message = "it holds exp_avg, exp_avg_sq, step, TRAIN.OPTIMIZER.NAME here keeps momentum_buffer"
     with pytest.raises(ValueError, match=message):
         resume(RunFolder(tmp_path), other, get_config(), UPDATES, CPU)
-    assert torch.equal(other["model"].weight, before)
+    assert torch.equal(other.model.get_parameter("weight"), before)
     assert epoch_path(tmp_path, 0).exists()
 
 
 def test_moments_are_found_by_the_names_of_their_parameters(tmp_path: Path) -> None:
     """Also where the parameters come in another order and in other groups."""
 
-    def with_names(order: list[list[str]]) -> dict[str, Any]:
+    def with_names(order: list[list[str]]) -> TrainState:
         parts = parts_of()
-        parts["model"] = torch.nn.ModuleDict(
-            {"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4)}
-        )
-        own = dict(parts["model"].named_parameters())
+        parts.model = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4)})
+        own = dict(parts.model.named_parameters())
         groups = [{"params": [own[name] for name in names], "names": names} for names in order]
-        parts["optimizer"] = torch.optim.AdamW(groups, fused=True)
+        parts.optimizer = torch.optim.AdamW(groups, fused=True)
         return parts
 
     parts = with_names([["a.weight", "b.weight"], ["a.bias", "b.bias"]])
-    for index, parameter in enumerate(parts["model"].parameters()):
+    for index, parameter in enumerate(parts.model.parameters()):
         parameter.grad = torch.full_like(parameter, index + 1.0)
-    parts["optimizer"].step()
+    parts.optimizer.step()
     save_epoch(epoch_path(tmp_path, 0), 0, parts, get_config())
     other = with_names([["b.bias"], ["b.weight", "a.bias", "a.weight"]])
     resume(RunFolder(tmp_path), other, get_config(), UPDATES, CPU)
-    for name, parameter in other["model"].named_parameters():
-        own = parts["model"].get_parameter(name)
-        expected = parts["optimizer"].state[own]["exp_avg"]
-        assert torch.equal(other["optimizer"].state[parameter]["exp_avg"], expected)
+    for name, parameter in other.model.named_parameters():
+        own = parts.model.get_parameter(name)
+        expected = parts.optimizer.state[own]["exp_avg"]
+        assert torch.equal(other.optimizer.state[parameter]["exp_avg"], expected)
 
 
 def test_where_only_the_best_checkpoint_is_left_the_run_goes_on_from_it(tmp_path: Path) -> None:
     saver = saver_of(tmp_path, parts_of())
-    saver.parts["progress"].complete_epoch()
+    saver.state.position.complete_epoch()
     saver.save_epoch(0, due=False, best=True)
     saver.wait()
     start = resume(RunFolder(tmp_path), parts_of(), get_config(), UPDATES, CPU)
@@ -195,7 +194,7 @@ def test_what_is_restored_lies_in_tensors_of_its_own(tmp_path: Path) -> None:
     torch.save(state, path)
     fresh = parts_of()
     resume(RunFolder(tmp_path), fresh, get_config(), UPDATES, CPU)
-    found = fresh["optimizer"].state[fresh["model"].weight]["exp_avg"]
+    found = fresh.optimizer.state[fresh.model.get_parameter("weight")]["exp_avg"]
     assert found.is_contiguous()
     assert found.dtype == torch.float32
     assert torch.equal(found, moments["exp_avg"].float())
@@ -254,13 +253,14 @@ def test_an_impossible_value_in_a_checkpoint_is_refused_in_one_line(
 
 
 def test_a_state_that_cannot_be_read_back_is_an_error_when_it_is_saved(tmp_path: Path) -> None:
-    class Part:
+    class Scaler(torch.amp.GradScaler):
         """Its state is an object, which no reader takes."""
 
-        def state_dict(self) -> Any:
+        def state_dict(self) -> dict[str, Any]:
             return {"x": Path}
 
-    parts = parts_of() | {"part": Part()}
+    parts = parts_of()
+    parts.scaler = Scaler("cpu")
     saver = saver_of(tmp_path, parts)
     saver.save_epoch(0)
     with pytest.raises(ValueError, match="what was just written cannot be read back: checkpoint"):

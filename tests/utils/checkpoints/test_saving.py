@@ -164,14 +164,14 @@ def test_what_is_written_is_the_state_of_the_moment_and_training_does_not_wait(
     parts = parts_of()
     train_a_little(parts)
     saver = Saver(RunFolder(tmp_path), parts, get_config(), print, print)
-    weights = parts["model"].weight.detach().clone()
+    weights = parts.model.get_parameter("weight").detach().clone()
     saver.writer.submit(time.sleep, 1.0)
     start = time.perf_counter()
     saver.save_epoch(0)
     assert time.perf_counter() - start < 0.5
     assert not epoch_path(tmp_path, 0).exists()
     train_a_little(parts)
-    assert not torch.equal(parts["model"].weight, weights)
+    assert not torch.equal(parts.model.get_parameter("weight"), weights)
     saver.save_epoch(1)  # at most one is pending
     assert time.perf_counter() - start > 0.9
     saver.wait()

@@ -22,6 +22,7 @@ from torch import distributed, nn
 from torch.distributed.checkpoint.metadata import Metadata
 
 from tests.support.kills import forked, join
+from utils.checkpoints.contents import save_checkpoint
 from utils.checkpoints.sharded import (
     complete_saves,
     load_tensors,
@@ -30,8 +31,8 @@ from utils.checkpoints.sharded import (
     training_tensors,
 )
 from utils.checkpoints.sharded_contents import read_contents, verify, write_checksum
-from utils.checkpoints.state import save_checkpoint
 from utils.files import DamagedError
+from utils.processes.group import gloo_group
 
 pytestmark = pytest.mark.slow  # all start processes
 
@@ -60,7 +61,7 @@ def save(folder: Path, tensors: dict[str, torch.Tensor], update: int = 0) -> Non
         save_checkpoint(path, {"update": update})
 
     with ThreadPoolExecutor(1) as executor:
-        group = distributed.new_group(backend="gloo")
+        group = gloo_group()
         save_tensors(folder, tensors, write_rest, group, executor).result()
 
 

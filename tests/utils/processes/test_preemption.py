@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data.samples import EpochSampler, epoch_order
+from data.samplers import EpochSampler, epoch_order
 from tests.support.kills import (
     Scenario,
     children_of,

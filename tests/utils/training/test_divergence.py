@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.samples import epoch_order
+from data.samplers import epoch_order
 from models import build_pretrain_model
 from tests.support.kills import Scenario, finish, join, launch
 from tests.support.one_epoch import run_epoch
@@ -25,7 +25,7 @@ from tests.support.small_runs import (
 )
 from tools import replay
 from utils.config import get_config, to_plain
-from utils.training.divergence import shares
+from utils.training.divergence import split_among_processes
 
 BAD = 5  # the picture that holds no numbers
 
@@ -116,7 +116,7 @@ def test_a_finite_update_of_a_bundle_has_the_loss_that_was_logged(
     before["diverged"] = state["diverged"] | {
         "update": number,
         "epoch": 0,
-        "samples": shares(samples, 2, 2),
+        "samples": split_among_processes(samples, 2, 2),
     }
     torch.save(before, tmp_path / "bundle.pth")
     assert call(monkeypatch, replay, tmp_path / "bundle.pth") == 0
@@ -148,7 +148,7 @@ def test_a_scale_adjustment_does_not_count_as_divergence() -> None:
 
 
 def test_shares_of_an_update_are_those_of_the_loaders() -> None:
-    assert shares(list(range(8)), 2, 2) == [[[0, 2], [4, 6]], [[1, 3], [5, 7]]]
+    assert split_among_processes(list(range(8)), 2, 2) == [[[0, 2], [4, 6]], [[1, 3], [5, 7]]]
 
 
 BUNDLE: dict[str, Any] = dict(update=6, epoch=0, samples=[[[0, 1, 2, 3]]], precision="float32")

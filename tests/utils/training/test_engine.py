@@ -13,7 +13,7 @@ from utils.training.metrics import DivergenceError
 
 def test_four_micro_batches_are_one_batch_of_four_times_the_size() -> None:
     whole, whole_reports, whole_loss = run_epoch(8)
-    parts, part_reports, part_loss = run_epoch(2, accumulation_steps=4)
+    parts, part_reports, part_loss = run_epoch(2, "TRAIN.ACCUMULATION_STEPS", 4)
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
     assert len(whole_reports) == len(part_reports) == 4
@@ -25,7 +25,7 @@ def test_four_micro_batches_are_one_batch_of_four_times_the_size() -> None:
 def test_clipping_bounds_the_step_and_reports_the_norm_before() -> None:
     start = nn.Linear(5, 3).double()
     before = [parameter.detach().clone() for parameter in start.parameters()]
-    model, reports, _ = run_epoch(32, model=start, clip_grad=1e-3)
+    model, reports, _ = run_epoch(32, "TRAIN.CLIP_GRAD", 1e-3, model=start)
     steps = zip(model.parameters(), before, strict=True)
     moved = sum(((parameter - old) ** 2).sum().item() for parameter, old in steps) ** 0.5
     assert moved == pytest.approx(0.1 * 1e-3, rel=1e-3)
@@ -43,13 +43,22 @@ def test_reports_name_update_rate_and_the_figures_of_the_latest_and_mean() -> No
     assert 0 <= reports[0]["data_wait"] <= 1
 
 
+def test_the_learning_rate_is_that_of_the_position_in_the_schedule() -> None:
+    opts = ("TRAIN.LR_SCHEDULER.NAME", "step", "TRAIN.LR_SCHEDULER.DECAY_EPOCHS", 1)
+    begun, moved = (run_epoch(8, *opts, offset=offset)[1] for offset in (0, 2))
+    # A decay comes after 4 updates; update n has the rate of t = n - 1. The first rate of the loop
+    # is that of the optimizer, which a resumed run sets beforehand.
+    assert [report["lr"] for report in begun] == pytest.approx([0.1, 0.1, 0.1, 0.1])
+    assert [report["lr"] for report in moved] == pytest.approx([0.1, 0.1, 0.1, 0.01])
+
+
 def test_randomness_in_the_network_follows_from_seed_and_update() -> None:
     losses = []
     for seed in (0, 0, 1):
         torch.manual_seed(5)
         model = nn.Sequential(nn.Linear(5, 64), nn.Dropout(0.5), nn.Linear(64, 3)).double()
         torch.manual_seed(torch.seed() % 1000)  # what was drawn before must not matter
-        losses.append([report["loss"] for report in run_epoch(8, model=model, seed=seed)[1]])
+        losses.append([report["loss"] for report in run_epoch(8, "SEED", seed, model=model)[1]])
     assert losses[0] == losses[1]
     assert losses[0][0] != losses[2][0]
 

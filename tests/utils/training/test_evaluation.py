@@ -8,8 +8,9 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from models import build_criterion
+from utils.checkpoints.state import Best
 from utils.config import get_config
-from utils.training.evaluation import Best, Evaluation, evaluate, measure_throughput
+from utils.training.evaluation import Evaluation, evaluate, measure_throughput
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([[3.0, 2, 1, 0, -1, -2], [0, 1, 2, 3, 4, 5], [0, 9, 0, 0, 0, 0]])
@@ -79,9 +80,7 @@ def test_the_first_of_equal_epochs_is_the_best() -> None:
     assert [best.update(acc1, epoch) for epoch, acc1 in enumerate((3.0, 5.0, 5.0, 4.0))] == [
         True, True, False, False,
     ]  # fmt: skip
-    again = Best()
-    again.load_state_dict(best.state_dict())
-    assert (again.acc1, again.epoch) == (5.0, 1)
+    assert (best.acc1, best.epoch) == (5.0, 1)
 
 
 def test_throughput_counts_whole_batches() -> None:

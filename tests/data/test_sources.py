@@ -9,8 +9,8 @@ import pytest
 import torchvision
 from PIL import Image
 
-from data.datasets import Cifar10, ImageFolder, Shapes
 from data.shapes import CLASSES, draw_shape
+from data.sources import Cifar10, ImageFolder, Shapes
 
 
 def save(path: Path, image: Image.Image) -> Path:

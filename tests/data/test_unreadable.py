@@ -15,9 +15,9 @@ from PIL import Image
 
 import main_finetune
 from data.build import build_pretrain_dataset
-from data.careful import CarefulPictures
-from data.datasets import ImageFolder
 from data.pictures import VanishedError, read_file
+from data.sources import ImageFolder
+from data.unreadable import ReadablePictures
 from tests.support.picture_files import make_tar
 from tests.support.small_runs import (
     call,
@@ -136,17 +136,17 @@ def test_a_run_with_too_many_broken_pictures_stops_and_lists_them(
 
 
 def test_what_replaces_a_broken_picture_follows_from_seed_epoch_and_index(pictures: Path) -> None:
-    careful = CarefulPictures(ImageFolder(str(pictures)), seed=4)
-    bad = [index for index in range(40) if Path(careful.name(index)).name in BROKEN]
+    readable = ReadablePictures(ImageFolder(str(pictures)), seed=4)
+    bad = [index for index in range(40) if Path(readable.name(index)).name in BROKEN]
     assert len(bad) == len(BROKEN)
 
     def taken(seed: int, epoch: int) -> list[bytes]:
-        careful.seed = seed
-        return [np.asarray(careful.read(epoch, index)[0]).tobytes() for index in bad]
+        readable.seed = seed
+        return [np.asarray(readable.read(epoch, index)[0]).tobytes() for index in bad]
 
     assert taken(4, 0) == taken(4, 0)
     assert len(Counter(taken(4, 0) + taken(4, 1) + taken(5, 0))) > 10
-    assert careful.broken.nonzero().flatten().tolist() == bad
+    assert readable.unreadable.nonzero().flatten().tolist() == bad
 
 
 def test_a_folder_without_any_good_picture_ends_the_run(tmp_path: Path) -> None:

@@ -1,0 +1,169 @@
+"""Where pictures come from: index -> (picture, label)."""
+
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torchvision
+from timm.layers import to_2tuple
+
+from data.listing import Names, find_pictures, require_path
+from data.pictures import (
+    ARRAY_SUFFIX,
+    IMAGE_SUFFIXES,
+    NO_LABEL,
+    RGB,
+    Picture,
+    as_channels,
+    decoder_of,
+    read_file,
+)
+from data.shapes import CLASSES, draw_shape
+from data.transforms import Size
+from utils.messages import reason_of
+from utils.processes.group import barrier, rank
+
+Labels = Sequence[int] | np.ndarray
+
+
+class PictureSet(Protocol):
+    """Pictures by their index: what pre-training asks for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
+        """Picture and label (NO_LABEL where there is none)."""
+
+    def name(self, index: int) -> str:
+        """What a person calls the picture."""
+
+
+class LabelledSet(PictureSet, Protocol):
+    """Pictures whose labels are known without reading them: what fine-tuning asks for."""
+
+    @property
+    def labels(self) -> Labels:
+        """A label for each picture, an index into `classes`."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+
+
+class Selection:
+    """Some pictures of a labelled set, by their indices in it."""
+
+    def __init__(self, whole: LabelledSet, indices: Sequence[int]) -> None:
+        self.whole, self.indices = whole, indices
+        self.classes = whole.classes
+        self.labels = [whole.labels[index] for index in indices]
+        self.found = getattr(whole, "found", "")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
+        """A picture and its label."""
+        return self.whole[self.indices[index]]
+
+    def name(self, index: int) -> str:
+        """Its name in the whole set."""
+        return self.whole.name(self.indices[index])
+
+
+class ImageFolder:
+    """All pictures below a folder, at any depth, in sorted order; labels are not read."""
+
+    def __init__(self, root: str, channels: int = RGB, decoder: str = "fast") -> None:
+        self.root = root
+        self.decode = decoder_of(decoder, channels)
+        listing = find_pictures(root)
+        self.names, self.found = Names(listing.names), str(listing)
+        if not len(self.names):
+            raise ValueError(
+                f"DATA.DATA_PATH {root} holds no picture, at any depth "
+                f"(looked for {', '.join((*IMAGE_SUFFIXES, ARRAY_SUFFIX))})"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
+        """A picture and NO_LABEL."""
+        path = self.name(index)
+        return self.decode(read_file(path), path), NO_LABEL
+
+    def name(self, index: int) -> str:
+        """A picture's path."""
+        return os.path.join(self.root, os.fsdecode(self.names[index]))
+
+
+class Cifar10:
+    """CIFAR-10 in torchvision's format, downloaded to `root` unless it is there."""
+
+    def __init__(self, root: str, train: bool, channels: int = RGB) -> None:
+        require_path(root)
+        self.channels = rgb_or_grey(channels, "cifar10")
+        try:
+            if rank() == 0:
+                torchvision.datasets.CIFAR10(root, train=train, download=True)
+            barrier()  # the other processes wait for the download
+            self.pictures = torchvision.datasets.CIFAR10(root, train=train)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"DATA.DATA_PATH {root} holds no CIFAR-10 (looked for cifar-10-batches-py), "
+                f"and it could not be downloaded there: {reason_of(error)}"
+            ) from None
+        self.classes: list[str] = self.pictures.classes
+        self.labels: list[int] = self.pictures.targets
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
+        """A 32 x 32 picture and its class."""
+        picture, label = self.pictures[index]
+        return as_channels(picture, self.channels), label
+
+    def name(self, index: int) -> str:
+        """Its number."""
+        return f"picture {index} of CIFAR-10"
+
+
+_LARGEST_SHAPE = 4096  # pixels; drawing one takes ten arrays of floats
+
+
+class Shapes:
+    """Ten classes of shapes, drawn on the fly from the index alone (data/shapes.py)."""
+
+    classes = list(CLASSES)
+
+    def __init__(self, length: int, image_size: Size, train: bool, channels: int = RGB) -> None:
+        self.length = length
+        self.channels = rgb_or_grey(channels, "shapes")
+        side = max(to_2tuple(image_size))
+        if side > _LARGEST_SHAPE:
+            raise ValueError(f"DATA.IMG_SIZE is {side}; shapes are drawn up to {_LARGEST_SHAPE}")
+        self.size = side + side // 4  # room for crops
+        self.stream = 0 if train else 1
+        self.labels = [index % len(CLASSES) for index in range(length)]
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
+        """A square picture, a quarter larger than the image size, and its class."""
+        picture, label = draw_shape(index, self.size, self.stream)
+        return as_channels(picture, self.channels), label
+
+    def name(self, index: int) -> str:
+        """Its number."""
+        return f"shape {index}"
+
+
+def rgb_or_grey(channels: int, name: str) -> int:
+    """Three or one; ValueError where a data set of RGB pictures has not the wanted channels."""
+    if channels not in (1, RGB):
+        raise ValueError(f"IN_CHANS is {channels}, but the data set {name} has RGB (3) or grey (1)")
+    return channels
