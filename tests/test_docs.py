@@ -1,4 +1,4 @@
-"""The programs on the pages in docs/ do what the pages say."""
+"""The programs and commands on the pages do what the pages say."""
 
 import os
 import re
@@ -18,7 +18,15 @@ from data.masking import MASKS
 from data.shapes import CLASSES
 from models import load_simmim
 from models.build import DECODERS, ENCODERS, LOSSES, TARGETS
+from tests.support.commands import (
+    PAGES,
+    Command,
+    commands,
+    inline_commands,
+    require_understood,
+)
 from tests.support.docs_code import Example, examples, write_examples
+from tests.support.playground import Playground
 from tests.support.small_encoders import SMALL
 from tests.support.small_runs import ROOT, metrics_of, run_folder, run_here
 from tools import keys
@@ -123,3 +131,49 @@ def form(text: str) -> str:
     """Text without the numbers and classes that follow from training."""
     text = re.sub(r"\d+\.\d+", "#", text)
     return re.sub(rf"\b({'|'.join(CLASSES)}) *", "CLASS ", text)
+
+
+def name_of(command: Command) -> str:
+    return f"{command.name} {' '.join(command.words)[:60]}"
+
+
+def can_run(command: Command) -> bool:
+    """Whether a command starts a program and needs nothing special."""
+    return not (command.needs or command.is_system or command.is_example)
+
+
+@pytest.mark.parametrize(
+    "command", [found for page in PAGES for found in commands(page)], ids=name_of
+)
+def test_every_command_of_the_pages_is_understood(
+    monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    monkeypatch.chdir(ROOT)
+    require_understood(command, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "command", [found for page in PAGES for found in inline_commands(page)], ids=name_of
+)
+def test_every_command_in_a_sentence_is_understood(
+    monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    monkeypatch.chdir(ROOT)
+    require_understood(command, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(map(can_run, commands(page)))])
+def test_the_commands_of_a_page_run_on_small_data_but_those_that_say_what_they_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    playground = Playground(tmp_path, monkeypatch)
+    for command in commands(page):
+        if can_run(command) or command.is_system:
+            playground.run(command)
+
+
+def test_the_tests_of_examples_run_every_command_of_the_page_of_parts() -> None:
+    found = [command.words[1] for command in commands("docs/extending.md")]
+    names = [f"{example.name}.py" for example in programs()]
+    assert sorted(found) == sorted([*names, "-m"])  # -m pytest

@@ -72,7 +72,7 @@ def test_a_resumed_run_replaces_what_it_repeats(tmp_path: Path) -> None:
     assert kept[-1] == validation | {"epoch": 0}
 
 
-def test_the_bar_stays_away_where_nobody_looks(tmp_path: Path) -> None:
+def test_no_progress_bar_is_drawn_without_a_terminal(tmp_path: Path) -> None:
     log = RunLog(tmp_path, rank=0, first_update=0, first_epoch=0, epochs=2)
     assert log.progress(range(3)) == range(3)
     log.close()

@@ -63,7 +63,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "number"), [("swin", 1), ("vit", 2), ("swinv2", 2)])
-def test_the_chain_from_pretraining_to_evaluation(tmp_path: Path, kind: str, number: int) -> None:
+def test_a_model_is_pretrained_fine_tuned_and_evaluated(
+    tmp_path: Path, kind: str, number: int
+) -> None:
     """Real commands on one and on two processes; --eval finds what the training reported."""
     pretraining = run_processes(number, write_config(tmp_path, kind), "--output", tmp_path)
     assert pretraining.returncode == 0, pretraining.stderr
@@ -300,7 +302,7 @@ def test_a_run_that_goes_on_does_not_need_the_file_from_which_it_began(
     assert "file.pth does not exist" in capsys.readouterr().err
 
 
-def test_another_file_to_start_from_is_no_file_to_go_on_with(
+def test_a_run_refuses_to_go_on_with_another_file_than_it_began_from(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg, folder = write_finetune_config(finished), run_folder(finished)
@@ -434,7 +436,7 @@ MISTAKES: dict[str, tuple[list[Any], str]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line_and_changes_nothing(
+def test_a_mistake_is_reported_in_one_line_and_changes_nothing(
     finished: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -75,7 +75,7 @@ def test_swinv2_decays_what_the_reference_does(name: str) -> None:
 
 
 @pytest.mark.parametrize("block", ["swin_base", "swinv2_base", "vit_base"])
-def test_the_intended_exclusion_spares_tables_and_tokens(block: str) -> None:
+def test_the_intended_exclusion_keeps_position_tables_and_tokens_from_decay(block: str) -> None:
     with torch.device("meta"):
         model = build_pretrain_model(get_config(f"configs/_base_/{block}.yaml"))
     decayed = {
@@ -95,7 +95,7 @@ def test_the_intended_exclusion_spares_tables_and_tokens(block: str) -> None:
     assert any(name.endswith(expected) for name in spared)
 
 
-def test_learning_rates_are_for_512_images() -> None:
+def test_learning_rates_are_scaled_from_512_images() -> None:
     assert scale_lr(2e-4, 2048) == pytest.approx(8e-4)
 
 

@@ -67,7 +67,9 @@ def test_a_folder_that_goes_away_ends_the_run_in_one_line_when_a_checkpoint_is_d
     assert said(output).endswith(f"error: {run_folder(output)}/ckpt_epoch_0.pth {gone}\n")
 
 
-def test_figures_wait_for_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_that_cannot_be_written_are_written_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = RunLog(tmp_path, rank=0, first_update=0, first_epoch=0, epochs=2)
     log.report(record(0))
     path, kept = tmp_path / "metrics.jsonl", tmp_path / "kept"

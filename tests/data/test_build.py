@@ -107,7 +107,7 @@ def test_normalizing_can_be_undone() -> None:
         (["DATA.MASK", "block"], "choices: random"),
     ],
 )
-def test_what_cannot_be_loaded_is_an_error(opts: list[Any], message: str) -> None:
+def test_data_that_cannot_be_loaded_are_an_error(opts: list[Any], message: str) -> None:
 
     def build() -> None:
         cfg, dataset = dataset_of(*opts)

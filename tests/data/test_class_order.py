@@ -46,7 +46,7 @@ def labels_by_name(data: str, root: Path, classes: Sequence[str]) -> list[tuple[
 
 @pytest.mark.parametrize("data", ["imagenet", "csv"])
 @pytest.mark.parametrize("classes", [BY_VALUE, BY_TEXT, BY_VALUE[::-1]])
-def test_numbered_folders_and_lists_have_the_classifiers_labels(
+def test_pictures_of_numbered_classes_get_the_labels_of_the_classifier(
     tmp_path: Path, data: str, classes: list[str]
 ) -> None:
     found = labels_by_name(data, draw_numbered(tmp_path), classes)
@@ -78,7 +78,7 @@ def test_a_classifier_of_numbered_classes_is_as_good_on_folders_as_on_a_list(
     assert [entry["images"] for entry in reports[0]["per_class"]] == list(range(1, 13))
 
 
-def test_shards_of_other_orders_follow_their_names_and_need_them(tmp_path: Path) -> None:
+def test_shards_in_another_order_of_classes_need_the_names_of_their_classes(tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     for label in range(12):
         write_tar(tmp_path / f"val/{label:02}.tar", {"x.jpg": jpeg(40), "x.cls": b"%d" % label})

@@ -87,7 +87,7 @@ def test_wrong_lists_say_where(tmp_path: Path, text: str | bytes, message: str) 
         csv_list(str(path), ["ant", "cat"])
 
 
-def test_a_name_of_two_classes_is_no_label(tmp_path: Path) -> None:
+def test_a_label_that_names_two_classes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("path,label\na.png,bee\nb.png,crane\n")
     with pytest.raises(ValueError, match=r"x\.csv, line 3: two classes are called 'crane'"):

@@ -53,7 +53,7 @@ def found(root: Path) -> list[str]:
     return [os.fsdecode(name) for name in find_pictures(str(root)).names]
 
 
-def test_the_order_of_pictures_stays_what_earlier_runs_went_by(tmp_path: Path) -> None:
+def test_pictures_keep_the_order_of_earlier_runs(tmp_path: Path) -> None:
     make_files(tmp_path, *reversed(ORDER), b"a/notes.txt", b"a/none")
     pictures = ImageFolder(str(tmp_path))
     assert list(pictures.names) == ORDER
@@ -62,7 +62,7 @@ def test_the_order_of_pictures_stays_what_earlier_runs_went_by(tmp_path: Path) -
     ]
 
 
-def test_the_order_of_classes_stays_and_pictures_have_theirs_inside(tmp_path: Path) -> None:
+def test_classes_keep_their_order_and_pictures_theirs_inside_a_class(tmp_path: Path) -> None:
     make_files(tmp_path, *ORDER)
     pictures = class_folders(str(tmp_path))
     assert pictures.classes == [os.fsdecode(name) for name in CLASSES]
@@ -76,7 +76,7 @@ def test_the_order_of_classes_stays_and_pictures_have_theirs_inside(tmp_path: Pa
     assert len(expected) == len(ORDER) - 1  # top.jpg has no class
 
 
-def test_links_that_lead_back_end(tmp_path: Path) -> None:
+def test_links_that_lead_back_do_not_make_the_listing_endless(tmp_path: Path) -> None:
     root = make_files(tmp_path / "root", "a/1.jpg", "b/2.jpg")
     make_files(tmp_path, "other/3.jpg")
     (root / "a/parent").symlink_to("..")
@@ -140,7 +140,7 @@ def test_a_folder_that_two_classes_have_is_of_neither(
     assert len(found(tmp_path / "train")) == 3  # where labels are not read
 
 
-def test_what_a_file_system_keeps_at_the_top_of_a_disk_is_no_class(tmp_path: Path) -> None:
+def test_a_folder_that_the_file_system_makes_is_no_class(tmp_path: Path) -> None:
     make_files(tmp_path, "ant/1.jpg", "lost+found/2.jpg")
     assert class_folders(str(tmp_path)).classes == ["ant"]
     assert found(tmp_path) == ["ant/1.jpg"]
@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path) -> None:
         find_pictures(str(tmp_path))
 
 
-def test_names_take_the_memory_of_their_letters() -> None:
+def test_a_long_name_does_not_make_the_others_take_more_memory() -> None:
     """One of 100,000 letters among 20,000 does not make all as long."""
     words = [b"%05d.jpg" % number for number in range(20_000)] + [b"x" * 100_000, b""]
     names = Names(words)

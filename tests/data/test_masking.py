@@ -48,7 +48,7 @@ def test_every_cell_is_hidden_equally_often() -> None:
         ((32, 32, 4, 0.6), "hides every one of 1 cell"),
     ],
 )
-def test_sizes_and_ratios_that_cannot_be_are_errors(
+def test_impossible_sizes_and_ratios_are_errors(
     sizes: tuple[int, int, int, float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -169,7 +169,7 @@ def test_data_sets_of_rgb_pictures_have_no_other_channels(tmp_path: Path, name: 
         build_train_dataset(get_config(None, opts))
 
 
-def test_a_picture_of_real_numbers_is_no_rgb(tmp_path: Path) -> None:
+def test_a_picture_of_real_numbers_is_not_read_as_rgb(tmp_path: Path) -> None:
     pixels = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     Image.fromarray(pixels).save(path := tmp_path / "a.tif")
     with pytest.raises(ValueError, match=r"a\.tif.*its numbers are real"):
@@ -178,7 +178,7 @@ def test_a_picture_of_real_numbers_is_no_rgb(tmp_path: Path) -> None:
     assert torch.equal(found, torch.from_numpy(pixels)[None])
 
 
-def test_shapes_may_be_grey() -> None:
+def test_built_in_shapes_can_be_grey() -> None:
     opts = ["MODEL.SWIN.IN_CHANS", 1, "DATA.DATASET", "shapes", "DATA.IMG_SIZE", [32, 64]]
     opts += ["DATA.MEAN", [0.5], "DATA.STD", [0.25], "DATA.MASK_PATCH_SIZE", 16]
     image, mask = build_pretrain_dataset(get_config(None, opts), patch_size=4)[0, 0]
@@ -193,14 +193,14 @@ def test_shapes_may_be_grey() -> None:
         ([0.5] * 4, [0.5, 0.5, 0.0, 0.5], r"DATA\.STD.*expected positive"),
     ],
 )
-def test_statistics_are_one_for_each_channel(
+def test_mean_and_std_need_one_value_for_each_channel(
     mean: list[float], std: list[float], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Normalizer(mean, std, channels=4)
 
 
-def test_one_number_stands_for_all_channels() -> None:
+def test_one_mean_and_std_serve_all_channels() -> None:
     image = torch.rand(2, 4, 3, 3)
     expected = Normalizer([0.3] * 4, [0.2] * 4, channels=4)(image)
     assert torch.equal(Normalizer([0.3], [0.2], channels=4)(image), expected)

@@ -30,7 +30,7 @@ def packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("indexed", [True, False])
-def test_samples_are_those_of_the_folder(packed: Path, indexed: bool) -> None:
+def test_shards_give_the_samples_of_the_folder(packed: Path, indexed: bool) -> None:
     if not indexed:
         for path in (packed / "shards/train").glob("*.index"):
             path.unlink()
@@ -49,7 +49,7 @@ def test_samples_are_those_of_the_folder(packed: Path, indexed: bool) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_on_shards_is_the_run_on_the_folder_and_resumes_as_one(
+def test_a_run_on_shards_equals_the_run_on_the_folder_also_when_it_is_resumed(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = write_config(packed)
@@ -107,7 +107,7 @@ def test_tar_files_of_other_programs_are_read(tmp_path: Path) -> None:
         _ = found.classes
 
 
-def test_classes_without_names_are_numbers(tmp_path: Path) -> None:
+def test_classes_without_names_are_named_by_numbers(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {"x.jpg": jpeg(), "x.cls": b"2"})
     assert Shards(str(tmp_path)).classes == ["0", "1", "2"]
     (tmp_path / "classes.txt").write_text("a\nb\n")
@@ -118,7 +118,7 @@ def test_classes_without_names_are_numbers(tmp_path: Path) -> None:
         _ = Shards(str(tmp_path)).classes
 
 
-def test_a_label_beyond_all_classes_makes_no_names(tmp_path: Path) -> None:
+def test_a_label_beyond_the_largest_number_of_classes_is_refused(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {"x.jpg": jpeg(), "x.cls": b"2147483647"})
     with pytest.raises(ValueError, match="a label is 2147483647, beyond 10000000 classes"):
         _ = Shards(str(tmp_path)).classes
@@ -193,7 +193,7 @@ def test_an_index_that_does_not_fit_is_not_used(tmp_path: Path, kind: str) -> No
     assert entries_of(str(path)).tolist() == expected.tolist()
 
 
-def test_an_index_gives_what_the_headers_say(packed: Path) -> None:
+def test_an_index_gives_the_entries_of_the_headers(packed: Path) -> None:
     for path in (packed / "shards/train").glob("*.tar"):
         indexed = entries_of(str(path)).tolist()
         Path(f"{path}.index").unlink()

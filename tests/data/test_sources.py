@@ -36,23 +36,23 @@ def test_folders_with_classes_flat_or_nested_are_read_in_sorted_order(tmp_path: 
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
-def test_formats_are_read(tmp_path: Path, suffix: str) -> None:
+def test_every_format_of_pictures_is_read(tmp_path: Path, suffix: str) -> None:
     save(tmp_path / f"x.{suffix}", Image.new("RGB", (16, 16), (200, 100, 50)))
     assert np.abs(read_one(tmp_path).mean((0, 1)) - (200, 100, 50)).max() < 4
 
 
-def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+def test_a_grey_picture_becomes_three_equal_channels(tmp_path: Path) -> None:
     save(tmp_path / "x.png", Image.new("L", (4, 4), 77))
     assert (read_one(tmp_path) == 77).all()
 
 
-def test_16_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+def test_values_of_16_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     save(tmp_path / "x.png", Image.fromarray(ramp))
     assert (read_one(tmp_path)[..., 0].ravel() == ramp.ravel() // 256).all()
 
 
-def test_palettes_are_looked_up(tmp_path: Path) -> None:
+def test_colours_are_looked_up_in_the_palette(tmp_path: Path) -> None:
     image = Image.new("RGB", (4, 4), (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE)
     save(tmp_path / "x.png", image)
     assert (read_one(tmp_path) == (10, 200, 30)).all()

@@ -78,7 +78,7 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_goes_on_names_each_once_and_counts_them(
+def test_a_run_names_each_broken_picture_once_counts_it_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path
 ) -> None:
     opts = pictures_in(pictures, "DATA.NUM_WORKERS", 2, "DATA.MAX_BROKEN", 0.2)
@@ -96,7 +96,7 @@ def test_a_run_goes_on_names_each_once_and_counts_them(
 
 
 @pytest.mark.slow
-def test_what_takes_their_place_does_not_depend_on_workers_or_processes(
+def test_what_replaces_a_broken_picture_does_not_depend_on_workers_or_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path
 ) -> None:
     cfg = write_config(tmp_path)
@@ -114,7 +114,7 @@ def test_what_takes_their_place_does_not_depend_on_workers_or_processes(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_beyond_a_share_the_run_stops_and_lists_them(
+def test_a_run_with_too_many_broken_pictures_stops_and_lists_them(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -135,7 +135,7 @@ def test_beyond_a_share_the_run_stops_and_lists_them(
     assert {Path(name).name for name in names} <= set(BROKEN)
 
 
-def test_a_substitute_follows_from_seed_epoch_and_index(pictures: Path) -> None:
+def test_what_replaces_a_broken_picture_follows_from_seed_epoch_and_index(pictures: Path) -> None:
     readable = ReadablePictures(ImageFolder(str(pictures)), seed=4)
     bad = [index for index in range(40) if Path(readable.name(index)).name in BROKEN]
     assert len(bad) == len(BROKEN)
@@ -159,7 +159,7 @@ def test_a_folder_without_any_good_picture_ends_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_scan_finds_them_beforehand(
+def test_the_scan_finds_broken_pictures_before_a_run_does(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -190,7 +190,7 @@ def test_the_scan_finds_them_beforehand(
         assert "34 pictures" in capsys.readouterr().out
 
 
-def test_a_file_that_comes_back_is_read_after_all(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_for_a_moment_is_read_when_it_is_back(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
 
     def write_later() -> None:

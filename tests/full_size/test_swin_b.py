@@ -200,7 +200,7 @@ def test_a_run_killed_again_and_again_while_gigabytes_are_written_goes_on(
     shutil.rmtree(folder)
 
 
-def test_it_is_fine_tuned_with_a_thousand_classes_goes_on_and_is_evaluated(
+def test_swin_b_is_fine_tuned_on_a_thousand_classes_resumed_and_evaluated(
     output: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     for stage, number in (("train", NUM_CLASSES), ("val", NUM_VAL)):
@@ -238,7 +238,9 @@ def test_it_is_fine_tuned_with_a_thousand_classes_goes_on_and_is_evaluated(
     shutil.rmtree(folder)
 
 
-def test_it_draws(output: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_the_reconstruction_tool_draws_a_checkpoint_of_swin_b(
+    output: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     words = ["-m", "tools.reconstruct", "--cfg", PRETRAIN, "--resume", checkpoint, "--rows", 2]
     words += ["--device", "cpu", "--picture", tmp_path / "x.png"]
     run(*words, "--opts", "DATA.DATASET", "shapes")

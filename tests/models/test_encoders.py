@@ -265,7 +265,7 @@ def test_a_patch_that_does_not_divide_the_image_names_the_nearest_sizes() -> Non
         build_pretrain_model(get_config(None, ["DATA.IMG_SIZE", [192, 190]]))
 
 
-def test_pretrained_windows_are_one_for_each_stage() -> None:
+def test_pretrained_window_sizes_need_one_value_for_each_stage() -> None:
     with pytest.raises(ValueError, match=r"PRETRAINED_WINDOW_SIZES is \[4, 4\].*of the 3 stages"):
         small_model("swinv2", "MODEL.SWINV2.PRETRAINED_WINDOW_SIZES", [4, 4])
 
@@ -301,7 +301,7 @@ def test_gradients_of_chunked_attention_are_right(
 
 @pytest.mark.parametrize("function", [ChunkedAttention.apply, plain_attention])
 @pytest.mark.parametrize("groups", [0, 4])
-def test_gradients_in_half_precision_survive_what_all_tokens_share(
+def test_gradients_in_half_precision_stay_exact_where_all_keys_and_values_are_alike(
     groups: int, function: Any
 ) -> None:
     """Keys and values far from 0, and near each other, as trained networks have them."""

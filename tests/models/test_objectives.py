@@ -29,7 +29,7 @@ def test_the_loss_ignores_visible_pixels() -> None:
     assert torch.equal(masked_l1(prediction, target, mask), masked_l1(changed, target, mask))
 
 
-def test_nothing_hidden_is_no_error_and_no_division_by_zero() -> None:
+def test_a_mask_that_hides_nothing_gives_a_loss_of_zero() -> None:
     image = torch.randn(1, 3, 4, 4)
     assert masked_l1(image, image + 1, torch.zeros(1, 1, 4, 4, dtype=torch.bool)) == 0
 
@@ -151,7 +151,9 @@ def test_a_target_whose_pixels_features_cannot_predict_is_an_error(
         model_with(monkeypatch, target, "DATA.IMG_SIZE", size)
 
 
-def test_a_target_that_is_not_as_it_says_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_with_other_channels_than_it_declares_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Broadcast, the loss would be a number, and wrong."""
     target = Blurred(1)
     monkeypatch.setattr(target, "channels", lambda image_channels: image_channels)

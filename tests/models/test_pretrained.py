@@ -56,7 +56,7 @@ def test_position_biases_are_resized_as_the_reference_does(name: str) -> None:
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-6)
 
 
-def test_windows_need_not_be_square() -> None:
+def test_position_biases_of_windows_that_are_not_square_are_resized() -> None:
     table = torch.randn(11 * 7, 4)
     resized = resize_position_bias(table, (6, 4), (12, 8))
     assert resized.shape == (23 * 15, 4)
@@ -70,26 +70,26 @@ def test_windows_need_not_be_square() -> None:
     ("num_offsets", "aspect", "window"),
     [(169, 1.0, (7, 7)), (11 * 7, 2.0, (6, 4)), (11 * 7, 0.5, (4, 6)), (225, 2.5, (13, 5))],
 )
-def test_a_table_is_of_the_window_nearest_to_the_images_shape(
+def test_a_position_table_belongs_to_the_window_nearest_to_the_shape_of_the_image(
     num_offsets: int, aspect: float, window: tuple[int, int]
 ) -> None:
     assert window_of_table(num_offsets, aspect) == window
 
 
 @pytest.mark.parametrize(("num_offsets", "aspect"), [(120, 1.0), (-3, 1.0), (77, 1.0), (120, 2.0)])
-def test_tables_of_no_window_are_refused(num_offsets: int, aspect: float) -> None:
+def test_position_tables_that_fit_no_window_are_refused(num_offsets: int, aspect: float) -> None:
     with pytest.raises(ValueError, match=r"a table of -?\d+ relative positions"):
         window_of_table(num_offsets, aspect)
 
 
-def test_a_table_that_is_too_small_is_refused() -> None:
+def test_a_position_table_that_is_too_small_is_refused() -> None:
     with pytest.raises(ValueError, match="too few to resize"):
         resize_position_bias(torch.zeros(9, 2), (2, 2), (7, 7))
 
 
 @pytest.mark.parametrize("window", [(12, 12), (6, 14), (1, 1), (1, 4), (32, 32)])
 @pytest.mark.parametrize("pretrained", [(12, 12), (6, 6), (7, 21)])
-def test_coordinates_tell_for_which_window_they_were_made(
+def test_the_window_of_relative_coordinates_is_recognized(
     window: tuple[int, int], pretrained: tuple[int, int]
 ) -> None:
     found = window_of_coordinates(relative_coordinates(window, pretrained))
@@ -160,7 +160,7 @@ def test_a_vit_file_without_position_bias_loads_too(tmp_path: Path) -> None:
     assert sum("bias_table" in name for name in report.initialized) == 3
 
 
-def test_this_projects_pretraining_model_is_a_start(tmp_path: Path) -> None:
+def test_a_pretraining_model_of_this_project_starts_a_classifier(tmp_path: Path) -> None:
     cfg = get_config(None, options(EXPECTED["swin"]["pretrain_config"]))
     pretrained: Any = build_pretrain_model(cfg)
     torch.save({"model": pretrained.state_dict(), "epoch": 3}, tmp_path / "x.pth")
@@ -202,7 +202,9 @@ def test_swinv2_counts_positions_in_the_windows_of_the_file(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("tells", [True, False])
-def test_swinv2_files_without_coordinates_and_with_older_names(tmp_path: Path, tells: bool) -> None:
+def test_swinv2_files_without_coordinates_and_with_older_names_are_loaded(
+    tmp_path: Path, tells: bool
+) -> None:
     pretrained = swinv2(48, 12, pretrain=True)
     weights = {
         name.replace("cpb_mlp", "rpe_mlp"): value
@@ -252,7 +254,7 @@ def test_broken_coordinates_are_one_clear_error(tmp_path: Path) -> None:
         window_of_coordinates(torch.full((1, 3, 3, 2), 1e-30))
 
 
-def test_a_table_that_claims_many_positions_and_holds_none_takes_no_time() -> None:
+def test_an_empty_position_table_that_claims_many_positions_is_refused_at_once() -> None:
     model = classifier("swin")
     name = next(name for name in model.state_dict() if name.endswith("position_bias_table"))
     weights = dict(model.state_dict()) | {name: torch.ones(2**40 - 1, 0)}
@@ -270,7 +272,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
-def test_numbers_of_another_kind_are_no_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_weights_of_another_type_of_numbers_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
     model = classifier("vit")
     weights = {name: value.to(dtype) for name, value in model.state_dict().items()}
     torch.save({"model": weights, "model_ema": None}, tmp_path / "x.pth")
@@ -382,7 +384,7 @@ def test_names_of_classes_come_from_the_file_where_it_has_them() -> None:
 
 
 @pytest.mark.parametrize("names", [3, "cat", {"cat": 1}, [1, 2], [["cat"], "dog"], torch.ones(2)])
-def test_what_is_no_list_of_names_is_refused(names: Any) -> None:
+def test_class_names_that_are_no_list_of_names_are_refused(names: Any) -> None:
     with pytest.raises(ValueError, match=r"x: classes is .*, expected names"):
         class_names({"classes": names}, 2, "x")
 
@@ -406,7 +408,7 @@ def test_a_head_that_is_missing_or_claims_too_much_is_refused(
     assert head_size({"head.weight": torch.ones(2, 4)}, "x") == 2
 
 
-def test_sizes_that_no_image_has_tell_nothing_of_a_file() -> None:
+def test_impossible_image_sizes_in_a_file_are_ignored() -> None:
     sizes: list[Any] = [10**400, -1, 0, True, "x", [10**400, 1], [1], [1, 2, 3], {}]
     for size in sizes:
         state: Any = {"config": {"DATA": {"IMG_SIZE": size}, "MODEL": {"SWINV2": {}}}}

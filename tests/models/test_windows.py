@@ -26,7 +26,9 @@ def attentions(window: tuple[int, int]) -> list[Any]:
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("shifted", [False, True])
-def test_reverse_undoes_partition(grid: tuple[int, int], shifted: bool) -> None:
+def test_reversing_a_window_partition_gives_the_map_back(
+    grid: tuple[int, int], shifted: bool
+) -> None:
     windows = Windows(grid, 4, shifted)
     feature_map = torch.randn(2, *grid, 3)
     assert torch.equal(windows.reverse(windows.partition(feature_map)), feature_map)
@@ -97,7 +99,7 @@ def test_shifted_windows_keep_opposite_borders_apart() -> None:
     assert windows.mask.unique().tolist() == [-100, 0]
 
 
-def test_neighbours_beyond_an_odd_border_are_zeros() -> None:
+def test_neighbours_beyond_an_odd_border_count_as_zeros() -> None:
     tokens = torch.arange(1.0, 16.0).view(1, 15, 1)  # 3 x 5
     joined = join_neighbours(tokens, (3, 5))
     assert joined.tolist() == [

@@ -355,13 +355,18 @@ def fuzz(name: str, number: int, seed: int) -> dict[str, int]:
     return counts
 
 
-def main() -> None:
-    """All kinds; one line for each."""
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--number", type=int, default=2000, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", choices=list(KINDS), action="append")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """All kinds; one line for each."""
+    arguments = read_arguments()
     for name in arguments.kind or KINDS:
         print(f"{name}, seed {arguments.seed}: {fuzz(name, arguments.number, arguments.seed)}")
 

@@ -299,12 +299,17 @@ def require_same(
         assert equal(one, other), f"{scenario}, {name} differs: {where}, after kills: {hits}"
 
 
-def main() -> None:
-    """Kill runs of all kinds; one line for each."""
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Kill runs of all kinds; one line for each."""
+    arguments = read_arguments()
     survived: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         for index, scenario in enumerate(SCENARIOS):

@@ -39,7 +39,7 @@ def test_one_gpu_waits_for_nobody() -> None:
     assert cluster.cells(update, ASSUMED)[6:] == ["1,000", "0.10", "10.0", "1 s"]
 
 
-def test_the_report_of_a_recipe(
+def test_the_report_shows_parameters_operations_and_updates_of_a_recipe(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg = "configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml"
@@ -70,7 +70,7 @@ NO_NUMBERS = ["0", "-1", "nan", "inf", "-inf", "1e-320", "1e400", "9" * 400, "9"
         (shard, ["--size"], "is not a whole number from 1 to 1e+15"),
     ],
 )
-def test_what_is_to_be_a_positive_number_of_a_tool_is_one(
+def test_tools_refuse_arguments_that_are_no_positive_numbers(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     program: Any,
@@ -87,7 +87,7 @@ def test_what_is_to_be_a_positive_number_of_a_tool_is_one(
 
 
 @pytest.mark.parametrize("extreme", [1e-15, 1e15])
-def test_extreme_numbers_are_worked_out(
+def test_extreme_numbers_give_a_report_without_nan(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], extreme: float
 ) -> None:
     cfg = "configs/cifar10/simmim_pretrain__vit_tiny__cifar32.yaml"

@@ -70,7 +70,7 @@ def test_the_largest_batch_fits_and_leaves_a_tenth() -> None:
 
 
 @pytest.mark.slow
-def test_the_plan_of_a_recipe(
+def test_the_plan_shows_parameters_and_memory_of_a_recipe(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg = "configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml"

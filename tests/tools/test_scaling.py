@@ -12,7 +12,7 @@ from tools import scaling
 
 
 @pytest.mark.slow
-def test_tables_and_a_picture_of_two_keys(
+def test_varying_two_keys_gives_tables_and_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "out.png"
@@ -49,7 +49,7 @@ def test_wrong_arguments_are_one_line(
     assert message in capfd.readouterr().err
 
 
-def test_values_stand_at_their_numbers_or_in_a_row() -> None:
+def test_numbers_are_plotted_at_their_value_and_words_in_a_row() -> None:
     assert scaling.places([1, 2.5]) == [1, 2.5]
     assert scaling.places([[2, 2], [96, 192]]) == [4, 288]
     assert scaling.places(["float32", "bfloat16"]) == [0, 1]

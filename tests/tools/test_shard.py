@@ -82,7 +82,7 @@ def test_wrong_arguments_are_one_line_and_leave_nothing(
     assert snapshot(tmp_path) == before
 
 
-def test_stopped_in_the_middle_it_leaves_nothing(
+def test_sharding_that_is_stopped_in_the_middle_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_classes(tmp_path / "in")

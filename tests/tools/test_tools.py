@@ -70,7 +70,7 @@ def test_a_checkpoint_that_is_not_there_is_an_error(
     assert message in capsys.readouterr().err
 
 
-def test_classifiers_and_their_recipes_reconstruct_nothing(
+def test_a_classifier_or_its_recipe_is_refused_by_the_reconstruction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg, recipe = write_config(tmp_path), write_finetune_config(tmp_path)
@@ -135,7 +135,7 @@ def test_a_folder_with_an_equals_sign_is_a_run_with_and_without_a_label(
     assert "tony' is no folder of a run, nor LABEL=FOLDER" in capsys.readouterr().err
 
 
-def test_curves_go_on_to_a_torn_last_line_and_name_any_other(
+def test_curves_ignore_a_torn_last_line_and_name_any_other_broken_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, line = tmp_path / "metrics.jsonl", '{"update": 1, "loss": 2.0}\n'
@@ -165,7 +165,7 @@ def test_curves_say_which_file_they_wrote(
     assert not (tmp_path / "curve").exists()
 
 
-def test_samples_are_spread_over_a_data_set_and_none_comes_twice() -> None:
+def test_drawn_samples_are_spread_over_a_data_set_and_none_comes_twice() -> None:
     for length in range(1, 200):
         for number in range(1, 20):
             chosen = spread(number, length)

@@ -49,7 +49,7 @@ def test_a_compiled_run_is_resumed_without_compiling(
     assert "nothing is left to train" in (run_folder(tmp_path) / "log_rank0.txt").read_text()
 
 
-def test_other_words_are_refused() -> None:
+def test_other_values_of_compile_are_refused() -> None:
     with pytest.raises(ValueError, match=r"TRAIN\.COMPILE is 'everything'; choices: none"):
         get_config(None, ["TRAIN.COMPILE", "everything"])
 

@@ -8,12 +8,12 @@ from utils.device import choose_device, choose_precision
 CPU = torch.device("cpu")
 
 
-def test_auto_is_a_gpu_if_there_is_one() -> None:
+def test_auto_takes_a_gpu_if_there_is_one() -> None:
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert choose_device("cpu") == CPU
 
 
-def test_precision_on_cpus_is_bfloat16_where_it_is_fast() -> None:
+def test_a_cpu_computes_in_bfloat16_or_float32_and_never_in_float16() -> None:
     assert choose_precision("auto", CPU) in (torch.bfloat16, torch.float32)
     assert choose_precision("bfloat16", CPU) == torch.bfloat16
     assert choose_precision("float32", CPU) == torch.float32

@@ -50,6 +50,6 @@ def test_an_update_reuses_the_memory_of_the_one_before() -> None:
     assert faults_of_an_update("kept") < 0.1 * PAGES
 
 
-def test_what_the_environment_says_about_memory_stays() -> None:
+def test_settings_of_memory_in_the_environment_are_kept() -> None:
     words = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
     assert faults_of_an_update("kept", **dict.fromkeys(words, "131072")) > 0.9 * PAGES

@@ -135,7 +135,7 @@ def test_without_transformers_the_message_says_how_to_get_it(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["swin", "vit"])
-def test_their_models_have_the_sizes_of_ours(kind: str) -> None:
+def test_the_models_of_transformers_have_the_sizes_of_ours(kind: str) -> None:
     opts = [*SMALL[kind], "MODEL.NAME", "pretrain"]
     if kind == "vit":  # theirs knows absolute positions only
         opts += ["MODEL.VIT.USE_SHARED_RPB", False, "MODEL.VIT.USE_APE", True]
@@ -158,7 +158,7 @@ def _append(path: Path, word: str) -> Work:
 
 
 @pytest.mark.slow
-def test_sides_work_in_turn_each_with_its_own_settings(tmp_path: Path) -> None:
+def test_both_sides_of_a_comparison_work_in_turn_each_with_its_own_settings(tmp_path: Path) -> None:
     path = tmp_path / "order"
     sides = [Side(name, _append, (path, name), as_here=name == "a") for name in ("a", "b")]
     times = in_turn(sides, rounds=2)
@@ -180,7 +180,7 @@ def _end() -> Work:
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_a_side_is_told() -> None:
+def test_an_error_in_one_side_of_a_comparison_is_reported() -> None:
     for make, message in ((_refuse, "no such picture"), (_end, "ended with status 7")):
         side = Side("x", make, ())
         with pytest.raises(ValueError, match=message):
@@ -189,7 +189,7 @@ def test_what_goes_wrong_in_a_side_is_told() -> None:
 
 
 @pytest.mark.slow
-def test_a_side_that_is_left_while_it_works_ends_by_itself(tmp_path: Path) -> None:
+def test_a_side_that_is_abandoned_while_it_works_ends_by_itself(tmp_path: Path) -> None:
     side = Side("x", _append, (tmp_path / "order", "x"))
     side.seconds()  # it has started, however long that takes here
     side.connection.send("run")
@@ -197,7 +197,7 @@ def test_a_side_that_is_left_while_it_works_ends_by_itself(tmp_path: Path) -> No
     assert side.process.exitcode == 0
 
 
-def test_the_ratio_is_taken_round_by_round() -> None:
+def test_the_ratio_is_the_median_of_the_ratios_of_all_rounds() -> None:
     spread = ratio({"a": [1.0, 2.0, 4.0], "b": [3.0, 2.0, 8.0]})
     assert spread == {"median": 2.0, "smallest": 1.0, "largest": 3.0}
 

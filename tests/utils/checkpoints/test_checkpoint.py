@@ -113,7 +113,7 @@ def test_going_back_to_an_earlier_checkpoint_asks_for_another_folder(tmp_path: P
     assert resume(RunFolder(tmp_path), parts_of(), cfg, UPDATES, CPU).epoch == 6
 
 
-def test_the_command_of_a_run_that_went_back_goes_on_from_what_descends(tmp_path: Path) -> None:
+def test_a_run_that_went_back_goes_on_from_its_own_later_checkpoints(tmp_path: Path) -> None:
     first, second = tmp_path / "first", RunFolder(tmp_path / "second")
     first.mkdir()
     for epoch in (3, 5):
@@ -136,7 +136,7 @@ def test_the_command_of_a_run_that_went_back_goes_on_from_what_descends(tmp_path
         resume(second, parts_of(), other, UPDATES, CPU)
 
 
-def test_a_checkpoint_that_another_run_has_left_meanwhile_ends_the_start(tmp_path: Path) -> None:
+def test_a_checkpoint_that_another_run_has_written_meanwhile_ends_the_start(tmp_path: Path) -> None:
     start = resume(RunFolder(tmp_path), parts_of(), get_config(), UPDATES, CPU)
     save_epoch(epoch_path(tmp_path, 0), 0, parts_of(), get_config())
     with pytest.raises(ValueError, match="another run has changed the checkpoints"):

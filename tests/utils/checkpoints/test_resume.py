@@ -66,7 +66,7 @@ def as_nobody(function: Callable[..., Any], *arguments: Any) -> str:
     return str(said)
 
 
-def test_a_checkpoint_that_the_disk_does_not_give_ends_the_run_and_stays(
+def test_a_checkpoint_that_the_disk_cannot_read_ends_the_run_and_is_kept(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -85,7 +85,7 @@ def test_a_checkpoint_that_the_disk_does_not_give_ends_the_run_and_stays(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_may_not_be_read_is_no_damage(tmp_path: Path) -> None:
+def test_a_checkpoint_without_permission_to_read_does_not_count_as_damaged(tmp_path: Path) -> None:
     os.chmod(tmp_path, 0o777)
     for parent in tmp_path.parents[:-2]:
         os.chmod(parent, 0o755)
@@ -235,7 +235,9 @@ def test_the_checkpoint_of_another_stage_says_which_program_goes_on(tmp_path: Pa
     ],
     ids=str,
 )
-def test_an_impossible_value_is_one_line(tmp_path: Path, place: Any, value: Any) -> None:
+def test_an_impossible_value_in_a_checkpoint_is_refused_in_one_line(
+    tmp_path: Path, place: Any, value: Any
+) -> None:
     parts = parts_of()
     train_a_little(parts)
     save_epoch(path := epoch_path(tmp_path, 0), 0, parts, get_config())
@@ -250,7 +252,7 @@ def test_an_impossible_value_is_one_line(tmp_path: Path, place: Any, value: Any)
     assert path.exists()
 
 
-def test_what_cannot_be_read_back_is_an_error_at_once(tmp_path: Path) -> None:
+def test_a_state_that_cannot_be_read_back_is_an_error_when_it_is_saved(tmp_path: Path) -> None:
     class Scaler(torch.amp.GradScaler):
         """Its state is an object, which no reader takes."""
 
@@ -283,7 +285,7 @@ def test_the_best_epoch_is_one_file_with_two_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_old_checkpoint_that_does_not_go_is_a_warning(tmp_path: Path) -> None:
+def test_an_old_checkpoint_that_cannot_be_deleted_gives_a_warning(tmp_path: Path) -> None:
     for epoch in range(3):
         epoch_path(tmp_path, epoch).touch()
     for parent in tmp_path.parents[:-2]:
@@ -321,7 +323,7 @@ def test_a_folder_of_damaged_checkpoints_alone_does_not_begin_again(tmp_path: Pa
     assert resume(RunFolder(tmp_path), parts_of(), get_config(), UPDATES, CPU).epoch == 1
 
 
-def test_where_there_are_no_locks_a_run_says_so(
+def test_a_run_says_so_where_the_file_system_has_no_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(*arguments: Any) -> None:

@@ -141,7 +141,7 @@ def test_a_file_that_torch_has_written_without_checksums_is_read(tmp_path: Path)
         (b"\x89PNG\r\n", "a picture"),
     ],
 )
-def test_what_people_take_for_a_checkpoint_is_named_and_no_damage(
+def test_a_file_that_people_take_for_a_checkpoint_is_named_and_not_called_damaged(
     tmp_path: Path, begin: bytes, kind: str
 ) -> None:
     path = tmp_path / "x.pth"
@@ -172,7 +172,9 @@ def nested(levels: int) -> Any:
     ],
     ids=["lists", "lists beside tensors", "tensors", "keys", "sparse", "stride 0", "meta"],
 )
-def test_what_little_can_become_much_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+def test_small_contents_that_unfold_to_large_ones_are_refused(
+    tmp_path: Path, content: Any, message: str
+) -> None:
     torch.save(content, path := tmp_path / "x.pth")
     with pytest.raises(ValueError, match=message):
         read_checkpoint(path)
@@ -283,7 +285,9 @@ def test_an_archive_cannot_claim_more_than_the_file_holds(tmp_path: Path) -> Non
     ids=["empty", "text", "torn zip", "truncated", "beheaded", "bare pickle"],
 )
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_what_is_no_checkpoint_is_one_line(tmp_path: Path, content: bytes, suffix: str) -> None:
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(
+    tmp_path: Path, content: bytes, suffix: str
+) -> None:
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(content)
     with pytest.raises(

@@ -132,7 +132,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_earlier_checkpoints_are_whole(
         (3, 4, {0, 4, 5, 6}),
     ],
 )
-def test_as_many_are_kept_as_are_wanted(
+def test_as_many_checkpoints_are_kept_as_configured(
     tmp_path: Path, last: int, every: int, expected: set[int]
 ) -> None:
     for epoch in range(7):
@@ -181,7 +181,9 @@ def test_what_is_written_is_the_state_of_the_moment_and_training_does_not_wait(
 
 
 @pytest.mark.slow
-def test_minutes_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_saves_after_the_configured_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that saves every 0.001 minutes: at least at every fifth update of 20 ms."""
     opts = ["--opts", "SAVE_MINUTES", 0.001, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0]
     opts += ["DATA.NUM_SHAPES", 320, "SAVE_FREQ", 5]

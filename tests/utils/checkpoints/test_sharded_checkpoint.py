@@ -171,7 +171,7 @@ def test_without_a_checksum_a_flipped_bit_gives_an_error_or_the_same_numbers(cop
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "rest.pth"])
-def test_a_missing_file_is_damage(copied: Path, name: str) -> None:
+def test_a_missing_file_counts_as_damage(copied: Path, name: str) -> None:
     (copied / name).unlink()
     with pytest.raises(DamagedError, match=f"is incomplete: its {name} is missing"):
         read_contents(copied)
@@ -195,7 +195,9 @@ def load(folder: Path, contents: Metadata) -> None:
         ("__0_0.distcp", load),
     ],
 )
-def test_a_disk_that_cannot_be_read_is_no_damage(copied: Path, name: str, read: Any) -> None:
+def test_a_disk_that_cannot_be_read_does_not_count_as_damage(
+    copied: Path, name: str, read: Any
+) -> None:
     contents = read_contents(copied)
     make_unreadable(copied / name)
     with pytest.raises(ValueError, match=r"cannot be read: .*nput/output error") as caught:
@@ -381,7 +383,7 @@ def huge(entries: Any, pieces: Any) -> None:
         (overlapping, "what lies in __0_0.distcp is not one after another"),
     ],
 )
-def test_contents_that_do_not_fit_together_are_damage(
+def test_contents_that_do_not_fit_together_count_as_damage(
     copied: Path, change: Any, message: str
 ) -> None:
     changed(copied, change)
@@ -454,7 +456,7 @@ def test_a_hostile_table_of_contents_is_refused_in_bounded_time_and_memory(
     assert not Path("pwned").exists()
 
 
-def test_contents_that_are_as_written_and_not_understood_are_no_damage(copied: Path) -> None:
+def test_contents_that_are_whole_but_not_understood_do_not_count_as_damage(copied: Path) -> None:
     """Another version of torch may write what this project does not know."""
     (copied / ".metadata").write_bytes(pickled(b"N"))
     write_checksum(copied / ".metadata")

@@ -132,7 +132,7 @@ def test_a_plain_copy_leads_to_the_same_configuration(tmp_path: Path) -> None:
         ("!!python/object/apply:os.system ['touch pwned']", "is not valid YAML"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(tmp_path: Path, text: str, message: str) -> None:
+def test_a_mistake_is_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         get_config(write(tmp_path / "cfg.yaml", text))
     assert "\n" not in str(error.value)
@@ -144,7 +144,7 @@ def test_an_option_without_value_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("text", ["true", "True", "yes", "ON", "false", "No", "off"])
-def test_what_yaml_calls_a_boolean_is_one_in_options(text: str) -> None:
+def test_options_take_every_word_that_yaml_takes_for_a_boolean(text: str) -> None:
     expected = text.lower() in ("true", "yes", "on")
     assert get_config(None, ["TRAIN.USE_CHECKPOINT", text]).TRAIN.USE_CHECKPOINT is expected
 
@@ -173,7 +173,7 @@ def test_a_recipe_that_sets_nothing_is_an_error(tmp_path: Path, text: str) -> No
         get_config(write(tmp_path / "x.yaml", text))
 
 
-def test_names_say_the_stage() -> None:
+def test_the_name_of_a_model_tells_the_stage() -> None:
     for name, stage in (
         ("simmim_finetune", "fine-tuning"),
         ("simmim_pretrain", "pre-training"),

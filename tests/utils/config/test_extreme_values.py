@@ -106,7 +106,7 @@ def test_every_number_has_a_range() -> None:
 
 
 @pytest.mark.parametrize("key", [*FLOAT_LISTS, "MODEL.SWIN.DEPTHS"])
-def test_what_is_no_number_is_refused_in_lists(key: str) -> None:
+def test_lists_with_values_that_are_no_numbers_are_refused(key: str) -> None:
     with pytest.raises(ValueError, match=f"{key} is .*nan.*expected list of numbers"):
         get_config(None, [key, [0.5, math.nan]])
 

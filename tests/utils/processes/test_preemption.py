@@ -193,7 +193,7 @@ def test_a_signal_waits_for_data_that_are_slow_but_come(
 
 
 @pytest.mark.slow
-def test_finding_the_data_may_take_longer_than_a_process_may_be_lost(
+def test_finding_the_data_can_take_longer_than_the_time_after_which_a_process_is_lost(
     tmp_path: Path, running: list[BaseProcess]
 ) -> None:
     opts = ("TRAIN.LOST_AFTER", 5)
@@ -319,7 +319,7 @@ def test_other_numbers_of_processes_go_on_with_the_rest_of_the_epoch(
     assert "an update is now 4 images and an epoch 100 updates" in said(output)
 
 
-def test_what_all_processes_have_seen_is_a_beginning_of_the_epochs_order() -> None:
+def test_processes_together_see_the_samples_in_the_order_of_the_epoch() -> None:
     """Three processes, then two, then one: each sample once, in the order of the epoch."""
     order = epoch_order(101, seed=3, epoch=5).tolist()
     seen: list[int] = []

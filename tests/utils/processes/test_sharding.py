@@ -203,7 +203,7 @@ BROKEN = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_checkpoint_is_one_clear_error(
+def test_a_broken_checkpoint_gives_one_clear_error(
     sharded: Path,
     tmp_path: Path,
     kind: str,
@@ -283,7 +283,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_uses_are_one_clear_error(
+def test_wrong_uses_of_sharding_give_one_clear_error(
     sharded: Path,
     tmp_path: Path,
     name: str,

@@ -42,7 +42,7 @@ def arrays(tmp_path: Path) -> Path:
     return folder
 
 
-def test_such_an_update_changes_nothing_and_is_counted(
+def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arrays: Path
 ) -> None:
     """The update before it and the one after it are those of a run that has other pictures."""
@@ -137,7 +137,7 @@ def test_weights_that_are_not_finite_are_not_saved(
     assert not list(run_folder(tmp_path).glob("ckpt*"))
 
 
-def test_a_scale_adjustment_is_no_divergence() -> None:
+def test_a_scale_adjustment_does_not_count_as_divergence() -> None:
     """A loss scale that is too large makes gradients infinite, and is halved until it is not."""
     scaler, model = torch.amp.GradScaler("cpu", init_scale=2.0**126), torch.nn.Linear(5, 3)
     torch.nn.init.constant_(model.weight, 3.0)
@@ -147,7 +147,7 @@ def test_a_scale_adjustment_is_no_divergence() -> None:
     assert math.isfinite(reports[-1]["loss_mean"])
 
 
-def test_shares_are_those_of_the_loaders() -> None:
+def test_shares_of_an_update_are_those_of_the_loaders() -> None:
     assert split_among_processes(list(range(8)), 2, 2) == [[[0, 2], [4, 6]], [[1, 3], [5, 7]]]
 
 
@@ -186,7 +186,7 @@ BUNDLE["files"] = {index: f"shape {index}" for index in range(4)}
         ),
     ],
 )
-def test_replay_wants_a_bundle(
+def test_replay_refuses_files_that_are_no_bundle(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -24,7 +24,7 @@ def evaluation_of(logits: Tensor, labels: Tensor, batch_size: int = 2) -> Evalua
     )
 
 
-def test_counts_are_those_made_by_hand() -> None:
+def test_accuracy_and_loss_equal_those_computed_by_hand() -> None:
     evaluation = evaluation_of(LOGITS, LABELS)
     assert evaluation.images.tolist() == [2, 1, 0, 0, 0, 0]
     assert evaluation.correct1.tolist() == [1, 1, 0, 0, 0, 0]
@@ -66,7 +66,7 @@ def test_a_network_of_nans_has_no_accuracy() -> None:
         evaluation_of(LOGITS * float("nan"), LABELS)
 
 
-def test_the_network_is_left_as_it_was() -> None:
+def test_evaluation_leaves_the_network_as_it_was() -> None:
     model = nn.Sequential(nn.Dropout(0.9))
     batches = [(LOGITS, LABELS)]
     arguments: dict[str, Any] = dict(device=CPU, amp_dtype=torch.float32)
@@ -75,7 +75,7 @@ def test_the_network_is_left_as_it_was() -> None:
     assert evaluation.acc1 == pytest.approx(200 / 3)  # nothing was dropped
 
 
-def test_the_first_of_equals_is_the_best() -> None:
+def test_the_first_of_equal_epochs_is_the_best() -> None:
     best = Best()
     assert [best.update(acc1, epoch) for epoch, acc1 in enumerate((3.0, 5.0, 5.0, 4.0))] == [
         True, True, False, False,
