@@ -9,13 +9,3 @@ from models.build import (
     stored_config,
 )
 from models.pretrained import load_pretrained
-
-__all__ = [
-    "build_classifier",
-    "build_criterion",
-    "build_pretrain_model",
-    "load_classifier",
-    "load_pretrained",
-    "load_simmim",
-    "stored_config",
-]

@@ -11,15 +11,3 @@ from utils.config.reading import (
     to_plain,
     with_options,
 )
-
-__all__ = [
-    "config_of",
-    "get_config",
-    "is_finetuning",
-    "keys_below",
-    "keys_like",
-    "read_recipe",
-    "stage_of",
-    "to_plain",
-    "with_options",
-]
