@@ -24,17 +24,8 @@ from utils.streams import append, lose_failures
 Item = TypeVar("Item")
 Record = dict[str, float]  # figures of an update, by name
 
-SCALARS = (
-    "loss",
-    "lr",
-    "grad_norm",
-    "images_per_second",
-    "data_wait",
-    "memory_mb",
-    "skipped",
-    "scale_adjustments",
-    "broken_pictures",
-)
+# Figures of metrics.jsonl that are not drawn: where an update stands, times, means of an epoch.
+NOT_DRAWN = ("update", "index", "num_updates", "time", "time_mean", "loss_mean", "grad_norm_mean")
 
 
 class _ConsoleHandler(logging.Handler):
@@ -135,9 +126,8 @@ class RunLog:
                 record["skipped"],
             )
         self.skipped = int(record["skipped"])
-        if self.rank == 0:
-            self._append({"epoch": self.current_epoch} | record)
-            self._draw_curves({f"train/{name}": record[name] for name in SCALARS})
+        drawn = {name: record[name] for name in record if name not in NOT_DRAWN}
+        self._record(record, {f"train/{name}": value for name, value in drawn.items()})
 
     def progress(self, updates: range) -> Iterable[int]:
         """The updates of an epoch, with a progress bar."""
@@ -146,25 +136,25 @@ class RunLog:
     def validated(self, line: str, loss: float, acc1: float, acc5: float) -> None:
         """Log a validation, append it to metrics.jsonl and to TensorBoard's curves."""
         self.info("%s Loss %.4f", line, loss)
-        if self.rank == 0:
-            figures = {"val_loss": loss, "val_acc1": acc1, "val_acc5": acc5}
-            self._append({"epoch": self.current_epoch, "update": self.update} | figures)
-            self._draw_curves({name.replace("_", "/", 1): figures[name] for name in figures})
+        figures = {"val_loss": loss, "val_acc1": acc1, "val_acc5": acc5}
+        drawn = {name.replace("_", "/", 1): figures[name] for name in figures}
+        self._record({"update": self.update} | figures, drawn)
 
-    def _append(self, record: Record) -> None:
+    def _record(self, figures: Record, curves: Record) -> None:
+        """Append figures to metrics.jsonl and draw points of curves, on rank 0."""
+        if self.rank:
+            return
         known = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in record.items()
+            for name, value in ({"epoch": self.current_epoch} | figures).items()
         }
         self.unwritten += json.dumps(known).encode() + b"\n"
         path = self.folder / "metrics.jsonl"
         with self._going_on(f"{path}"):
             append(path, self.unwritten)
             self.unwritten = b""
-
-    def _draw_curves(self, values: dict[str, float]) -> None:
         with self._going_on("tensorboard"):
-            for name, value in values.items():
+            for name, value in curves.items():
                 self.board.add_scalar(name, value, self.update)
 
     @contextlib.contextmanager

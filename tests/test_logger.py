@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from logger import SCALARS, RunLog, train_line
-from tests.support.log_records import record
+from logger import RunLog, train_line
+from tests.support.log_records import CURVES, record
 
 
 def test_the_line_has_the_references_format() -> None:
@@ -33,7 +33,7 @@ def test_figures_reach_file_console_metrics_and_tensorboard(
     assert (line["epoch"], line["update"], line["loss"]) == (1, 7, 0.25)
     assert Image.open(tmp_path / "reconstruction.png").size == (8, 4)
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert set(board.Tags()["scalars"]) == {f"train/{name}" for name in SCALARS}
+    assert set(board.Tags()["scalars"]) == {f"train/{name}" for name in CURVES}
     assert board.Tags()["images"] == ["reconstruction"]
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(7, 0.25)]
 

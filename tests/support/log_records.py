@@ -2,9 +2,12 @@
 
 from typing import Any
 
-from logger import SCALARS
+CURVES = (
+    *("loss", "lr", "grad_norm", "images_per_second", "data_wait", "memory_mb", "skipped"),
+    *("scale_adjustments", "broken_pictures"),
+)
 
 
 def record(update: int, **changes: Any) -> dict[str, Any]:
-    figures = dict.fromkeys((*SCALARS, "loss_mean", "grad_norm_mean", "time", "time_mean"), 0.5)
+    figures = dict.fromkeys((*CURVES, "loss_mean", "grad_norm_mean", "time", "time_mean"), 0.5)
     return figures | {"skipped": 0, "update": update, "index": update, "num_updates": 10} | changes
