@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from timm.layers import to_2tuple
@@ -24,17 +24,11 @@ from utils.checkpoints.state import restore_model
 from utils.config import config_of
 from utils.messages import choose, shown
 
-
-def _vit(**arguments: Any) -> VisionTransformer:
-    # Initial weights are cut at 1 standard deviation in pre-training, at 100 in fine-tuning.
-    return VisionTransformer(init_cut=0.02 if arguments["use_mask_token"] else 2.0, **arguments)
-
-
 # `Encoder` describes the constructor arguments.
 ENCODERS: dict[str, Callable[..., Encoder]] = {
     "swin": SwinTransformer,
     "swinv2": SwinTransformerV2,
-    "vit": _vit,
+    "vit": VisionTransformer,
 }
 # (features, pixels of the target along a feature's side, channels of the target) -> head
 DECODERS: dict[str, Callable[[int, int, int], nn.Module]] = {"linear": linear_decoder}

@@ -147,8 +147,7 @@ class VisionTransformer(nn.Module):
     """ViT that classifies images, or encodes them for SimMIM.
 
     `image_size` is a side or (height, width); `num_classes` 0 leaves the head out;
-    `use_mask_token` adds the token that hides patches; initial weights are truncated at
-    +-`init_cut` (absolute).
+    `use_mask_token` adds the token that hides patches.
     """
 
     def __init__(
@@ -171,7 +170,6 @@ class VisionTransformer(nn.Module):
         num_classes: int = 1000,
         use_mask_token: bool = False,
         use_checkpoint: bool = False,
-        init_cut: float = 2.0,
     ) -> None:
         super().__init__()
         sides: Grid = to_2tuple(image_size)
@@ -202,7 +200,8 @@ class VisionTransformer(nn.Module):
         self.norm = nn.Identity() if use_mean_pooling else nn.LayerNorm(embed_dim, eps=_EPS)
         self.fc_norm = nn.LayerNorm(embed_dim, eps=_EPS) if use_mean_pooling else None
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else None
-        self._init_weights(init_cut)
+        # Normals of std 0.02 are cut at 1 std in pre-training, at 100 in fine-tuning, as published.
+        self._init_weights(cut=0.02 if use_mask_token else 2.0)
 
     def _init_weights(self, cut: float) -> None:
         self.apply(lambda module: init_linear(module, cut))
