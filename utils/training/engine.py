@@ -21,9 +21,9 @@ from utils.training.run import Run
 
 @dataclass
 class Loop:
-    """What the training loop works with; `model` is the state's, distributed over the processes.
+    """Arguments of the training loop; `model` is the state's, wrapped for its processes.
 
-    `report` gets the figures of every `report_every`-th update and of an epoch's last one.
+    `report` gets the figures of every `report_every`-th update and of the last one of an epoch.
     """
 
     run: Run
@@ -39,10 +39,10 @@ class Loop:
 
 
 def train_one_epoch(loop: Loop) -> None:
-    """Run what is left of an epoch: as many updates as the loader has batches for.
+    """Train the rest of an epoch: as many updates as the loader has batches for.
 
-    An update averages the gradients of `run.accumulation_steps` micro-batches. Where loss or
-    gradient are not finite the weights stay as they are.
+    An update averages the gradients of `run.accumulation_steps` micro-batches. An update whose loss
+    or gradient is not finite leaves the weights unchanged.
     """
     run, state, model, metrics = loop.run, loop.state, loop.model, loop.metrics
     position, optimizer, scaler = state.position, state.optimizer, state.scaler
@@ -51,61 +51,65 @@ def train_one_epoch(loop: Loop) -> None:
     model.train()
     batches = iter(loop.loader)
     for index in loop.progress(range(first_index, num_updates)):
-        # Should this update diverge, its pictures are found by where it began.
+        # Remember where in the data the update begins: tools.replay needs its pictures if it
+        # diverges.
         metrics.begin_update(position)
         losses = torch.zeros((), device=run.device)
         for micro_batch in range(run.accumulation_steps):
             with metrics.waiting_for_data():
                 batch = [part.to(run.device, non_blocking=True) for part in next(batches)]
-            # A process that is not here when the others are waits for its data: they can tell.
+            # Tell the other processes that this one has its data: one that lags here is named as
+            # waiting for data.
             heartbeat.step()
-            # Drop path, Mixup and erasing follow from these numbers alone, not from what was drawn
-            # before: a resumed run is the same run.
+            # Seed here, so that drop path, Mixup and erasing depend on these numbers only and not on
+            # earlier draws: a resumed run then repeats the run that was not stopped.
             seed_all(UPDATE_STREAM, run.seed, position.update, micro_batch, rank())
-            # Processes exchange gradients once an update, while the last backward pass computes;
-            # until then each adds up its own.
+            # Average gradients over processes once per update, during the last backward pass;
+            # earlier micro-batches only add to the local gradients.
             with synchronized_if(micro_batch == run.accumulation_steps - 1, model):
                 with mixed_precision(model, run.device, run.amp_dtype):
                     loss = loop.compute_loss(model, batch) / run.accumulation_steps
-                # A loss that is not finite makes all gradients NaN, on all processes, by the same
-                # exchange: they skip the update together without asking each other.
+                # `guarded` turns a non-finite loss into NaN gradients. Averaging spreads them, so
+                # all processes skip the update without a further message.
                 scaler.scale(metrics.guarded(loss)).backward()
-            # Numbers stay on the device until they are reported: reading one makes the host wait
-            # for everything that is queued there.
+            # Keep the number on the device: reading it would make the host wait for all work that
+            # is queued there.
             losses += loss.detach()
-        # The norm is that of the true gradients, so float16's loss scale is taken off first.
+        # Remove float16's loss scale first: the norm is that of the true gradients.
         scaler.unscale_(optimizer)
         grad_norm = clip_gradients(model, run.clip_grad)
         step_if_finite(optimizer, scaler, grad_norm)
-        # Memory of gradients goes to the next forward pass; the first backward pass writes instead
-        # of adding.
+        # Free the gradients, whose memory the next forward pass can use.
         optimizer.zero_grad(set_to_none=True)
         metrics.add(position.update, losses, grad_norm)
-        lr = max(group["lr"] for group in optimizer.param_groups)  # layer-wise decay: of the head
+        lr = max(
+            group["lr"] for group in optimizer.param_groups
+        )  # the head's, with layer-wise decay
         place = {"update": position.update, "index": index, "num_updates": num_updates, "lr": lr}
         position.complete_update()
         state.scheduler.set_rates(position.place_in_schedule)
         if index % loop.report_every == 0 or index == num_updates - 1:
             loop.report(place | metrics.summary())
-        # Validation uses this average of the weights; it moves even where the update was skipped.
+        # Average the weights after every update; validation uses the average.
         if state.average is not None:
             state.average.update(state.model)
-        # The process has computed: whoever waits longer than LOST_AFTER without this is lost.
+        # Tell the other processes that this one finished the update; TRAIN.LOST_AFTER seconds
+        # without such a sign end the run.
         heartbeat.step()
-        # Everything belongs to the same update here: save, or stop where a signal asked for it.
+        # Save or stop here, where weights, moments, schedule and position are of the same update.
         loop.after_update()
 
 
 def step_if_finite(optimizer: Optimizer, scaler: torch.amp.GradScaler, grad_norm: Tensor) -> None:
-    """Change the weights unless the gradients' norm is not finite.
+    """Update the weights if the gradients' norm is finite.
 
-    A fused optimizer decides that on its device, so that the host need not wait for it.
+    A fused optimizer decides this on its device, so that the host does not wait.
     """
     if scaler.is_enabled() or not getattr(optimizer, "_step_supports_amp_scaling", False):
         if scaler.is_enabled() or bool(grad_norm.isfinite()):
             scaler.step(optimizer)
     else:
-        # The attributes that GradScaler sets on fused optimizers, which skip a step by them.
+        # Fused kernels read these attributes, as GradScaler sets them, and skip the step.
         vars(optimizer).update(grad_scale=None, found_inf=(~grad_norm.isfinite()).float())
         optimizer.step()
     scaler.update()
