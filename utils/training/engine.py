@@ -61,8 +61,8 @@ def train_one_epoch(loop: Loop) -> None:
             # Tell the other processes that this one has its data: one that lags here is named as
             # waiting for data.
             heartbeat.step()
-            # Seed here, so that drop path, Mixup and erasing depend on these numbers only and not on
-            # earlier draws: a resumed run then repeats the run that was not stopped.
+            # Seed here, so that drop path, Mixup and erasing depend on these numbers alone and not
+            # on earlier draws: a resumed run then repeats the run that was not stopped.
             seed_all(UPDATE_STREAM, run.seed, position.update, micro_batch, rank())
             # Average gradients over processes once per update, during the last backward pass;
             # earlier micro-batches only add to the local gradients.
