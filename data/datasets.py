@@ -67,6 +67,8 @@ class EvalDataset(LabelledDataset):
     `order[i]` is the index in `classes` of class i of `pictures`.
     """
 
+    pictures: EvalPictures
+
     def __init__(
         self,
         pictures: EvalPictures,
@@ -76,7 +78,7 @@ class EvalDataset(LabelledDataset):
         order: Sequence[int],
     ) -> None:
         super().__init__(pictures, transform, classes, normalize)
-        self.readable, self.order = pictures, order
+        self.order = order
 
     @property
     def num_moved(self) -> int:
@@ -85,6 +87,6 @@ class EvalDataset(LabelledDataset):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         """Image (C, H, W) and label of (epoch, index); the epoch has no effect."""
-        picture, own, readable = self.readable.read_or_blank(key[1])
+        picture, own, readable = self.pictures.read_or_blank(key[1])
         label = self.order[own]
         return self.transform(picture), label if readable else -1 - label

@@ -1,8 +1,10 @@
 """Build models from the configuration, which no other file in models/ reads."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -23,6 +25,7 @@ from utils.checkpoints.reading import model_weights, read_checkpoint, require_fi
 from utils.checkpoints.state import restore_model
 from utils.config import config_of
 from utils.messages import choose, shown
+from utils.randomness import MODEL_STREAM, seeded
 
 # `Encoder` describes the constructor arguments.
 ENCODERS: dict[str, Callable[..., Encoder]] = {
@@ -58,31 +61,53 @@ def build_encoder(cfg: CfgNode, *, num_classes: int = 0, use_mask_token: bool = 
         use_mask_token=use_mask_token,
         use_checkpoint=cfg.TRAIN.USE_CHECKPOINT,
     )
+    section = f"MODEL.{name.upper()}"
     probe = torch.empty(0)
     if type(probe) is Tensor and not probe.is_meta:  # neither fake nor meta tensors
-        _require_memory(build, f"MODEL.{name.upper()}")
-    return build()
+        _require_memory(build, section)
+    with _counted_sizes(section):
+        return build()
 
 
 def _require_memory(build: Callable[[], Encoder], section: str) -> None:
     """Raise ValueError if the encoder's weights alone exceed this machine's memory.
 
-    The weights are counted in a model on the meta device, which takes no memory.
+    The weights are counted in a model on the meta device, which takes no memory. An encoder that
+    cannot be built there is not counted.
     """
     try:
-        with torch.device("meta"):
-            encoder = cast(nn.Module, build())
+        with warnings.catch_warnings(), seeded(MODEL_STREAM, 0), torch.device("meta"):
+            warnings.simplefilter("ignore")  # the encoder itself repeats them
+            with _counted_sizes(section):
+                encoder = cast(nn.Module, build())
         weights = sum(parameter.numel() for parameter in encoder.parameters())
-    except NotImplementedError:  # the constructor needs values
+    except _TooManyError:
+        raise
+    except Exception:  # the constructor needs values, or is wrong: then the encoder itself says so
         return
-    except RuntimeError:  # more weights than torch can count (2^63)
-        weights = 2**63
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * weights > memory:
         raise ValueError(
             f"{section}: an encoder of these sizes has {weights:.3g} weights, more than the "
             f"{memory / 2**30:.0f} GiB of this machine hold"
         )
+
+
+class _TooManyError(ValueError):
+    """A tensor has more numbers than torch can count."""
+
+
+@contextlib.contextmanager
+def _counted_sizes(section: str) -> Iterator[None]:
+    """Turn torch's error for a tensor of more than 2^63 bytes into a `_TooManyError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise _TooManyError(
+            f"{section}: an encoder of these sizes has a tensor of more than 2^63 bytes"
+        ) from None
 
 
 def build_pretrain_model(cfg: CfgNode) -> SimMIM:

@@ -17,7 +17,7 @@ class Encoder(Protocol):
     (EMBED_DIM -> embed_dim; IN_CHANS is required, since the data are read by it as well),
     `image_size` (a side or (height, width)), `drop_rate`, `drop_path_rate`, `num_classes` (0: no
     head), `use_mask_token` and `use_checkpoint` (recompute activations). An encoder is first
-    constructed on the meta device, to count its weights.
+    constructed on the meta device, to count its weights; one that needs values is not counted.
 
     Optional members:
     `forward(image)` returns logits, for fine-tuning;

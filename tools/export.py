@@ -45,10 +45,10 @@ def main() -> None:
     )
     if path.exists():
         raise ValueError(f"{path} exists already: give another name with --to FILE")
-    state = consolidate(folder)
-    save_checkpoint(path, state)
-    number = sum(value.numel() for value in state["model"].values())
-    print(f"wrote {path} ({len(state['model'])} tensors, {number:,} numbers)")
+    content = consolidate(folder)
+    save_checkpoint(path, content)
+    number = sum(value.numel() for value in content["model"].values())
+    print(f"wrote {path} ({len(content['model'])} tensors, {number:,} numbers)")
 
 
 def consolidate(folder: Path) -> Content:

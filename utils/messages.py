@@ -44,7 +44,7 @@ def reason_of(error: BaseException) -> str:
     """An error's message on one line: the system's text, else its own, else its class name."""
     if isinstance(error, MemoryError):
         return "no memory is left"
-    text = getattr(error, "strerror", None) or str(error)
+    text = str(getattr(error, "strerror", None) or error)
     return " ".join(text.split())[:_LONGEST_REASON] or type(error).__name__
 
 

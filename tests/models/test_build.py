@@ -1,11 +1,14 @@
 """Models from the path of a checkpoint alone."""
 
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from models import (
     build_classifier,
@@ -14,9 +17,12 @@ from models import (
     load_simmim,
     stored_config,
 )
+from models.build import ENCODERS
+from models.vision_transformer import VisionTransformer
 from tests.support.golden_cases import GOLDEN, options, read_golden
 from tests.support.small_encoders import OURS, SMALL, sample
 from utils.config import get_config, to_plain
+from utils.randomness import MODEL_STREAM, seed_all
 
 
 @pytest.mark.parametrize("kind", OURS)
@@ -72,6 +78,58 @@ def test_a_file_whose_configuration_asks_for_more_memory_than_there_is_builds_no
         load_simmim(tmp_path / "x.pth")
     with torch.device("meta"):  # as tools.plan does, whose models need no memory
         build_pretrain_model(cfg)
+
+
+def drop_paths_from_values(**keys: Any) -> nn.Module:
+    assert [rate.item() for rate in torch.linspace(0, 1, 3)] == [0.0, 0.5, 1.0]
+    return VisionTransformer(**keys)
+
+
+def drop_paths_from_numpy(**keys: Any) -> nn.Module:
+    assert np.asarray(torch.arange(3)).tolist() == [0, 1, 2]
+    return VisionTransformer(**keys)
+
+
+@pytest.mark.parametrize("build", [drop_paths_from_values, drop_paths_from_numpy])
+def test_an_encoder_whose_constructor_needs_values_is_built_although_it_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch, build: Any
+) -> None:
+    monkeypatch.setitem(ENCODERS, "vit", build)
+    assert build_classifier(get_config(None, SMALL["vit"]), 2).num_features == 32
+
+
+def test_counting_an_encoder_draws_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(**keys: Any) -> nn.Module:
+        drawn.append((random.random(), float(np.random.rand())))
+        return VisionTransformer(**keys)
+
+    drawn: list[tuple[float, float]] = []
+    monkeypatch.setitem(ENCODERS, "vit", draw)
+    seed_all(MODEL_STREAM, 7)
+    expected = random.random(), float(np.random.rand())
+    seed_all(MODEL_STREAM, 7)
+    build_classifier(get_config(None, SMALL["vit"]), 2)
+    assert len(drawn) == 2
+    assert drawn[1] == expected
+
+
+def test_an_error_of_a_constructor_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**keys: Any) -> nn.Module:
+        raise RuntimeError("GRID must be even")
+
+    monkeypatch.setitem(ENCODERS, "vit", fail)
+    with pytest.raises(RuntimeError, match="GRID must be even"):
+        build_classifier(get_config(None, SMALL["vit"]), 2)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_sizes_that_torch_cannot_count_are_refused_everywhere(device: str) -> None:
+    widest = ["MODEL.SWIN.EMBED_DIM", 96_000, "MODEL.SWIN.DEPTHS", [1] * 16]
+    widest += ["MODEL.SWIN.NUM_HEADS", [1] * 16, "MODEL.SWIN.PATCH_SIZE", 2]
+    cfg = get_config(None, [*SMALL["swin"], *widest, "DATA.IMG_SIZE", 2**16])
+    message = r"a tensor of more than 2\^63 bytes"
+    with torch.device(device), pytest.raises(ValueError, match=message):
+        build_classifier(cfg, 2)
 
 
 @pytest.mark.parametrize("kind", ["swin", "vit"])

@@ -101,15 +101,15 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: boo
     state = build_state(run, place_model(run, model), num_updates)
     records: list[Record] = []
     images, max_skipped = run.images_per_update, cfg.TRAIN.MAX_SKIPPED
-    metrics = TrainingMetrics(device, images, max_skipped, state.scaler.is_enabled())
-    wrapped = distribute(model, device)
-    loop = Loop(run, state, wrapped, batches, compute_loss, metrics, num_updates, records.append)
+    wrapped, scales = distribute(model, device), state.scaler.is_enabled()
 
     def updates() -> None:
         """Run all updates; wait until the device has finished."""
         state.position = Position(images, update=state.position.update)
-        metrics.start_epoch()
-        train_one_epoch(loop)
+        metrics = TrainingMetrics(device, images, max_skipped, scales)
+        train_one_epoch(
+            Loop(run, state, wrapped, batches, compute_loss, metrics, num_updates, records.append)
+        )
         synchronize(device)
 
     def figures() -> Figures:

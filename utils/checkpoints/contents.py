@@ -77,6 +77,10 @@ def newest_checkpoint(
     return None, None
 
 
+_NUM_FIGURES = len(EPOCH_FIGURES) + len(ROW_FIGURES)
+_FIGURES = f"rows of {_NUM_FIGURES} finite numbers"
+
+
 def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
@@ -90,7 +94,7 @@ def _is_text_list(value: object) -> bool:
 def _is_figures(value: object) -> bool:
     return isinstance(value, list) and all(
         isinstance(row, list)
-        and len(row) == len(EPOCH_FIGURES) + len(ROW_FIGURES)
+        and len(row) == _NUM_FIGURES
         and all(isinstance(figure, float) and math.isfinite(figure) for figure in row)
         for row in value
     )
@@ -103,7 +107,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "a whole number": lambda value: type(value) is int and abs(value) < LARGEST_NUMBER,
     "a number": _is_number,
     "names": _is_text_list,
-    "figures of an epoch": _is_figures,
+    _FIGURES: _is_figures,
 }
 # The kind of each value; a section comes before its values.
 _VALUES = {
@@ -119,7 +123,7 @@ _VALUES = {
     "progress.epoch": "a count",
     "progress.images": "a count",
     "progress.images_per_update": "a count",
-    "progress.figures": "figures of an epoch",
+    "progress.figures": _FIGURES,
     "best": "a section",
     "best.acc1": "a number",
     "best.epoch": "an epoch",

@@ -152,7 +152,7 @@ def read_checkpoint(path: str | Path) -> Any:
     read, is no checkpoint, or holds anything else.
     """
     path = Path(path)
-    with one_line_errors(path):
+    with _one_line_errors(path):
         _require_file(path)
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -164,13 +164,13 @@ def read_checkpoint(path: str | Path) -> Any:
 
 def verify_checkpoint(path: Path) -> None:
     """Compare the checksums in a file of torch.save; errors as those of `read_checkpoint`."""
-    with one_line_errors(path):
+    with _one_line_errors(path):
         _require_file(path)
         _verify(path)
 
 
 @contextlib.contextmanager
-def one_line_errors(path: Path, failure: str = "cannot be read") -> Iterator[None]:
+def _one_line_errors(path: Path) -> Iterator[None]:
     """Turn every exception inside into a one-line ValueError: a file can raise anything."""
     try:
         yield
@@ -184,7 +184,7 @@ def one_line_errors(path: Path, failure: str = "cannot be read") -> Iterator[Non
         raise ValueError(f"checkpoint {path} cannot be read: no memory is left for it") from None
     except Exception as error:
         kind = DamagedError if _BROKEN_ARCHIVE.search(str(error)) else ValueError
-        raise kind(f"checkpoint {path} {failure}: {_reason(error)}") from None
+        raise kind(f"checkpoint {path} cannot be read: {_reason(error)}") from None
 
 
 def _require_file(path: Path) -> None:

@@ -106,6 +106,8 @@ def resume(
                 f"{folder.path} holds no {BEST} of the epochs before: one comes with the next "
                 f"validation that is better than {state.best.acc1:.3f} %"
             )
+        if state.position.epoch >= cfg.TRAIN.EPOCHS:
+            start.notes.append(f"nothing is left to train: TRAIN.EPOCHS is {cfg.TRAIN.EPOCHS}")
         break
     else:
         _require_new(folder.path, found, start)
@@ -185,8 +187,6 @@ def _adjust_position(
         )
         position.offset += moved
         position.images_per_update = images_per_update
-    if position.epoch >= cfg.TRAIN.EPOCHS:
-        start.notes.append(f"nothing is left to train: TRAIN.EPOCHS is {cfg.TRAIN.EPOCHS}")
 
 
 def _require_new(folder: Path, found: list[Path], start: Start) -> None:

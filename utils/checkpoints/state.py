@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from yacs.config import CfgNode
@@ -17,13 +16,15 @@ from utils.checkpoints.reading import (
     Content,
     Weights,
     model_weights,
-    one_line_errors,
     require_same_numbers,
 )
 from utils.checkpoints.sharded import restore_tensors
 from utils.config import to_plain
-from utils.messages import require_same_shapes
+from utils.messages import reason_of, require_same_shapes
 from utils.processes.sharding import is_sharded
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3  # slow to import
 
 LARGEST_NUMBER = 2**53
 _MAY_LACK = "relative_coords_table"
@@ -92,7 +93,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     position: Position
     best: Best | None = None
-    average: ModelEmaV3 | None = None
+    average: "ModelEmaV3 | None" = None
     figures: list[list[float]] = field(default_factory=list)
 
     def models(self) -> dict[str, nn.Module]:
@@ -129,7 +130,7 @@ class TrainState:
         if content["scaler"]:  # empty where nothing was scaled
             self.scaler.load_state_dict(content["scaler"])
         if self.best is not None:
-            self.best = Best(content["best"]["acc1"], content["best"]["epoch"])
+            self.best = Best(float(content["best"]["acc1"]), content["best"]["epoch"])
 
 
 def training_content(state: TrainState, cfg: CfgNode, classes: Sequence[str] = ()) -> Content:
@@ -200,33 +201,40 @@ def _moments(stored: Any, optimizer: Optimizer, source: Path) -> Moments:
 
     ValueError unless they are those of this kind of optimizer, with their parameters' shapes.
     """
+    try:
+        return _matching_moments(stored, optimizer)
+    except Exception as error:  # a file can hold anything
+        raise ValueError(
+            f"checkpoint {source} does not fit the optimizer: {reason_of(error)}"
+        ) from None
+
+
+def _matching_moments(stored: Any, optimizer: Optimizer) -> Moments:
     expected = expected_moments(optimizer)
-    with one_line_errors(source, "does not fit the optimizer"):
-        by_name = all("names" in group for group in stored["param_groups"])
-        keys = _parameters(stored["param_groups"], by_name)
-        own = _parameters(optimizer.param_groups, by_name)
-        if keys.keys() != own.keys():
-            raise ValueError("its parameter groups differ")
-        found: Moments = {}
-        for name, parameter in own.items():
-            key = keys[name]
-            moments = {
-                name: value
-                for name, value in stored["state"].pop(key, {}).items()
-                if value is not None  # as SGD stores before its first update
-            }
-            if not moments:
-                continue  # the parameter never had a gradient
-            if set(moments) != expected:
-                raise ValueError(
-                    f"it holds {', '.join(sorted(moments))}, TRAIN.OPTIMIZER.NAME here keeps "
-                    f"{', '.join(sorted(expected))}: go on with the optimizer it was saved with"
-                )
-            for name, value in moments.items():
-                shape = () if name == "step" else parameter.shape
-                if not _is_moment(value, shape):
-                    raise ValueError(f"{name} is not of shape {tuple(shape)}")
-            found[parameter] = moments
+    by_name = all("names" in group for group in stored["param_groups"])
+    keys = _parameters(stored["param_groups"], by_name)
+    own = _parameters(optimizer.param_groups, by_name)
+    if keys.keys() != own.keys():
+        raise ValueError("its parameter groups differ")
+    found: Moments = {}
+    for name, parameter in own.items():
+        moments = {
+            name: value
+            for name, value in stored["state"].pop(keys[name], {}).items()
+            if value is not None  # as SGD stores before its first update
+        }
+        if not moments:
+            continue  # the parameter never had a gradient
+        if set(moments) != expected:
+            raise ValueError(
+                f"it holds {', '.join(sorted(moments))}, TRAIN.OPTIMIZER.NAME here keeps "
+                f"{', '.join(sorted(expected))}: go on with the optimizer it was saved with"
+            )
+        for name, value in moments.items():
+            shape = () if name == "step" else parameter.shape
+            if not _is_moment(value, shape):
+                raise ValueError(f"{name} is not of shape {tuple(shape)}")
+        found[parameter] = moments
     return found
 
 

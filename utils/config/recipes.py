@@ -116,6 +116,5 @@ def _reason(error: Exception) -> str:
     """The error and its place in the file, on one line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
-        text = f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
-        return " ".join(text.split())
+        error = ValueError(f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})")
     return reason_of(error)

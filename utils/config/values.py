@@ -82,7 +82,7 @@ def _as_type_of(default: object, value: object, key: str) -> object:
         return value if _is_number(value) and isinstance(value, int) else None
     if _is_number(value) and (isinstance(value, float) or abs(value) < _LARGEST_INT):
         return float(value) if isinstance(default, float) else str(value)
-    return value if isinstance(default, str) and isinstance(value, str) else None
+    return value if isinstance(value, str) and not isinstance(default, float) else None
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

@@ -25,7 +25,7 @@ from utils.checkpoints.resume import resume
 from utils.checkpoints.saving import Saver, keep
 from utils.checkpoints.state import TrainState
 from utils.config import get_config
-from utils.files import RunFolder, write_again
+from utils.files import DamagedError, RunFolder, write_again
 
 NOBODY = 65534
 
@@ -127,6 +127,20 @@ def test_moments_of_another_optimizer_are_an_error_that_says_which(tmp_path: Pat
         resume(RunFolder(tmp_path), other, get_config(), UPDATES, CPU)
     assert torch.equal(other.model.get_parameter("weight"), before)
     assert epoch_path(tmp_path, 0).exists()
+
+
+def test_what_a_moment_is_called_is_no_sign_of_damage(tmp_path: Path) -> None:
+    parts = parts_of()
+    train_a_little(parts)
+    save_epoch(path := epoch_path(tmp_path, 0), 0, parts, get_config())
+    content = load_checkpoint(path)
+    content["optimizer"]["state"][0] = {"zip archive: unsupported": torch.zeros(1)}
+    torch.save(content, path)
+    with pytest.raises(
+        ValueError, match="does not fit the optimizer: it holds zip archive"
+    ) as error:
+        resume(RunFolder(tmp_path), parts_of(), get_config(), UPDATES, CPU)
+    assert not isinstance(error.value, DamagedError)
 
 
 def test_moments_are_found_by_the_names_of_their_parameters(tmp_path: Path) -> None:
