@@ -217,3 +217,10 @@ def test_augmentations_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     half = image.shape[1] // 2
     assert image.shape[1] > 2 * 100
     assert (image[40:, :half][:, : half - 6] != image[40:, half:][:, : half - 6]).any()
+
+
+def test_pictures_stand_in_the_middle_of_their_columns() -> None:
+    grid = picture_grid({"a very long caption of a column": torch.zeros(1, 3, 8, 8)}, side=16)
+    dark = (np.asarray(grid.convert("L"))[-12:-8] == 0).all(axis=0).nonzero()[0]
+    assert len(dark) == 16
+    assert abs(dark.mean() - (grid.width - 1) / 2) <= 1

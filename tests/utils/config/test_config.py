@@ -182,3 +182,13 @@ def test_the_name_of_a_model_tells_the_stage() -> None:
         ("swin_tiny_patch4_window7_224", None),
     ):
         assert stage_of(get_config(None, ["MODEL.NAME", name])) == stage
+
+
+def test_a_recipe_has_at_most_32_kib(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    text = "TAG: long\n# "
+    path.write_text(text + "x" * (2**15 - len(text)))
+    assert get_config(path).TAG == "long"
+    path.write_text(text + "x" * (2**15 - len(text) + 1))
+    with pytest.raises(ValueError, match="with its BASE files it is larger than 32768 bytes"):
+        get_config(path)

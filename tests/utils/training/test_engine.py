@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.one_epoch import run_epoch
-from utils.training.metrics import DivergenceError
+from utils.training.metrics import DivergenceError, TrainingMetrics
 
 
 def test_four_micro_batches_are_one_batch_of_four_times_the_size() -> None:
@@ -90,3 +90,24 @@ def test_no_update_waits_for_the_device_unless_it_is_reported() -> None:
             run_epoch(batch_size, report_every=1000)
         counts.append(Counting.reads)
     assert counts[0] == counts[1] > 0
+
+
+def test_after_as_many_skipped_updates_as_are_allowed_the_weights_stay() -> None:
+    metrics = TrainingMetrics(torch.device("cpu"), 8, max_skipped=2)
+    healthy, bad = torch.tensor(1.0), torch.tensor(math.nan)
+    for update in range(2):
+        assert metrics.guarded(healthy).isfinite()
+        metrics.add(update, bad, healthy)
+    assert metrics.guarded(healthy).isnan()
+    with pytest.raises(DivergenceError, match="of update 0 are not finite"):
+        metrics.require_finite()
+
+
+def test_a_good_update_ends_the_row_of_skipped_ones() -> None:
+    metrics = TrainingMetrics(torch.device("cpu"), 8, max_skipped=2)
+    healthy, bad = torch.tensor(1.0), torch.tensor(math.nan)
+    for update, loss in enumerate((bad, healthy, bad)):
+        metrics.add(update, loss, healthy)
+    metrics.require_finite()
+    assert metrics.guarded(healthy).isfinite()
+    assert metrics.summary()["skipped"] == 2
