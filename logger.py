@@ -106,13 +106,18 @@ class RunLog:
             threading.excepthook = _say_unless_curves
 
     @contextlib.contextmanager
-    def epoch(self, epoch: int) -> Iterator[None]:
-        """Set the epoch that reports name, and log how long the `with` block takes."""
+    def epoch(self, epoch: int, share: float = 1.0) -> Iterator[None]:
+        """Set the epoch that reports name, and log how long the `with` block takes.
+
+        `share` is the part of the epoch that the block trains, for the estimate of the time left.
+        """
         self.current_epoch, self.skipped = epoch, 0
         start = time.perf_counter()
         yield
         took = datetime.timedelta(seconds=int(time.perf_counter() - start))
-        left = took * (self.epochs - epoch - 1)
+        left = datetime.timedelta(
+            seconds=int(took.total_seconds() / share * (self.epochs - epoch - 1))
+        )
         self.info("EPOCH %d training takes %s, about %s left", epoch, took, left)
 
     def report(self, record: Record) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
-from timm.data import Mixup, create_transform
+from timm.data import Mixup, auto_augment, create_transform
 from timm.data.random_erasing import RandomErasing
 from timm.layers import to_2tuple
 from torch import Tensor
@@ -20,6 +20,19 @@ from utils.messages import short, shown
 Size = int | tuple[int, int]  # a side, or height and width
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _posterize(picture: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:
+    """timm's posterize, with 0 bits as before Pillow 13, which refuses them: black."""
+    if bits_to_keep < 1:
+        return Image.new(picture.mode, picture.size)
+    posterized: Image.Image = auto_augment.posterize(picture, bits_to_keep)
+    return posterized
+
+
+# RandAugment keeps 0 bits where its magnitude is at the upper limit.
+for _name in [name for name in auto_augment.NAME_TO_OP if name.startswith("Posterize")]:
+    auto_augment.NAME_TO_OP[_name] = _posterize
 
 
 class CropAndFlip:

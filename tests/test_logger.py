@@ -1,6 +1,7 @@
 """Logs, metrics and TensorBoard: what is written, and what a resumed run replaces."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,14 @@ def test_no_progress_bar_is_drawn_without_a_terminal(tmp_path: Path) -> None:
     log = RunLog(tmp_path, rank=0, first_update=0, first_epoch=0, epochs=2)
     assert log.progress(range(3)) == range(3)
     log.close()
+
+
+def test_the_time_left_counts_an_epoch_that_was_begun_earlier_as_a_whole_one(
+    tmp_path: Path,
+) -> None:
+    log = RunLog(tmp_path, rank=0, first_update=0, first_epoch=0, epochs=3)
+    with log.epoch(0, share=0.25):
+        time.sleep(1.05)
+    log.close()
+    written = (tmp_path / "log_rank0.txt").read_text()
+    assert "EPOCH 0 training takes 0:00:01, about 0:00:08 left" in written

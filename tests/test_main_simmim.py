@@ -179,6 +179,7 @@ MISTAKES: dict[str, tuple[list[Any], str]] = {
     ),
     "few images": (["--batch-size", 33], "holds 32 images, fewer than one update needs: 33"),
     "fine-tuning's key": (["--opts", "PRETRAINED", "x.pth"], "are for fine-tuning"),
+    "averaged weights": (["--opts", "TRAIN.EMA_DECAY", 0.99], "TRAIN.EMA_DECAY are for fine-tun"),
     "no such checkpoint": (["--resume", "/nowhere.pth"], "/nowhere.pth does not exist"),
     "no checkpoint": (["--resume", __file__], "test_main_simmim.py is damaged, or no checkpoint"),
     "another model": (["--opts", "MODEL.TYPE", "vit"], "does not fit the model: .*is missing"),

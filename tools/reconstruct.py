@@ -56,6 +56,8 @@ def main() -> None:
     model = load_simmim(path, cfg)
     dataset = build_pretrain_dataset(cfg, patch_size=model.encoder.patch_size, train=False)
     picture = draw_reconstructions(model.to(device), dataset, device, arguments.rows)
+    for index in dataset.pictures.unreadable.nonzero().flatten().tolist():
+        print(f"{dataset.pictures.name(index)} cannot be read; another picture takes its place")
     save_picture(picture, arguments.picture)
     rows = f"{' | '.join(COLUMNS)}, {min(arguments.rows, len(dataset))} rows"
     print(f"wrote {arguments.picture} ({rows}) from {path}")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import auto_augment
 
 from data import build_batch_augmentation, build_train_dataset, build_train_loader
 from data.transforms import Normalizer, eval_transform, train_transform
@@ -100,3 +101,19 @@ def test_an_odd_batch_cannot_be_paired() -> None:
     with pytest.raises(ValueError, match="BATCH_SIZE is 7; Mixup and CutMix pair images"):
         augmented("DATA.BATCH_SIZE", 7)
     augmented("DATA.BATCH_SIZE", 7, "AUG.MIXUP", 0.0, "AUG.CUTMIX", 0.0)
+
+
+@pytest.mark.parametrize("name", sorted(auto_augment.NAME_TO_OP))
+def test_every_operation_of_autoaugment_takes_every_magnitude(name: str) -> None:
+    picture = Image.effect_noise((16, 16), 80).convert("RGB")
+    for magnitude in range(11):
+        changed = auto_augment.AugmentOp(name, prob=1.0, magnitude=magnitude)(picture)
+        assert changed.size == picture.size
+
+
+def test_a_picture_without_any_bits_is_black() -> None:
+    """As Pillow did before version 13: RandAugment keeps 0 bits at its largest magnitude."""
+    picture = Image.effect_noise((16, 16), 80).convert("RGB")
+    operation = auto_augment.AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=10)
+    operation.magnitude_std = 0
+    assert operation(picture).getextrema() == ((0, 0),) * 3

@@ -36,6 +36,13 @@ def test_a_checkpoint_is_drawn(
     image = Image.open(picture)
     assert image.width > 3 * 100
     assert image.height > 3 * 100
+    (tmp_path / "own").mkdir()
+    Image.effect_noise((40, 40), 80).convert("RGB").save(tmp_path / "own/good.png")
+    (tmp_path / "own/empty.jpg").touch()
+    assert call(monkeypatch, reconstruct, *arguments, *pictures_in(tmp_path / "own")) == 0
+    said = capsys.readouterr().out
+    assert "own/empty.jpg cannot be read; another picture takes its place" in said
+    assert "2 rows" in said
 
 
 def test_masked_and_reconstructed_columns_keep_visible_pixels(

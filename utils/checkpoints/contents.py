@@ -10,7 +10,7 @@ from utils.checkpoints.names import starts_in
 from utils.checkpoints.reading import Content, read_checkpoint, verify_checkpoint
 from utils.checkpoints.sharded import REST
 from utils.checkpoints.sharded_contents import contents_here, read_contents, verify
-from utils.checkpoints.state import EPOCH_FIGURES, LARGEST_NUMBER, ROW_FIGURES
+from utils.checkpoints.state import EPOCH_FIGURES, LARGEST_NUMBER, STREAK_FIGURES
 from utils.files import DamagedError, write_whole
 from utils.messages import shown
 
@@ -77,7 +77,7 @@ def newest_checkpoint(
     return None, None
 
 
-_NUM_FIGURES = len(EPOCH_FIGURES) + len(ROW_FIGURES)
+_NUM_FIGURES = len(EPOCH_FIGURES) + len(STREAK_FIGURES)
 _FIGURES = f"rows of {_NUM_FIGURES} finite numbers"
 
 

@@ -32,7 +32,7 @@ from utils.processes.sharding import is_sharded
 
 @dataclass
 class Start:
-    """The first epoch to train, notes for the log, and which checkpoints are damaged, and why.
+    """Where a run starts: its first epoch, notes for the log, and damaged checkpoints with reasons.
 
     `seen` are the names of the checkpoints among which it was chosen, `origin` is --resume's file,
     `endangered` are those that a run from it would overwrite, `pretrained` is --pretrained's file.

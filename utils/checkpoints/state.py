@@ -32,7 +32,7 @@ _MAY_LACK = "relative_coords_table"
 # Figures of each process: sums over an epoch's good updates, counts of its updates by outcome, and
 # the state of a row of bad updates. A checkpoint holds them in this order.
 EPOCH_FIGURES = ("loss", "grad_norm", "good", "skipped", "adjusted")
-ROW_FIGURES = ("skipped_in_a_row", "first_skipped", "adjusted_in_a_row")
+STREAK_FIGURES = ("skipped_in_a_row", "first_skipped", "adjusted_in_a_row")
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Best:
 class TrainState:
     """The state that a checkpoint holds; `best` and `average` only where a run fine-tunes.
 
-    `figures` are those of the epoch so far: per process a row of EPOCH_FIGURES and ROW_FIGURES.
+    `figures` are those of the epoch so far: per process a row of EPOCH_FIGURES and STREAK_FIGURES.
     """
 
     model: nn.Module

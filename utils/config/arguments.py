@@ -229,9 +229,10 @@ def read_program(program: str, description: str | None) -> Command:
             f"{arguments.cfg} is for {said}, says its MODEL.NAME {short(cfg.MODEL.NAME)}: "
             f"python {other} --cfg {arguments.cfg} ..."
         )
-    if stage == "pre-training" and (cfg.PRETRAINED or cfg.EVAL_MODE or cfg.THROUGHPUT_MODE):
+    modes = cfg.PRETRAINED or cfg.EVAL_MODE or cfg.THROUGHPUT_MODE
+    if stage == "pre-training" and (modes or cfg.TRAIN.EMA_DECAY):
         raise ValueError(
-            "PRETRAINED, EVAL_MODE and THROUGHPUT_MODE are for fine-tuning; "
+            "PRETRAINED, EVAL_MODE, THROUGHPUT_MODE and TRAIN.EMA_DECAY are for fine-tuning; "
             "pre-training goes on from a checkpoint with --resume"
         )
     if arguments.print_config:

@@ -82,14 +82,13 @@ def train_one_epoch(loop: Loop) -> None:
         # Free the gradients, whose memory the next forward pass can use.
         optimizer.zero_grad(set_to_none=True)
         metrics.add(position.update, losses, grad_norm)
-        lr = max(
-            group["lr"] for group in optimizer.param_groups
-        )  # the head's, with layer-wise decay
-        place = {"update": position.update, "index": index, "num_updates": num_updates, "lr": lr}
+        # With layer-wise decay the largest rate is the head's.
+        lr = max(group["lr"] for group in optimizer.param_groups)
+        record = {"update": position.update, "index": index, "num_updates": num_updates, "lr": lr}
         position.complete_update()
         state.scheduler.set_rates(position.place_in_schedule)
         if index % loop.report_every == 0 or index == num_updates - 1:
-            loop.report(place | metrics.summary())
+            loop.report(record | metrics.summary())
         # Average the weights after every update; validation uses the average.
         if state.average is not None:
             state.average.update(state.model)
@@ -105,11 +104,12 @@ def step_if_finite(optimizer: Optimizer, scaler: torch.amp.GradScaler, grad_norm
 
     A fused optimizer decides this on its device, so that the host does not wait.
     """
-    if scaler.is_enabled() or not getattr(optimizer, "_step_supports_amp_scaling", False):
-        if scaler.is_enabled() or bool(grad_norm.isfinite()):
-            scaler.step(optimizer)
-    else:
+    if scaler.is_enabled():
+        scaler.step(optimizer)  # which skips gradients that are not finite
+    elif getattr(optimizer, "_step_supports_amp_scaling", False):
         # Fused kernels read these attributes, as GradScaler sets them, and skip the step.
         vars(optimizer).update(grad_scale=None, found_inf=(~grad_norm.isfinite()).float())
+        optimizer.step()
+    elif bool(grad_norm.isfinite()):
         optimizer.step()
     scaler.update()

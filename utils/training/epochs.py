@@ -14,7 +14,7 @@ from utils.checkpoints.saving import BrokenWeightsError, Saver
 from utils.checkpoints.state import TrainState
 from utils.processes import heartbeat, signals
 from utils.processes.consensus import Consensus
-from utils.processes.group import distribute, rank
+from utils.processes.group import distribute, rank, world_size
 from utils.training.divergence import write_bundle
 from utils.training.engine import Loop
 from utils.training.losses import ComputeLoss
@@ -82,7 +82,9 @@ class Training:
             self.metrics.restart_clock()
         else:
             self.metrics.start_epoch()
-        with self.log.epoch(position.epoch), self._bundled():
+        left = len(self.loop.loader) * self.run.cfg.DATA.BATCH_SIZE * world_size()
+        share = left / max(left + position.images, 1)
+        with self.log.epoch(position.epoch, share or 1.0), self._bundled():
             yield
 
     def report(self, record: Record) -> None:

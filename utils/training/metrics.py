@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from utils.checkpoints.state import EPOCH_FIGURES, ROW_FIGURES, Position
+from utils.checkpoints.state import EPOCH_FIGURES, STREAK_FIGURES, Position
 from utils.processes.group import (
     gather_over_processes,
     largest_over_processes,
@@ -57,7 +57,7 @@ class TrainingMetrics:
         self.device = device
         self.images_per_update = images_per_update
         self.max_skipped, self.scales = max_skipped, scales
-        self.row = torch.zeros(len(ROW_FIGURES), dtype=torch.float64, device=device)
+        self.streak = torch.zeros(len(STREAK_FIGURES), dtype=torch.float64, device=device)
         # Positions of the latest updates; a divergence is found at most this many updates late.
         self.begun: deque[Position] = deque(maxlen=max_skipped + report_every + 1)
         self.start_epoch()
@@ -76,7 +76,9 @@ class TrainingMetrics:
 
     def state(self) -> list[list[float]]:
         """Figures of all processes, one row each; call it in all of them."""
-        rows: list[list[float]] = gather_over_processes(torch.cat((self.sums, self.row))).tolist()
+        rows: list[list[float]] = gather_over_processes(
+            torch.cat((self.sums, self.streak))
+        ).tolist()
         return rows
 
     def load(self, figures: list[list[float]], own: int) -> None:
@@ -88,7 +90,7 @@ class TrainingMetrics:
             return
         values = torch.tensor(figures, dtype=torch.float64, device=self.device)
         row = values[own] if len(values) == world_size() else values.mean(dim=0)
-        self.sums, self.row = row[: len(EPOCH_FIGURES)], row[len(EPOCH_FIGURES) :]
+        self.sums, self.streak = row[: len(EPOCH_FIGURES)], row[len(EPOCH_FIGURES) :]
 
     def begin_update(self, position: Position) -> None:
         """Record the position at which the next update begins."""
@@ -113,14 +115,14 @@ class TrainingMetrics:
         Averaged gradients carry the NaN of one process to all of them, so all skip the update
         without further communication, and no host waits for its device.
         """
-        healthy = loss.isfinite() & (self.row[0] < self.max_skipped)
+        healthy = loss.isfinite() & (self.streak[0] < self.max_skipped)
         return loss * torch.where(healthy, 1.0, math.nan)
 
     def add(self, update: int, loss: Tensor, grad_norm: Tensor) -> None:
         """Add the figures of an update, on the device."""
         self.latest = torch.stack((loss.detach(), grad_norm.detach())).to(self.sums)
         finite_loss, finite_norm = self.latest.isfinite()
-        skipped, first, adjustments = self.row
+        skipped, first, adjustments = self.streak
         good = finite_loss & finite_norm
         adjusted = finite_loss & ~finite_norm & (adjustments < _MOST_ADJUSTMENTS) & self.scales
         bad = ~good & ~adjusted
@@ -130,14 +132,16 @@ class TrainingMetrics:
         first = torch.where(bad & (skipped == 0), float(update), first)
         skipped = torch.where(good, 0.0, skipped + bad)
         adjustments = torch.where(good, 0.0, adjustments + adjusted)
-        self.row = torch.stack((skipped, first, adjustments))
+        self.streak = torch.stack((skipped, first, adjustments))
         self.num_updates += 1
         now = time.perf_counter()
         self.update_time, self.previous = now - self.previous, now
 
     def require_finite(self) -> None:
         """DivergenceError after `max_skipped` skips in a row; call it in all processes."""
-        skipped, first, _ = (largest_over_processes(int(value), self.device) for value in self.row)
+        skipped, first, _ = (
+            largest_over_processes(int(value), self.device) for value in self.streak
+        )
         if skipped >= self.max_skipped:
             raise DivergenceError(first, self.max_skipped)
 
