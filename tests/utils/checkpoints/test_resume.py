@@ -408,10 +408,12 @@ def test_a_run_whose_folder_is_replaced_writes_nothing_into_the_new_one(tmp_path
         folder = run_folder(tmp_path)
         for _ in itertools.takewhile(lambda _: not (folder / "metrics.jsonl").exists(), range(900)):
             time.sleep(0.1)
+        new = tmp_path / "new"  # made whole, with its lock, before the run can see it
+        (new / "tensorboard").mkdir(parents=True)
+        (new / "metrics.jsonl").touch()
+        RunFolder(new).acquire()
         folder.rename(tmp_path / "moved")
-        (folder / "tensorboard").mkdir(parents=True)
-        (folder / "metrics.jsonl").touch()
-        RunFolder(folder).acquire()
+        new.rename(folder)
         _, said = process.communicate(timeout=90)
     finally:
         process.send_signal(signal.SIGKILL)
