@@ -140,6 +140,7 @@ def test_what_is_saved_is_restored(folder: Path, name: str) -> None:
     parts.optimizer.step()
     for _ in range(2):  # as many updates as an epoch has
         parts.position.complete_update()
+    parts.scheduler.set_rates(parts.position.place_in_schedule)
     parts.position.complete_epoch()
     saver = Saver(run_.output, parts, cfg, lambda line: None, pytest.fail)
     saver.save_epoch(0)
