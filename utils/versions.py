@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import numpy
+import PIL
 import timm
 import torch
 import torchvision
@@ -13,6 +14,7 @@ import torchvision
 def versions() -> str:
     """Versions of Python and the packages that results depend on, and the commit of this code."""
     packages = {"torch": torch, "torchvision": torchvision, "timm": timm, "numpy": numpy}
+    packages["pillow"] = PIL
     versions = [f"{name} {package.__version__}" for name, package in packages.items()]
     return f"python {platform.python_version()}, {', '.join(versions)}, commit {_git_commit()}"
 
