@@ -91,7 +91,7 @@ def finetune(run: Run) -> None:
     criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
     log = open_log(run, state, start)  # no file is written before this
     describe_data(log, dataset, val_dataset)
-    if rank() == 0 and start.epoch == 0:
+    if rank() == 0 and state.position.epoch == 0:
         log.picture("augmentation", draw_augmentation(dataset, augment, run.device))
     unreadable = UnreadableCount(
         dataset.pictures, cfg.DATA.MAX_BROKEN, run.folder, log.warning, run.device

@@ -8,8 +8,10 @@ from torch import nn
 
 from lr_scheduler import build_scheduler
 from utils.checkpoints.contents import save_checkpoint
+from utils.checkpoints.resume import resume
 from utils.checkpoints.state import Position, TrainState, training_content
 from utils.config import get_config
+from utils.files import RunFolder
 
 CPU = torch.device("cpu")
 UPDATES = 10  # in an epoch
@@ -36,3 +38,10 @@ def train_a_little(parts: TrainState) -> None:
     parts.model(torch.ones(1, 4)).sum().backward()
     parts.optimizer.step()
     parts.position.complete_update()
+
+
+def resumed_epoch(folder: RunFolder, cfg: Any) -> int:
+    """The epoch at which fresh parts stand after a resume."""
+    parts = parts_of()
+    resume(folder, parts, cfg, UPDATES, CPU)
+    return parts.position.epoch

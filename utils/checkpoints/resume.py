@@ -32,13 +32,12 @@ from utils.processes.sharding import is_sharded
 
 @dataclass
 class Start:
-    """Where a run starts: its first epoch, notes for the log, and damaged checkpoints with reasons.
+    """Where a run starts: notes for the log, and damaged checkpoints with reasons.
 
     `seen` are the names of the checkpoints among which it was chosen, `origin` is --resume's file,
     `endangered` are those that a run from it would overwrite, `pretrained` is --pretrained's file.
     """
 
-    epoch: int = 0
     seen: list[str] = field(default_factory=list)
     origin: str = ""
     pretrained: str = ""
@@ -114,7 +113,6 @@ def resume(
         epoch = cfg.TRAIN.START_EPOCH
         state.position = Position(images_per_update, epoch, update=epoch * updates_per_epoch)
     state.scheduler.set_rates(state.position.place_in_schedule)
-    start.epoch = state.position.epoch
     return start
 
 

@@ -13,7 +13,15 @@ from torch import nn
 
 from lr_scheduler import build_scheduler
 from tests.support.small_runs import ROOT
-from tests.support.training_parts import CPU, IMAGES, UPDATES, parts_of, save_epoch, train_a_little
+from tests.support.training_parts import (
+    CPU,
+    IMAGES,
+    UPDATES,
+    parts_of,
+    resumed_epoch,
+    save_epoch,
+    train_a_little,
+)
 from utils.checkpoints.contents import load_checkpoint, newest_checkpoint, save_checkpoint
 from utils.checkpoints.names import epoch_path
 from utils.checkpoints.resume import resume
@@ -41,7 +49,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     save_epoch(epoch_path(tmp_path, 7), 7, parts, cfg)
     assert (tmp_path / "ckpt_epoch_7.pth").exists()
     start = resume(RunFolder(tmp_path), fresh, cfg, UPDATES, CPU)
-    assert start.epoch == 8
+    assert fresh.position.epoch == 8
     assert "resumed from" in start.notes[0]
     assert torch.equal(fresh.model.get_parameter("weight"), parts.model.get_parameter("weight"))
     moments = [part.optimizer.state_dict()["state"][0]["exp_avg"] for part in (parts, fresh)]
@@ -107,10 +115,9 @@ def test_going_back_to_an_earlier_checkpoint_asks_for_another_folder(tmp_path: P
     cfg = get_config(None, ["MODEL.RESUME", str(tmp_path / "ckpt_epoch_3.pth")])
     with pytest.raises(ValueError, match=r"ckpt_epoch_5\.pth, which is not from a run that was "):
         resume(RunFolder(tmp_path), parts_of(), cfg, UPDATES, CPU)
-    start = resume(RunFolder(tmp_path / "other"), parts_of(), cfg, UPDATES, CPU)
-    assert start.epoch == 4
+    assert resumed_epoch(RunFolder(tmp_path / "other"), cfg) == 4
     cfg = get_config(None, ["MODEL.RESUME", str(tmp_path / "ckpt_epoch_5.pth")])
-    assert resume(RunFolder(tmp_path), parts_of(), cfg, UPDATES, CPU).epoch == 6
+    assert resumed_epoch(RunFolder(tmp_path), cfg) == 6
 
 
 def test_a_run_that_went_back_goes_on_from_its_own_later_checkpoints(tmp_path: Path) -> None:
@@ -123,13 +130,13 @@ def test_a_run_that_went_back_goes_on_from_its_own_later_checkpoints(tmp_path: P
     second.path.mkdir()
     start.settle(second)
     # Stopped before its first save, then after it.
-    assert resume(second, parts_of(), cfg, UPDATES, CPU).epoch == 4
+    assert resumed_epoch(second, cfg) == 4
     save_epoch(epoch_path(second.path, 4), 4, parts_of(), cfg)
-    start = resume(second, parts_of(), cfg, UPDATES, CPU)
-    assert start.epoch == 5
+    start = resume(second, parts := parts_of(), cfg, UPDATES, CPU)
+    assert parts.position.epoch == 5
     assert "this run was started from" in start.notes[0]
     (first / "ckpt_epoch_3.pth").unlink()  # as an old one
-    assert resume(second, parts_of(), cfg, UPDATES, CPU).epoch == 5
+    assert resumed_epoch(second, cfg) == 5
     # Another file is another run.
     other = get_config(None, ["MODEL.RESUME", str(first / "ckpt_epoch_5.pth")])
     with pytest.raises(ValueError, match="would be overwritten: give another --tag"):
@@ -193,8 +200,8 @@ def test_a_finished_run_says_so(tmp_path: Path) -> None:
 
 def test_a_start_epoch_starts_the_schedule_there(tmp_path: Path) -> None:
     parts, cfg = parts_of(), get_config(None, ["TRAIN.START_EPOCH", 10])
-    start = resume(RunFolder(tmp_path), parts, cfg, UPDATES, CPU)
-    assert (start.epoch, parts.position.update) == (10, 100)
+    resume(RunFolder(tmp_path), parts, cfg, UPDATES, CPU)
+    assert (parts.position.epoch, parts.position.update) == (10, 100)
     assert parts.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 99 / 200, rel=1e-3)
 
 

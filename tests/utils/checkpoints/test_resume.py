@@ -18,7 +18,14 @@ import pytest
 import torch
 
 from tests.support.small_runs import ROOT, metrics_of, run_folder, run_here, snapshot, write_config
-from tests.support.training_parts import CPU, UPDATES, parts_of, save_epoch, train_a_little
+from tests.support.training_parts import (
+    CPU,
+    UPDATES,
+    parts_of,
+    resumed_epoch,
+    save_epoch,
+    train_a_little,
+)
 from utils.checkpoints.contents import load_checkpoint
 from utils.checkpoints.names import epoch_path
 from utils.checkpoints.resume import resume
@@ -172,8 +179,8 @@ def test_where_only_the_best_checkpoint_is_left_the_run_goes_on_from_it(tmp_path
     saver.state.position.complete_epoch()
     saver.save_epoch(0, due=False, best=True)
     saver.wait()
-    start = resume(RunFolder(tmp_path), parts_of(), get_config(), UPDATES, CPU)
-    assert start.epoch == 1
+    start = resume(RunFolder(tmp_path), parts := parts_of(), get_config(), UPDATES, CPU)
+    assert parts.position.epoch == 1
     assert f"resumed from {tmp_path}/best.pth" in start.notes[0]
 
 
@@ -188,7 +195,7 @@ def test_a_run_that_was_moved_is_still_the_one_that_its_command_began(tmp_path: 
     run.release()
     folder.rename(moved)
     cfg = get_config(None, ["MODEL.RESUME", str(epoch_path(moved, 1))])
-    assert resume(RunFolder(moved), parts_of(), cfg, UPDATES, CPU).epoch == 3
+    assert resumed_epoch(RunFolder(moved), cfg) == 3
     # A run that begins anew there was not started from that file.
     for path in moved.glob("ckpt*"):
         path.rename(tmp_path / path.name)
@@ -334,7 +341,7 @@ def test_a_folder_of_damaged_checkpoints_alone_does_not_begin_again(tmp_path: Pa
     with pytest.raises(ValueError, match=r"holds no checkpoint but ckpt_epoch_0\.pth\.bad"):
         resume(RunFolder(tmp_path), parts_of(), get_config(), UPDATES, CPU)
     bad.rename(epoch_path(tmp_path, 0))
-    assert resume(RunFolder(tmp_path), parts_of(), get_config(), UPDATES, CPU).epoch == 1
+    assert resumed_epoch(RunFolder(tmp_path), get_config()) == 1
 
 
 def test_a_run_says_so_where_the_file_system_has_no_locks(
