@@ -177,3 +177,10 @@ def test_the_tests_of_examples_run_every_command_of_the_page_of_parts() -> None:
     found = [command.words[1] for command in commands("docs/extending.md")]
     names = [f"{example.name}.py" for example in programs()]
     assert sorted(found) == sorted([*names, "-m"])  # -m pytest
+
+
+def test_a_key_without_a_meaning_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "defaults.py"
+    path.write_text('DEFAULTS = dict(\n    DATA=dict(\n        MASK="random",\n    ),\n)\n')
+    with pytest.raises(ValueError, match=r"DATA\.MASK has no comment that says what it means"):
+        keys.meanings(path)

@@ -16,16 +16,16 @@ def read_arguments() -> argparse.Namespace:
 if __name__ == "__main__":  # before torch is imported, which takes seconds
     read_early(read_arguments)
 
-import ast
 import math
-import tokenize
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from data.build import DATASETS, LABELLED
 from data.masking import MASKS
 from models.build import DECODERS, ENCODERS, LOSSES, TARGETS
-from utils.config import defaults
+from utils.config import defaults, keys_below
 from utils.config.limits import CHOICES, RANGES
 from utils.config.values import value_of
 
@@ -38,6 +38,7 @@ TABLES: dict[str, Iterable[str]] = {
     "MODEL.SIMMIM.TARGET": TARGETS,
     "MODEL.SIMMIM.LOSS": LOSSES,
 }
+_KEY = re.compile(r"^(\s+[A-Z_\d]+=).*,  # (.*)$", re.MULTILINE)
 HEAD = """\
 # Configuration
 
@@ -55,45 +56,23 @@ as those. Given with `--opts` it counts as it is.
 
 
 def meanings(path: Path) -> dict[str, str]:
-    """The comment on each key's line; ValueError names a key that has none."""
-    with open(path, "rb") as file:
-        comments = {
-            token.start[0]: token.string.lstrip("# ")
-            for token in tokenize.tokenize(file.readline)
-            if token.type == tokenize.COMMENT
-        }
-    named = {
-        node.targets[0].id: node.value
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    tree = next(
-        node.value
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.AnnAssign) and node.value is not None
-    )
+    """Return the comment on each key's line; ValueError names a key without a comment."""
+    # The file with the comments in place of the values makes the same sections.
+    found: dict[str, Any] = {"_Meaning": _Meaning}
+    exec(_KEY.sub(_with_meaning, path.read_text(encoding="utf-8")), found)
+    texts = {key: value_of(found["DEFAULTS"], key) for key in keys_below(found["DEFAULTS"])}
+    for key, text in texts.items():
+        if not isinstance(text, _Meaning):
+            raise ValueError(f"{path}: {key} has no comment that says what it means")
+    return texts
 
-    def lines(node: ast.expr, prefix: str) -> Iterator[tuple[str, int]]:
-        """Keys below a node, with their line numbers."""
-        if isinstance(node, ast.BinOp):
-            yield from lines(node.left, prefix)
-            yield from lines(node.right, prefix)
-        elif isinstance(node, ast.Name):
-            yield from lines(named[node.id], prefix)
-        elif isinstance(node, ast.Call):
-            for keyword in node.keywords:
-                key = f"{prefix}{keyword.arg}"
-                if isinstance(keyword.value, ast.BinOp | ast.Name | ast.Call):
-                    yield from lines(keyword.value, f"{key}.")
-                else:
-                    yield key, keyword.value.lineno
 
-    found = {}
-    for key, line in lines(tree, ""):
-        if line not in comments:
-            raise ValueError(f"{path}, line {line}: {key} has no comment that says what it means")
-        found[key] = comments[line]
-    return found
+class _Meaning(str):
+    """The comment on a key's line."""
+
+
+def _with_meaning(line: re.Match[str]) -> str:
+    return f"{line[1]}_Meaning({line[2]!r}),"
 
 
 def possible(key: str) -> str:
