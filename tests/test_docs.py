@@ -143,19 +143,11 @@ def can_run(command: Command) -> bool:
 
 
 @pytest.mark.parametrize(
-    "command", [found for page in PAGES for found in commands(page)], ids=name_of
+    "command",
+    [found for page in PAGES for found in (*commands(page), *inline_commands(page))],
+    ids=name_of,
 )
 def test_every_command_of_the_pages_is_understood(
-    monkeypatch: pytest.MonkeyPatch, command: Command
-) -> None:
-    monkeypatch.chdir(ROOT)
-    require_understood(command, monkeypatch)
-
-
-@pytest.mark.parametrize(
-    "command", [found for page in PAGES for found in inline_commands(page)], ids=name_of
-)
-def test_every_command_in_a_sentence_is_understood(
     monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     monkeypatch.chdir(ROOT)
