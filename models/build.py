@@ -93,6 +93,10 @@ def _require_memory(build: Callable[[], Encoder], section: str) -> None:
         )
 
 
+# What torch says of a tensor that it cannot count.
+_OVERFLOWS = ("Storage size calculation overflowed", "integer multiplication overflow")
+
+
 class _TooManyError(ValueError):
     """A tensor has more numbers than torch can count."""
 
@@ -103,7 +107,7 @@ def _counted_sizes(section: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "overflow" not in str(error):
+        if not any(words in str(error) for words in _OVERFLOWS):
             raise
         raise _TooManyError(
             f"{section}: an encoder of these sizes has a tensor of more than 2^63 bytes"

@@ -115,10 +115,10 @@ def test_counting_an_encoder_draws_no_random_numbers(monkeypatch: pytest.MonkeyP
 
 def test_an_error_of_a_constructor_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**keys: Any) -> nn.Module:
-        raise RuntimeError("GRID must be even")
+        raise RuntimeError("GRID overflows")
 
     monkeypatch.setitem(ENCODERS, "vit", fail)
-    with pytest.raises(RuntimeError, match="GRID must be even"):
+    with pytest.raises(RuntimeError, match="GRID overflows"):
         build_classifier(get_config(None, SMALL["vit"]), 2)
 
 
