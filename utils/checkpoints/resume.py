@@ -99,7 +99,14 @@ def resume(
             start.damaged[path] = f"{error}; set aside as {aside(path).name}, using the one before"
             continue
         _require_safe(folder.path, start, path)
-        _adjust_position(start, path, content, state, cfg, updates_per_epoch, images_per_update)
+        position = state.position
+        begun = f", {position.images} of its images" if position.images else ""
+        start.notes.append(
+            f"resumed from {path}: epoch {position.epoch}, update {position.update}{begun}"
+        )
+        if (seed := content.get("seed")) != cfg.SEED:
+            start.notes.append(f"SEED is {cfg.SEED}, the checkpoint's {seed}: another run")
+        start.notes += _adjust(position, updates_per_epoch, images_per_update)
         if state.best and state.best.epoch >= 0 and not best_in(folder.path):
             start.notes.append(
                 f"{folder.path} holds no {BEST} of the epochs before: one comes with the next "
@@ -151,40 +158,26 @@ def read(path: Path, state: TrainState) -> Content:
     return content
 
 
-def _adjust_position(
-    start: Start,
-    path: Path,
-    content: Content,
-    state: TrainState,
-    cfg: CfgNode,
-    updates_per_epoch: int,
-    images_per_update: int,
-) -> None:
-    """Fit the restored position to today's data and update size; note what differs."""
-    position = state.position
+def _adjust(position: Position, updates_per_epoch: int, images_per_update: int) -> list[str]:
+    """Fit a restored position to today's data and update size; return what differs."""
+    notes: list[str] = []
     if position.images > (updates_per_epoch + 1) * images_per_update:
-        start.notes.append(
+        notes.append(
             f"the checkpoint was saved {position.images} images into its epoch, more than there "
             "are here (other data?): that epoch counts as complete"
         )
         position.complete_epoch()
-    begun = f", {position.images} of its images" if position.images else ""
-    start.notes.append(
-        f"resumed from {path}: epoch {position.epoch}, update {content['update']}{begun}"
-    )
-    if content.get("seed") != cfg.SEED:
-        seed = content.get("seed")
-        start.notes.append(f"SEED is {cfg.SEED}, the checkpoint's {seed}: another run")
     inside = position.images // images_per_update
     moved = position.epoch * updates_per_epoch + inside - position.place_in_schedule
     if position.images_per_update != images_per_update or abs(moved) > 1:
-        start.notes.append(
+        notes.append(
             f"an update is now {images_per_update} images and an epoch {updates_per_epoch} updates "
             f"(an update was {position.images_per_update} images): data and schedule go on at the "
             "same part of the run, the count of updates goes on as well"
         )
         position.offset += moved
         position.images_per_update = images_per_update
+    return notes
 
 
 def _require_new(folder: Path, found: list[Path], start: Start) -> None:

@@ -12,12 +12,7 @@ from yacs.config import CfgNode
 
 from lr_scheduler import Scheduler
 from optimizer import expected_moments
-from utils.checkpoints.reading import (
-    Content,
-    Weights,
-    model_weights,
-    require_same_numbers,
-)
+from utils.checkpoints.reading import Content, Weights, model_weights, require_same_numbers
 from utils.checkpoints.sharded import restore_tensors
 from utils.config import to_plain
 from utils.messages import reason_of, require_same_shapes
