@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
-from data.listing import Names, find_pictures, require_path
+from data.listing import Names, digest_of, find_pictures, require_path
 from data.pictures import RGB, Picture, read_picture
 from utils.messages import reason_of, short, shown
 
@@ -41,6 +41,11 @@ class LabelledPictures:
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         """Picture of `channels` channels and label; ValueError names a file that cannot be read."""
         return read_picture(self.name(index), self.channels), int(self.labels[index])
+
+    @property
+    def digest(self) -> str:
+        """Digest of names and labels."""
+        return digest_of(self.names.digest, self.labels)
 
     def name(self, index: int) -> str:
         """A picture's path."""

@@ -1,6 +1,7 @@
 """Find the pictures below a folder, and store a million names compactly."""
 
 import errno
+import hashlib
 import io
 import os
 import time
@@ -38,8 +39,25 @@ class Names:
         index = range(len(self))[index]
         return self.content[self.ends[index] : self.ends[index + 1]]
 
+    @property
+    def digest(self) -> str:
+        """Digest of all names in order."""
+        return digest_of(self.ends, self.content)
+
     def __iter__(self) -> Iterator[bytes]:
         return (self[index] for index in range(len(self)))
+
+
+def digest_of(*parts: bytes | str | np.ndarray) -> str:
+    """Return 16 hex digits that tell data apart; each part counts with its length."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            part = part.encode(errors="surrogateescape")
+        content = part.tobytes() if isinstance(part, np.ndarray) else part
+        found.update(b"%d:" % len(content))
+        found.update(content)
+    return found.hexdigest()[:16]
 
 
 @dataclass

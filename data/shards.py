@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.listing import require_path
+from data.listing import digest_of, require_path
 from data.pictures import (
     ARRAY_SUFFIX,
     IMAGE_SUFFIXES,
@@ -66,6 +66,12 @@ class Shards:
 
         content = read_patiently(read, name, self.root)
         return self.decode(content, name), int(entry["label"])
+
+    @property
+    def digest(self) -> str:
+        """Digest of the pictures' places and labels in the tar files."""
+        names = "/".join(os.path.basename(path) for path in self.tars)
+        return digest_of(names, self.tar_of, self.entries)
 
     def name(self, index: int) -> str:
         """Path of the tar file and the picture's name in it."""

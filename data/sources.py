@@ -8,7 +8,7 @@ import numpy as np
 import torchvision
 from timm.layers import to_2tuple
 
-from data.listing import Names, find_pictures, require_path
+from data.listing import Names, digest_of, find_pictures, require_path
 from data.pictures import (
     ARRAY_SUFFIX,
     IMAGE_SUFFIXES,
@@ -28,7 +28,10 @@ Labels = Sequence[int] | np.ndarray
 
 
 class PictureSet(Protocol):
-    """Pictures by index, as pre-training needs them."""
+    """Pictures by index, as pre-training needs them.
+
+    An optional property `digest` (text) tells other pictures apart by names, order and labels.
+    """
 
     def __len__(self) -> int: ...
 
@@ -51,6 +54,11 @@ class LabelledSet(PictureSet, Protocol):
         """Names of the classes."""
 
 
+def digest_of_set(pictures: PictureSet) -> str:
+    """The set's `digest`, else one of its length."""
+    return getattr(pictures, "digest", None) or digest_of(str(len(pictures)))
+
+
 class Selection:
     """A subset of a labelled set, given by indices."""
 
@@ -66,6 +74,11 @@ class Selection:
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         """A picture and its label."""
         return self.whole[self.indices[index]]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the whole set and the choice."""
+        return digest_of(digest_of_set(self.whole), np.array(self.indices, np.int64))
 
     def name(self, index: int) -> str:
         """The picture's name in the whole set."""
@@ -93,6 +106,11 @@ class ImageFolder:
         """A picture and NO_LABEL."""
         path = self.name(index)
         return self.decode(read_file(path), path), NO_LABEL
+
+    @property
+    def digest(self) -> str:
+        """Digest of the names below the folder."""
+        return self.names.digest
 
     def name(self, index: int) -> str:
         """A picture's path."""
@@ -126,6 +144,11 @@ class Cifar10:
         picture, label = self.pictures[index]
         return as_channels(picture, self.channels), label
 
+    @property
+    def digest(self) -> str:
+        """Digest of the labels, which only this part of CIFAR-10 has."""
+        return digest_of("cifar10", np.array(self.labels, np.int64))
+
     def name(self, index: int) -> str:
         """The picture's number, as in messages."""
         return f"picture {index} of CIFAR-10"
@@ -156,6 +179,11 @@ class Shapes:
         """A square picture, a quarter larger than the image size, and its class."""
         picture, label = draw_shape(index, self.size, self.stream)
         return as_channels(picture, self.channels), label
+
+    @property
+    def digest(self) -> str:
+        """Digest of number, size and part, from which all shapes follow."""
+        return digest_of(f"shapes {self.length} {self.size} {self.stream}")
 
     def name(self, index: int) -> str:
         """The picture's number, as in messages."""

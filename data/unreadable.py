@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from data.pictures import RGB, Picture, VanishedError
-from data.sources import LabelledSet, PictureSet
+from data.sources import LabelledSet, PictureSet, digest_of_set
 from utils.processes.group import combine_over_processes, largest_over_processes, rank
 from utils.randomness import SUBSTITUTE_STREAM, seeded
 
@@ -47,6 +47,11 @@ class ReadablePictures:
                 self.unreadable[chosen] = True
                 reason = error
         raise ValueError(f"{reason}; nor could {_TRIES - 1} others that were to take its place")
+
+    @property
+    def digest(self) -> str:
+        """Digest of the source: the names, order and labels of its pictures."""
+        return digest_of_set(self.pictures)
 
     def name(self, index: int) -> str:
         """The picture's name in messages: its path, if it has one."""

@@ -144,3 +144,13 @@ def test_cifar10_that_cannot_be_downloaded_is_one_clear_error(
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/none.tar.gz")
     with pytest.raises(ValueError, match="looked for cifar-10-batches-py"):
         Cifar10(str(tmp_path), train=True)
+
+
+def test_a_digest_tells_names_and_their_order_apart_but_not_where_they_lie(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 4))
+    for folder, names in {"a": ("x", "yz"), "b": ("x", "yz"), "c": ("xy", "z")}.items():
+        for name in names:
+            save(tmp_path / folder / f"{name}.png", image)
+    a, b, c = (ImageFolder(str(tmp_path / folder)).digest for folder in "abc")
+    assert a == b != c
+    assert Shapes(10, 32, train=True).digest != Shapes(10, 32, train=False).digest
