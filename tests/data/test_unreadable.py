@@ -136,6 +136,33 @@ def test_a_run_with_too_many_broken_pictures_stops_and_lists_them(
         assert BROKEN[Path(name).name] in reason
 
 
+def test_broken_pictures_of_any_name_are_named_so_that_they_are_found(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    pictures: Path,
+) -> None:
+    """The bytes of a name need not be UTF-8: lists have the bytes, people see escapes."""
+    folder = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9")))
+    pictures.rename(folder)
+    for name in BROKEN:
+        (folder / name).rename(folder / os.fsdecode(os.fsencode(f"{name[:-4]}_") + b"\xe9.jpg"))
+    cfg = write_config(tmp_path)
+    assert run_here(monkeypatch, cfg, "--output", tmp_path, *pictures_in(folder)) == 2
+    captured = capsys.readouterr()
+    assert re.search(r"takes the place of \S+/caf\\udce9/\S+_\\udce9\.jpg", captured.out)
+    assert re.search(r"allows: \S+/caf\\udce9/\S+_\\udce9\.jpg", captured.err)
+    assert captured.err.count("\n") == 1
+    log = (run_folder(tmp_path) / "log_rank0.txt").read_text()
+    assert "another picture takes the place of" in log
+    lines = (run_folder(tmp_path) / "broken_pictures.txt").read_bytes().splitlines()
+    assert all(Path(os.fsdecode(line.split(b"\t")[0])).exists() for line in lines)
+    assert len(lines) > 3
+    again = run_folder(tmp_path) / "config.yaml"
+    keys = ["--output", tmp_path / "two", "--opts", "DATA.MAX_BROKEN", 0.2, "TRAIN.EPOCHS", 1]
+    assert run_here(monkeypatch, again, *keys, "TRAIN.WARMUP_EPOCHS", 0) == 0
+
+
 def test_what_replaces_a_broken_picture_follows_from_seed_epoch_and_index(pictures: Path) -> None:
     readable = ReadablePictures(ImageFolder(str(pictures)), seed=4)
     bad = [index for index in range(40) if Path(readable.name(index)).name in BROKEN]
