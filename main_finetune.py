@@ -110,9 +110,10 @@ def finetune(run: Run) -> None:
 
 
 def describe_data(log: RunLog, dataset: LabelledDataset, val_dataset: EvalDataset) -> None:
-    """Log the training data, and how many classes have other indices in the validation data."""
+    """Log both data sets, and how many classes have other indices in the validation data."""
     log.info("%s", dataset.pictures)
     log.info("%d images of %d classes to train on", len(dataset), len(dataset.classes))
+    log.info("to validate on: %s", val_dataset.pictures)
     if val_dataset.num_moved:
         log.info(MOVED, val_dataset.num_moved)
 
@@ -199,6 +200,7 @@ def evaluate_checkpoint(run: Run) -> None:
     evaluation = evaluate_on(run, model.to(run.device), loader, len(classes))
     unread = dataset.pictures.require_readable(cfg.DATA.MAX_BROKEN, run.device)
     if rank() == 0:
+        print(f"evaluated on: {dataset.pictures}")
         print(evaluation, flush=True)
         if unread:
             print(UNREADABLE % (len(unread), dataset.pictures.named(unread)))

@@ -77,8 +77,6 @@ def test_an_index_is_written_for_tar_files_of_others(
         (["years", "out"], "class folders without pictures: empty"),
         (["years", "out"], "(or give --no-labels)"),
         (["lines", "out"], "the name of class a b has a line break, and classes.txt has a line"),
-        (["links", "out"], "1 of 2 pictures are no files that can be read (a link that leads"),
-        (["links", "out"], "the first is links/2.png: remove them; nothing was written"),
         (["--index", "in", "--no-labels"], "give SOURCE and OUTPUT, or --index FOLDER"),
         (["--index", "in"], "in holds no .tar file"),
     ],
@@ -98,8 +96,6 @@ def test_wrong_arguments_are_one_line_and_leave_nothing(
     for name in ("years/2021/1.png", "years/2022/1.png", "lines/a\nb/1.png", "lines/c/1.png"):
         draw(tmp_path / name)
     (tmp_path / "years/empty").mkdir()
-    draw(tmp_path / "links/1.png")
-    (tmp_path / "links/2.png").symlink_to("nowhere.png")
     before = snapshot(tmp_path)
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, shard, *arguments) == 2
@@ -120,6 +116,16 @@ def test_folders_that_are_no_classes_are_packed_without_labels(
     assert [found.name(index)[-5:] for index in range(3)] == ["a.png", "b.png", "r.png"]
     assert set(found.labels.tolist()) == {-1}
     assert not (tmp_path / "out/classes.txt").exists()
+
+
+def test_what_is_no_file_is_found_before_hours_of_packing(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("nowhere.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    paths = [str(draw(tmp_path / "a.png"))] * 2
+    shard.require_files(paths)
+    paths += [str(tmp_path / name) for name in ("link.png", "pipe.png", "gone.png")]
+    with pytest.raises(ValueError, match=r"3 of 5 pictures are no files .* is \S+/link\.png: rem"):
+        shard.require_files(paths)
 
 
 def test_pictures_that_become_unreadable_are_left_out_and_named(
