@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +26,27 @@ _TEMPORARY = re.compile(r"\.(?:ckpt_epoch_\d+|best|diverged|run).*\.(\d+)\.tmp")
 
 class DamagedError(ValueError):
     """A file's content is proven damaged: a checksum differs, or a part is missing."""
+
+
+def read_regular(path: str | Path, largest: int) -> bytes:
+    """Read a file of at most `largest` bytes.
+
+    OSError where it cannot be opened or read; ValueError where it is a folder, a named pipe or a
+    device, which may have no end, or is larger.
+    """
+    blocks: list[bytes] = []
+    # O_NONBLOCK: opening a named pipe must not wait for a writer.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        size = status.st_size if status.st_size > largest else 0
+        while size <= largest and (block := file.read(_BLOCK)):  # it may grow, or not tell its size
+            blocks.append(block)
+            size += len(block)
+    if size > largest:
+        raise ValueError(f"it has {size} bytes, more than {largest}")
+    return b"".join(blocks)
 
 
 def sync_folder(folder: Path) -> None:
