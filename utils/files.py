@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from utils.messages import shown
 
-_BLOCK = 2**22  # bytes
+_BLOCK, _SMALL_BLOCK = 2**22, 2**16  # bytes
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _LOCK, _MEMORY = "lock", "run.json"
 # Temporary files that `write_whole` leaves when the process is killed.
@@ -34,18 +34,27 @@ def read_regular(path: str | Path, largest: int) -> bytes:
     OSError where it cannot be opened or read; ValueError where it is a folder, a named pipe or a
     device, which may have no end, or is larger.
     """
-    blocks: list[bytes] = []
     # O_NONBLOCK: opening a named pipe must not wait for a writer.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is no regular file")
-        size = status.st_size if status.st_size > largest else 0
-        while size <= largest and (block := file.read(_BLOCK)):  # it may grow, or not tell its size
-            blocks.append(block)
-            size += len(block)
-    if size > largest:
-        raise ValueError(f"it has {size} bytes, more than {largest}")
+        with open(descriptor, "rb", closefd=False) as file:
+            return _read_at_most(file, largest, status.st_size)
+    finally:
+        os.close(descriptor)
+
+
+def _read_at_most(file: IO[bytes], largest: int, size: int) -> bytes:
+    """Read a file that claims to have `size` bytes, but may grow, or not tell its size."""
+    blocks: list[bytes] = []
+    found = size if size > largest else 0
+    while found <= largest and (block := file.read(max(size + 1, _SMALL_BLOCK))):
+        blocks.append(block)
+        found += len(block)
+    if found > largest:
+        raise ValueError(f"it has {found} bytes, more than {largest}")
     return b"".join(blocks)
 
 
