@@ -19,7 +19,16 @@ from torch import Tensor
 from utils.messages import reason_of
 
 ARRAY_SUFFIX = ".npy"
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_JPEG_SUFFIXES = (".jpeg", ".jpg", ".jpe", ".jfif")
+IMAGE_SUFFIXES = (
+    *_JPEG_SUFFIXES,
+    ".png",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
 # Without formats for which PIL starts other programs (PostScript), and without rare ones.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
 RGB = 3
@@ -121,7 +130,7 @@ def decode_jpeg(content: bytes, name: str) -> Picture:
 
     PIL decodes other files, other colour spaces and huge pictures. ValueError names a broken file.
     """
-    if not name.lower().endswith((".jpg", ".jpeg")):
+    if not name.lower().endswith(_JPEG_SUFFIXES):
         return decode_picture(content, name)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)

@@ -8,7 +8,7 @@ import numpy as np
 import torchvision
 from timm.layers import to_2tuple
 
-from data.listing import Names, digest_of, find_pictures, require_path
+from data.listing import digest_of, find_pictures, require_path
 from data.pictures import (
     ARRAY_SUFFIX,
     IMAGE_SUFFIXES,
@@ -92,11 +92,12 @@ class ImageFolder:
         self.root = root
         self.decode = decoder_of(decoder, channels)
         listing = find_pictures(root)
-        self.names, self.found = Names(listing.names), str(listing)
+        self.names, self.found = listing.names, str(listing)
         if not len(self.names):
+            left = f"; left out: {listing.left_out}" if listing.left_out.counts else ""
             raise ValueError(
                 f"DATA.DATA_PATH {root} holds no picture, at any depth "
-                f"(looked for {', '.join((*IMAGE_SUFFIXES, ARRAY_SUFFIX))})"
+                f"(looked for {', '.join((*IMAGE_SUFFIXES, ARRAY_SUFFIX))}{left})"
             )
 
     def __len__(self) -> int:
