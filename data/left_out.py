@@ -40,9 +40,7 @@ def is_hidden(name: bytes) -> bool:
 
 def reason_against(name: bytes) -> str:
     """Why a file of this name (without its folder) is no picture; empty if it is one."""
-    if name.startswith(_HIDDEN_BEGINNINGS):
-        return HIDDEN
-    if name.lower().endswith(_SUFFIXES):
+    if name.lower().endswith(_SUFFIXES) and not name.startswith(_HIDDEN_BEGINNINGS):
         return ""
     return HIDDEN if is_hidden(name) else suffix_reason(os.path.splitext(name)[1])
 

@@ -30,6 +30,7 @@ from utils.processes.sharing import make_once_per_machine
 
 # A link to what is gone, to itself, to a path below a file.
 _LEADS_NOWHERE = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
+_SEPARATOR = b"\0"  # of names in one string
 _BATCH = 4096  # entries of a folder at a time
 _TELL_EVERY = 10.0  # seconds
 
@@ -236,12 +237,13 @@ class _Search:
             with os.scandir(path) as entries:
                 while batch := list(itertools.islice(entries, _BATCH)):
                     for entry in batch:
+                        name = entry.name
                         if not entry.is_file(follow_symlinks=False):
                             reason = _sort_special(entry, names, folders, links)
-                        elif not (reason := reason_against(entry.name)):
-                            names.append(entry.name)
+                        elif not (reason := reason_against(name)):
+                            names.append(name)
                         if reason:
-                            self.left_out.add(reason, prefix + entry.name)
+                            self.left_out.add(reason, prefix + name)
                     self.progress(self.num_names + len(names))
         except OSError as error:
             raise unlisted(path, error) from None
@@ -249,12 +251,14 @@ class _Search:
         if self.nested and not folder and names:
             self.left_out.add(IN_NO_CLASS, min(names), len(names))
             names = []
-        self.num_names += len(names)
-        self.num_bytes += sum(map(len, names)) + len(prefix) * len(names)
-        names += [name + b"/" for name in (*folders, *links)]
         names.sort()
-        if names:
-            self.entries[folder] = b"\0".join(names)
+        joined = _SEPARATOR.join(names)
+        self.num_names += len(names)
+        self.num_bytes += len(joined) + (len(prefix) - 1) * len(names) + bool(names)
+        if folders or links:
+            joined = _SEPARATOR.join(sorted([*names, *(name + b"/" for name in folders + links)]))
+        if joined:
+            self.entries[folder] = joined
         return [prefix + name for name in folders], [prefix + name for name in links]
 
     def names(self) -> Names:
@@ -263,38 +267,56 @@ class _Search:
         lengths = np.empty(self.num_names, np.int64)
         start = first = 0
         for prefix, run in self._runs():
-            joined = prefix.join((b"", *run))
+            joined = prefix + run.replace(_SEPARATOR, prefix)
             content[start : start + len(joined)] = np.frombuffer(joined, np.uint8)
-            start += len(joined)
-            lengths[first : first + len(run)] = np.fromiter(map(len, run), np.int64, len(run))
-            lengths[first : first + len(run)] += len(prefix)
-            first += len(run)
+            ends = np.flatnonzero(np.frombuffer(run + _SEPARATOR, np.uint8) == 0)
+            lengths[first : first + len(ends)] = np.diff(ends, prepend=-1) - 1 + len(prefix)
+            start, first = start + len(joined), first + len(ends)
         return Names.of(content, _ends_of(lengths))
 
-    def _runs(self) -> Iterator[tuple[bytes, list[bytes]]]:
-        """Pictures that follow each other in one folder, with the folder's path, in sorted order.
+    def _runs(self) -> Iterator[tuple[bytes, bytes]]:
+        """Pictures that follow each other in one folder, joined, with its path, in sorted order.
 
         A folder's name sorts with the "/" behind it, so that whole paths are in order.
         """
         waiting = [(b"", self._take(b""))]  # folders that are being gone through, outermost first
         while waiting:
             prefix, entries = waiting[-1]
-            run: list[bytes] = []
-            for entry in entries:
-                if entry.endswith(b"/"):
-                    below = prefix + entry
-                    waiting.append((below, self._take(below[:-1])))
-                    break
-                run.append(entry)
-            else:
+            entry = next(entries, None)
+            if entry is None:
                 waiting.pop()
-            if run:
-                yield prefix, run
+            elif entry.endswith(b"/"):
+                below = prefix + entry
+                waiting.append((below, self._take(below[:-1])))
+            else:
+                yield prefix, entry
 
     def _take(self, folder: bytes) -> Iterator[bytes]:
-        """A folder's entries; none where it is empty or was listed under another path."""
-        entries = self.entries.pop(folder, b"")
-        return iter(entries.split(b"\0") if entries else ())
+        """A folder's subfolders and, joined, the pictures between them, in sorted order.
+
+        Nothing where it is empty or was listed under another path.
+        """
+        joined = self.entries.pop(folder, b"")
+        if b"/" not in joined:
+            yield from _pieces(joined)
+            return
+        for is_folder, names in itertools.groupby(joined.split(_SEPARATOR), _is_folder):
+            run = list(names)
+            yield from run if is_folder else _pieces(_SEPARATOR.join(run))
+
+
+def _is_folder(entry: bytes) -> bool:
+    return entry.endswith(b"/")
+
+
+def _pieces(joined: bytes) -> Iterator[bytes]:
+    """Joined names in parts of about a MiB, to be handled in little memory; none if empty."""
+    start = 0
+    while start < len(joined):
+        end = joined.find(_SEPARATOR, start + 2**20)
+        end = len(joined) if end < 0 else end
+        yield joined[start:end]
+        start = end + 1
 
 
 def _sort_special(

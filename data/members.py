@@ -32,7 +32,7 @@ _MOST_HOPS = 40  # from link to link, as Linux allows
 _PADDING = 2**20  # bytes behind the end mark; common programs write less than 10,240
 
 REPLACED = "replaced by a later member of the same name"
-SPARSE = "with holes (sparse)"
+SPARSE = "sparse file(s)"
 OTHER_LINK = "link(s) of other names"
 UNUSED_LABEL = f"{LABEL_SUFFIX} without a picture"
 

@@ -34,7 +34,7 @@ MOST_CLASSES = 10**7  # the limit of MODEL.NUM_CLASSES
 _LARGEST_CLASSES_FILE = 2**28  # bytes
 _TAR_SUFFIX = ".tar"
 _OPEN_FILES = 128
-SUBFOLDER = "folder(s), which are not looked into"
+SUBFOLDER = "folder(s) beside the tar files"
 LOOSE = "picture(s) beside the tar files"
 
 
@@ -119,6 +119,19 @@ class Shards:
                     "give each a name of its own (of ImageNet: the WordNet ID)"
                 )
         return names
+
+    def require_all_classes(self) -> None:
+        """ValueError where `classes.txt` names more classes than the labels reach.
+
+        The names may then belong to other labels, as where one name took two lines.
+        """
+        names, number = self.classes, int(self.labels.max()) + 1
+        if len(names) > number:
+            raise ValueError(
+                f"{Path(self.root, CLASSES_FILE)} names {len(names)} classes, but the largest "
+                f"label is {number - 1}: do names and labels belong together? Add the tar files of "
+                "the other classes, or remove their lines at the end"
+            )
 
     def _open(self, tar: int) -> int:
         if tar not in self.files:

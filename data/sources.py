@@ -21,7 +21,7 @@ from data.pictures import (
 )
 from data.shapes import CLASSES, draw_shape
 from data.transforms import Size
-from utils.messages import reason_of
+from utils.messages import reason_of, short
 from utils.processes.group import barrier, rank
 
 Labels = Sequence[int] | np.ndarray
@@ -57,6 +57,20 @@ class LabelledSet(PictureSet, Protocol):
 def digest_of_set(pictures: PictureSet) -> str:
     """The set's `digest`, else one of its length."""
     return getattr(pictures, "digest", None) or digest_of(str(len(pictures)))
+
+
+def require_several_classes(pictures: LabelledSet, what: str) -> None:
+    """ValueError where all pictures have the same label: any classifier would be always right."""
+    labels = np.asarray(pictures.labels)
+    if len(labels) and (labels == labels[0]).all():
+        name = short(pictures.classes[int(labels[0])])
+        # The last folders of a path tell more than the first.
+        held = " to ".join(short(pictures.name(index)[-80:]) for index in (0, len(labels) - 1))
+        raise ValueError(
+            f"{what}: all {len(labels)} training pictures are of one class, {name} ({held}), from "
+            "which nothing can be learned: expected several classes (of folders: are the classes "
+            f"one folder deeper, in {name}?)"
+        )
 
 
 class Selection:
