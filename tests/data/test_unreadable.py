@@ -1,6 +1,5 @@
 """Pictures that cannot be read: replaced, counted, listed; found beforehand by the scan."""
 
-import os
 import re
 import shutil
 import threading
