@@ -25,7 +25,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save as save_safetensors
 
-from data.pictures import decode_jpeg, decode_picture
+from data.pictures import Decoder
 from data.shards import Shards, entries_of
 from data.transforms import pretrain_transform
 from tests.support.picture_files import make_tar
@@ -277,9 +277,9 @@ class Pictures:
             return
         content, reasons = path.read_bytes(), []
         for decode in (
-            lambda: decode_jpeg(content, path.name),
-            lambda: decode_picture(content, path.name, 1),
-            lambda: decode_picture(content, path.name, 4),
+            lambda: Decoder(fast=True)(content, path.name),
+            lambda: Decoder(1)(content, path.name),
+            lambda: Decoder(4)(content, path.name),
         ):
             try:
                 self.transform(decode())
