@@ -38,14 +38,15 @@ def as_floats(planes: np.ndarray, bits: int | None = None) -> Tensor:
     if planes.dtype.kind not in "buif":
         raise ValueError(f"it holds {planes.dtype}, expected numbers")
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, found below
-        floats = np.ascontiguousarray(planes, dtype=np.float32)
+        floats = np.array(planes, dtype=np.float32, order="C")
     if planes.dtype.kind == "f" and not (finite := np.isfinite(floats)).all():
         raise ValueError(
             f"{finite.size - np.count_nonzero(finite)} of its {finite.size} numbers are NaN or "
             "infinite: replace them, for example by the data set's mean"
         )
-    largest = largest_of(planes.dtype, bits)
-    return torch.from_numpy(floats / np.float32(largest or 1))
+    if (largest := largest_of(planes.dtype, bits)) is not None:
+        floats /= np.float32(largest)
+    return torch.from_numpy(floats)
 
 
 def as_bytes(planes: np.ndarray, bits: int | None = None) -> np.ndarray:
@@ -88,13 +89,25 @@ def decode_array(content: bytes, channels: int) -> Tensor:
     return as_floats(pixels)
 
 
-def _array_of(content: bytes) -> np.ndarray:
-    """Decode numpy.save's format; allocate nothing for a size that only the header claims."""
-    file = io.BytesIO(content)
+def dtype_of_array(content: bytes) -> str:
+    """The name of the type of numbers in an .npy file."""
+    _, _, dtype = _read_header(io.BytesIO(content))
+    return dtype.name
+
+
+def _read_header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and type."""
     version = npy.read_magic(file)
     if version not in _NPY_HEADERS:
         raise ValueError(f"version {version} of NumPy's format, expected 1.0 or 2.0")
-    shape, by_columns, dtype = _NPY_HEADERS[version](file)
+    header: tuple[tuple[int, ...], bool, np.dtype] = _NPY_HEADERS[version](file)
+    return header
+
+
+def _array_of(content: bytes) -> np.ndarray:
+    """Decode numpy.save's format; allocate nothing for a size that only the header claims."""
+    file = io.BytesIO(content)
+    shape, by_columns, dtype = _read_header(file)
     number, start = math.prod(shape), file.tell()
     if not 0 <= number * dtype.itemsize <= len(content) - start:
         raise ValueError(f"its header tells of {shape} {dtype}, but the file ends before that")

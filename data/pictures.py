@@ -27,7 +27,7 @@ from utils.messages import reason_of
 ARRAY_SUFFIX = ".npy"
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 # Without formats for which PIL starts other programs (PostScript), and without rare ones.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
 NO_LABEL = -1
 LARGEST_FILE = 2**31  # bytes
 MOST_PIXELS = 178_956_970  # PIL's limit
@@ -35,7 +35,7 @@ _PAUSES = (0.5, 1.0, 2.0)  # seconds before a file is read again
 _JPEG_COLOURS = ("YCbCr", "Gray", "RGB")
 _JPEG, _SCAN = b"\xff\xd8\xff", b"\xff\xda"  # first bytes of a file, of a scan in it
 _MOST_SCANS = 500  # of a progressive JPEG, which takes the time of as many pictures
-_ORIENTATION = 0x0112  # of EXIF
+ORIENTATION = 0x0112  # of EXIF
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 # An RGB image of PIL; uint8 RGB (3, H, W); or float32 (C, H, W) (`numbers.as_floats`).
@@ -82,11 +82,11 @@ class Decoder:
         raise ValueError(f"{name} cannot be read as a picture: {reason}")
 
     def _by_pil(self, content: bytes) -> Picture:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             require_pixels(image.width, image.height, self.most_pixels)
             if self.channels not in (1, RGB):
                 require_channels(len(image.getbands()), self.channels)
-                if _has_16_bits(image):
+                if has_16_bits(image):
                     raise ValueError(
                         "its colours have 16 bits, of which PIL keeps 8: save it as .npy"
                     )
@@ -132,7 +132,7 @@ def read_picture(path: str, channels: int = RGB) -> Picture:
 def _is_turned(content: bytes) -> bool:
     """Whether EXIF says that a picture stands otherwise than its rows."""
     with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-        return image.getexif().get(_ORIENTATION, 1) != 1
+        return image.getexif().get(ORIENTATION, 1) != 1
 
 
 class VanishedError(ValueError):
@@ -174,7 +174,7 @@ def read_patiently(read: Callable[[], bytes], name: str, folder: str) -> bytes:
     raise ValueError(f"{name} cannot be read as a picture: {reason}")
 
 
-def _has_16_bits(image: Image.Image) -> bool:
+def has_16_bits(image: Image.Image) -> bool:
     """Whether a file that is open but not yet decoded stores 16-bit colours."""
     layouts = [entry[3] for entry in getattr(image, "tile", ())]  # "RGBA;16B", or a tuple with it
     return any(

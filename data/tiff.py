@@ -76,6 +76,13 @@ def num_unused_pages(content: bytes, channels: int) -> int:
         return sum(1 for _ in _whole_pages(file)) - len(_pages(file, channels))
 
 
+def dtype_of(content: bytes) -> str:
+    """The name of the type of numbers in the first full-resolution page."""
+    with TiffFile(io.BytesIO(content)) as file:
+        dtype = _pages(file, 1)[0].dtype
+        return dtype.name if dtype is not None else "unknown"
+
+
 def describe(page: TiffPage) -> str:
     """A page in words: "a TIFF of 13 x uint16"."""
     kind = page.dtype.name if page.dtype is not None else f"{page.bitspersample} bits"
