@@ -33,7 +33,8 @@ LARGEST_FILE = 2**31  # bytes
 MOST_PIXELS = 178_956_970  # PIL's limit
 _PAUSES = (0.5, 1.0, 2.0)  # seconds before a file is read again
 _JPEG_COLOURS = ("YCbCr", "Gray", "RGB")
-_JPEG, _SCAN = b"\xff\xd8\xff", b"\xff\xda"  # first bytes of a file, of a scan in it
+_JPEG = b"\xff\xd8\xff"  # the first bytes
+_PROGRESSIVE, _SCAN = b"\xff\xc2", b"\xff\xda"  # markers of a frame and of each scan
 _MOST_SCANS = 500  # of a progressive JPEG, which takes the time of as many pictures
 ORIENTATION = 0x0112  # of EXIF
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -69,8 +70,7 @@ class Decoder:
                 if planes is not None:
                     return self._of_planes(planes)
             if content.startswith(_JPEG):
-                if content.count(_SCAN) > _MOST_SCANS:
-                    raise ValueError(f"it is a JPEG of more than {_MOST_SCANS} scans")
+                _require_few_scans(content)
                 picture = self._fast_jpeg(content)
                 if picture is not None:
                     return picture
@@ -127,6 +127,12 @@ def decoder_of(decoder: str, channels: int) -> Decoder:
 def read_picture(path: str, channels: int = RGB) -> Picture:
     """Read a file as `channels` channels; ValueError names a file where that fails."""
     return Decoder(channels)(read_file(path), path)
+
+
+def _require_few_scans(content: bytes) -> None:
+    """ValueError for a progressive JPEG of endless scans."""
+    if _PROGRESSIVE in content[: content.find(_SCAN)] and content.count(_SCAN) > _MOST_SCANS:
+        raise ValueError(f"it is a JPEG of more than {_MOST_SCANS} scans")
 
 
 def _is_turned(content: bytes) -> bool:

@@ -11,11 +11,17 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from data import build_eval_dataset, build_pretrain_dataset, build_train_dataset
+from data import (
+    build_eval_dataset,
+    build_pretrain_dataset,
+    build_train_dataset,
+    build_train_loader,
+)
 from data.listing import find_pictures
 from data.masking import RandomMask
 from data.pictures import Decoder, Picture, read_file, read_picture
 from data.transforms import Normalizer, eval_transform, pretrain_transform
+from tests.support.raw_files import tiff_bytes
 from utils.config import get_config
 
 
@@ -156,6 +162,16 @@ def test_samples_of_any_channels_reach_both_stages(tmp_path: Path, channels: int
         assert (image.shape, label) == ((channels, 16, 24), 1)
     with pytest.raises(ValueError, match=r"AUG\.COLOR_JITTER and AUG\.AUTO_AUGMENT are for RGB"):
         build_train_dataset(get_config(None, opts))[0, 0]
+
+
+def test_a_batch_does_not_mix_8_bit_rgb_with_real_numbers(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.tif")
+    (tmp_path / "b.tif").write_bytes(tiff_bytes(pixels((16, 16, 3), np.float32)))
+    opts = ["DATA.DATA_PATH", str(tmp_path), "DATA.IMG_SIZE", 64, "DATA.BATCH_SIZE", 2]
+    cfg = get_config(None, [*opts, "DATA.NUM_WORKERS", 0])
+    dataset = build_pretrain_dataset(cfg, patch_size=4)
+    with pytest.raises(ValueError, match="8-bit RGB and pictures of real numbers"):
+        next(iter(build_train_loader(cfg, dataset, torch.device("cpu"))))
 
 
 @pytest.mark.parametrize("name", ["shapes", "cifar10"])
