@@ -54,19 +54,23 @@ def read_tiff(content: bytes, channels: int, most_pixels: int) -> Planes | None:
         known = page.photometric in _PLANES and page.sampleformat not in _COMPLEX
         if not known or not isinstance(page.bitspersample, int):
             raise ValueError(f"it is {describe(page)}, which is not read: save it as .npy")
-        require_pixels(page.imagewidth, page.imagelength, most_pixels)
+        require_pixels(page.imagewidth, page.imagelength, most_pixels, planes)
         numbers = np.concatenate([_numbers(each, len(content)) for each in pages])
         if page.photometric == _WHITE_IS_0:
             numbers = _inverted(numbers, page.bitspersample)
         return Planes(numbers, page.bitspersample)
 
 
-def require_pixels(width: int, height: int, most: int) -> None:
-    """ValueError where a picture has more than `most` pixels (DATA.MAX_PIXELS)."""
-    if width * height > most:
+def require_pixels(width: int, height: int, most: int, planes: int = 1) -> None:
+    """ValueError where a picture has more than `most` pixels of up to 4 planes (DATA.MAX_PIXELS).
+
+    More planes count as more pixels: a compressed file can be a thousandth of its numbers.
+    """
+    if width * height * max(planes, 4) > 4 * most:
+        of_planes = f" of {planes} planes" if planes > 4 else ""
         raise ValueError(
-            f"it has {width} x {height} pixels, more than DATA.MAX_PIXELS = {most}: raise that "
-            "where each loader worker has the memory"
+            f"it has {width} x {height} pixels{of_planes}, more than DATA.MAX_PIXELS = {most}: "
+            "raise that where each loader worker has the memory"
         )
 
 
