@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from yacs.config import CfgNode
 
-from data.datasets import EvalDataset, LabelledDataset, PretrainDataset
+from data.datasets import EvalDataset, LabelledDataset, PretrainDataset, collate
 from data.labelled import (
     LabelledPictures,
     class_folders,
@@ -250,6 +250,7 @@ def _loader(
         num_workers=cfg.DATA.NUM_WORKERS,
         pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
         drop_last=drop_last,
+        collate_fn=collate,
         persistent_workers=cfg.DATA.NUM_WORKERS > 0,
         worker_init_fn=_follow_main_process,
     )

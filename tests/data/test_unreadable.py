@@ -35,7 +35,7 @@ BROKEN = {
     "03.jpg": "truncated",
     "04.png": "it is empty",
     "05.jpg": "in no known format",
-    "06.png": "decompression bomb",
+    "06.png": "more than DATA.MAX_PIXELS",
     "07.jpg": "in no known format",
     "08.npx.png": "in no known format",
 }

@@ -208,7 +208,7 @@ def test_a_small_folder_is_drawn_without_repeating_a_picture(
 @pytest.mark.parametrize("size", [(32, 32), (64, 16), (16, 64), (192, 192)])
 def test_captions_have_room_in_their_columns(size: tuple[int, int]) -> None:
     names = ("augmented", "mixed and erased", "reconstruction")
-    grid = picture_grid({name: torch.zeros(1, 3, *size) for name in names})
+    grid = picture_grid({name: torch.zeros(1, 3, *size, dtype=torch.uint8) for name in names})
     caption = np.asarray(grid.convert("L"))[:26]
     width = (grid.width - 6) // 3
     for column in range(4):
@@ -227,7 +227,9 @@ def test_augmentations_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_pictures_stand_in_the_middle_of_their_columns() -> None:
-    grid = picture_grid({"a very long caption of a column": torch.zeros(1, 3, 8, 8)}, side=16)
+    grid = picture_grid(
+        {"a very long caption of a column": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)}, side=16
+    )
     dark = (np.asarray(grid.convert("L"))[-12:-8] == 0).all(axis=0).nonzero()[0]
     assert len(dark) == 16
     assert abs(dark.mean() - (grid.width - 1) / 2) <= 1
