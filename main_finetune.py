@@ -38,6 +38,7 @@ from logger import RunLog, progress_bar
 from models import build_classifier, build_criterion, load_classifier, load_pretrained
 from utils.checkpoints.names import starts_in
 from utils.checkpoints.resume import changed, resume
+from utils.checkpoints.state import Data
 from utils.device import choose_precision, dtype_name
 from utils.processes.exit_status import run_program
 from utils.processes.group import rank, world_size
@@ -83,7 +84,8 @@ def finetune(run: Run) -> None:
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
     state = build_state(run, model, updates_per_epoch, validates=True)
-    start = resume(run.output, state, cfg, updates_per_epoch, run.device, dataset.classes)
+    data = Data(len(dataset), dataset.pictures.digest)
+    start = resume(run.output, state, cfg, updates_per_epoch, run.device, dataset.classes, data)
     if not (begins or cfg.MODEL.RESUME or start.seen):
         raise changed(run.output)
     start.notes, start.pretrained = notes + start.notes, cfg.PRETRAINED
