@@ -73,19 +73,20 @@ def changed_values(content: object, cfg: CfgNode, keys: Iterable[str]) -> str:
 
 
 def changed_settings(content: Content, state: TrainState, cfg: CfgNode) -> list[str]:
-    """One line for each kind of settings that differ from those of the checkpoint a run resumes.
+    """One line for each kind of settings that differ from those of a checkpoint.
 
-    The scheduler of `state` is already at its place.
+    `state` was restored from it.
     """
     kinds: dict[str, list[str]] = {}
     for key in _keys_with_effect(cfg, finetuning=state.best is not None):
         kind = next(kind for beginning, kind in _KINDS.items() if key.startswith(beginning))
         kinds.setdefault(kind, []).append(key)
     notes = {kind: changed_values(content, cfg, keys) for kind, keys in kinds.items()}
-    rate, before = state.learning_rate, content["lr_scheduler"].get("lr")
     if notes.get(_SCHEDULE):
-        instead = "" if before is None else f" instead of {before:.6g}"
-        notes[_SCHEDULE] += f"; the learning rate at this place is {rate:.6g}{instead}"
+        rate = max(state.scheduler.rates(state.position.place_in_schedule))
+        before = content["lr_scheduler"].get("lr")
+        was = "" if before is None else f"was {before:.3g} in the last update and "
+        notes[_SCHEDULE] += f"; the learning rate {was}is {rate:.3g} in the next one"
     return [f"another {kind} than the checkpoint's: {note}" for kind, note in notes.items() if note]
 
 

@@ -104,7 +104,6 @@ def resume(
             continue
         _require_safe(folder.path, start, path)
         start.notes += _place(content, state, path, updates_per_epoch, images_per_update)
-        state.scheduler.set_rates(state.position.place_in_schedule)
         start.notes += changed_settings(content, state, cfg)
         if (seed := content.get("seed")) != cfg.SEED:
             start.notes.append(f"SEED is {cfg.SEED}, the checkpoint's {seed}: another run")
@@ -120,7 +119,7 @@ def resume(
         _require_new(folder.path, found, start)
         epoch = cfg.TRAIN.START_EPOCH
         state.position = Position(images_per_update, epoch, update=epoch * updates_per_epoch)
-        state.scheduler.set_rates(state.position.place_in_schedule)
+    state.scheduler.set_rates(state.position.place_in_schedule)
     return start
 
 

@@ -106,11 +106,6 @@ class TrainState:
     figures: list[list[float]] = field(default_factory=list)
     data: Data | None = None
 
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the next update, the largest of all groups."""
-        return max(float(group["lr"]) for group in self.optimizer.param_groups)
-
     def restart_epoch(self) -> None:
         """Begin the present epoch anew, and drop its figures."""
         self.position.restart_epoch()
@@ -129,7 +124,7 @@ class TrainState:
             "lr_scheduler": {
                 "num_steps": at.update,
                 "offset": at.offset,
-                "lr": self.learning_rate,
+                "lr": max(self.scheduler.rates(at.place_in_schedule - 1)),  # of the last update
             },
             "scaler": self.scaler.state_dict(),
             "progress": {
