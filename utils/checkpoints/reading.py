@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from utils.checkpoints.kinds import HEAD, ZIP, require_checkpoint
 from utils.checkpoints.names import an_example
 from utils.files import DamagedError
 from utils.messages import reason_of, short, shown
@@ -123,24 +124,12 @@ _STAND_INS: Any = [
     (_numpy_scalar, "numpy._core.multiarray.scalar"),
 ]
 
-# First bytes of files that are mistaken for checkpoints.
-_OTHER_FILES = {
-    b"version https://git-lfs": "a Git LFS pointer (fetch the file itself with git lfs pull)",
-    b"<": "a web page (the download went wrong)",
-    b"\x89PNG": "a picture",
-    b"\xff\xd8\xff": "a picture",
-    b"GIF8": "a picture",
-    b"\x1f\x8b": "a gzip archive (unpack it first)",
-    b"\x89HDF": "an HDF5 file",
-    b"\x93NUMPY": "an array of NumPy",
-}
 # Errors of torch's archive reader in files that Python's zipfile accepts.
 _BROKEN_ARCHIVE = re.compile(
     "zip archive: (?:invalid header|unsupported|too many files|not a ZIP archive)"
     "|unexpected EOF, expected"  # a file of the format before torch 1.6
 )
 _FOLDER = 0x10  # an attribute of a zip archive's entry
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _PLAIN = str | bytes | bytearray | bool | int | float | complex | torch.dtype | torch.device
 
 
@@ -155,6 +144,8 @@ def read_checkpoint(path: str | Path) -> Any:
     with _one_line_errors(path):
         _require_file(path)
         if path.suffix == ".safetensors":
+            with open(path, "rb") as file:
+                require_checkpoint(file.read(HEAD), safetensors=True)
             return load_file(path)
         size = _verify(path)
         with torch.serialization.safe_globals(_STAND_INS):
@@ -195,7 +186,7 @@ def _require_file(path: Path) -> None:
             f"(python -m tools.export --consolidate {path})"
         )
     if path.is_dir():
-        raise ValueError(f"it is a folder: name a checkpoint in it{an_example(path)}")
+        raise ValueError(f"it is a folder: {an_example(path)}")
     path.stat()  # an error of the file system says what is wrong
     if not path.is_file():
         raise ValueError("it is no file")
@@ -208,20 +199,13 @@ def _verify(path: Path) -> int:
     ValueError where it is a known other kind of file.
     """
     with open(path, "rb") as file:
-        head = file.read(64)
+        head = file.read(HEAD)
         size = file.seek(0, 2)
         file.seek(-min(size, 2**17), 2)
         file.read()  # the archive's directory: zipfile would report a failing disk as damage
-        if head.startswith(_ZIP):
+        require_checkpoint(head, safetensors=False)
+        if head.startswith(ZIP):
             _verify_archive(file, size)
-        elif not head:
-            raise DamagedError("it is empty")
-        elif not head.startswith(_PICKLE):
-            start = head.lstrip()
-            for begin, kind in _OTHER_FILES.items():
-                if start.startswith(begin):
-                    raise ValueError(f"it is {kind}")
-            raise DamagedError("it does not begin as a file of torch.save does")
     return size
 
 
@@ -230,6 +214,7 @@ def _verify_archive(file: IO[bytes], size: int) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
+            _require_torch_save([entry.filename for entry in entries])
             if sum(entry.file_size for entry in entries) > size:
                 raise DamagedError("its records claim to be larger than the file")
             for entry in entries:
@@ -241,7 +226,7 @@ def _verify_archive(file: IO[bytes], size: int) -> None:
                 with archive.open(entry) as record:
                     while entry.CRC and record.read(_BLOCK):
                         pass
-    except (DamagedError, MemoryError):
+    except (DamagedError, MemoryError, _OtherArchiveError):
         raise
     except OSError as error:
         if error.errno != errno.EINVAL:  # seek to a negative position
@@ -250,19 +235,38 @@ def _verify_archive(file: IO[bytes], size: int) -> None:
     except Exception as error:  # zipfile raises many kinds
         cut = "not a zip file" in str(error)  # although it begins as one
         raise DamagedError("its end is missing" if cut else _reason(error)) from None
-    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
-        raise ValueError("it is a zip archive, but not one that torch.save wrote")
+
+
+class _OtherArchiveError(ValueError):
+    """A zip archive is not one of torch.save."""
+
+
+def _require_torch_save(names: Sequence[str]) -> None:
+    """`_OtherArchiveError` for a zip archive of another program."""
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise _OtherArchiveError(
+            "it is a program (torch.jit.save): save its weights "
+            "(torch.save(torch.jit.load(FILE).state_dict(), NEW))"
+        )
+    if not any(name.endswith("/data.pkl") for name in names):
+        held = f" (it holds {short(names[0])})" if names else ""
+        raise _OtherArchiveError(f"it is a zip archive, but not one that torch.save wrote{held}")
 
 
 def _reason(error: BaseException) -> str:
     """One line for an error of torch or zipfile."""
     text = " ".join(str(error).split())
     if name := re.search(r"GLOBAL (\S+) w(?:as|hose)", text):
-        return f"it holds {name[1][:80]}, which is not plain data"
+        return (
+            f"it holds {name[1][:80]}, which is not plain data (of a whole model, save only the "
+            "weights: torch.save(model.state_dict(), FILE))"
+        )
     if "Unsupported operand 149" in text:
         return (
             "it was pickled with protocol 4 or 5; torch.save writes 2 unless it is told otherwise"
         )
+    if "Invalid magic number" in text:
+        return "it is a pickle, but not one that torch.save wrote"
     # torch surrounds its reader's message with advice to read the file unprotected.
     inner = text.partition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0]
     return reason_of(ValueError(inner)) if inner else reason_of(error)

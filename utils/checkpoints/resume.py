@@ -268,9 +268,7 @@ def _twin(path: Path) -> Path:
 def _require_form(path: Path, sharded: bool) -> None:
     """ValueError where a sharded run meets an ordinary checkpoint, or the other way round."""
     if path.is_dir() and path.suffix != SHARDED_SUFFIX:
-        raise ValueError(
-            f"checkpoint {path} is a folder: name a checkpoint in it{an_example(path)}"
-        )
+        raise ValueError(f"checkpoint {path} is a folder: {an_example(path)}")
     if path.is_dir() and not sharded:
         raise ValueError(
             f"checkpoint {path} is a sharded one: go on with TRAIN.SHARDING full, or make one file "

@@ -307,7 +307,7 @@ def test_another_zip_archive_is_refused(tmp_path: Path) -> None:
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not exist$"):
         read_checkpoint(tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"it is a folder: name a checkpoint in it$"):
+    with pytest.raises(ValueError, match=r"it is a folder: no checkpoint lies in it$"):
         read_checkpoint(tmp_path)
     for name in ("ckpt_epoch_9.pth", "ckpt_epoch_10.pth"):
         (tmp_path / name).touch()
