@@ -52,8 +52,8 @@ class LoadReport:
 def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
     """Copy the encoder of a checkpoint into a classifier; report each parameter's treatment.
 
-    Reads checkpoints of this project, published ones, bare state dicts and safetensors. Position
-    biases of another size are resized (models/position_bias.py), a ViT's shared one is copied to
+    Reads checkpoints of this project, published ones, bare state dicts and safetensors. Positions
+    of another size are resized (models/position_bias.py), a ViT's shared one is copied to
     blocks with their own, Swin V2's coordinates use units of the file's windows, and an RGB stem is
     adapted to other channels (one: sum; else repeated, times 3 / channels). A head of another size
     is left out. ValueError where more than head, `fc_norm` and position biases (if none are stored)
