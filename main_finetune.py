@@ -36,6 +36,7 @@ from data.drawing import draw_augmentation
 from data.unreadable import UnreadableCount
 from logger import RunLog, progress_bar
 from models import build_classifier, build_criterion, load_classifier, load_pretrained
+from utils.checkpoints.differences import NORMALIZATION, changed_values
 from utils.checkpoints.names import starts_in
 from utils.checkpoints.resume import changed, resume
 from utils.checkpoints.state import Data
@@ -127,7 +128,10 @@ def start_weights(run: Run, model: nn.Module, begins: bool) -> list[str]:
     if not path:
         return []
     if begins:
-        return [f"{path}: {load_pretrained(model, path)}"]
+        report = load_pretrained(model, path)
+        changed = changed_values(report.config, run.cfg, NORMALIZATION)
+        note = f"{path} was trained with another normalization of pictures: {changed}"
+        return [f"{path}: {report}", note if changed else ""]
     if first and first != os.path.abspath(path):
         raise ValueError(
             f"the run in {run.folder} began from {first}, not from --pretrained {path}: give "
@@ -179,7 +183,7 @@ def evaluate_checkpoint(run: Run) -> None:
     path = Path(cfg.MODEL.RESUME)
     if not cfg.MODEL.RESUME:
         raise ValueError("--eval needs the checkpoint to evaluate: --resume CKPT")
-    model, names = load_classifier(path, cfg)
+    model, names = load_classifier(path, cfg, print if rank() == 0 else lambda line: None)
     head: Any = model.get_submodule("head")
     classes = names or [str(index) for index in range(head.out_features)]
     dataset = build_eval_dataset(cfg, classes, named=bool(names))

@@ -55,13 +55,12 @@ PRETRAIN_INPUT = (*NORMALIZATION, "DATA.IMG_SIZE", "DATA.EXIF_ORIENTATION")
 EVAL_INPUT = (*PRETRAIN_INPUT, "DATA.INTERPOLATION", "TEST.CROP")
 
 
-def changed_values(content: object, cfg: CfgNode, keys: Iterable[str]) -> str:
+def changed_values(stored: object, cfg: CfgNode, keys: Iterable[str]) -> str:
     """Old and new values of the keys that differ from a checkpoint's, as "KEY 1 -> 2, ...".
 
-    Empty where none differs, or the content of the file has no configuration of this project. A
-    key that the file lacks counts as its default.
+    `stored` is the configuration in the checkpoint; a key that it lacks counts as its default.
+    Empty where none differs, or it is no configuration of this project.
     """
-    stored = content.get("config") if isinstance(content, Mapping) else None
     if not isinstance(stored, Mapping) or not isinstance(stored.get("DATA"), Mapping):
         return ""
     pairs = {key: (_value(stored, key), _value(cfg, key)) for key in keys}
@@ -81,7 +80,7 @@ def changed_settings(content: Content, state: TrainState, cfg: CfgNode) -> list[
     for key in _keys_with_effect(cfg, finetuning=state.best is not None):
         kind = next(kind for beginning, kind in _KINDS.items() if key.startswith(beginning))
         kinds.setdefault(kind, []).append(key)
-    notes = {kind: changed_values(content, cfg, keys) for kind, keys in kinds.items()}
+    notes = {kind: changed_values(content.get("config"), cfg, keys) for kind, keys in kinds.items()}
     if notes.get(_SCHEDULE):
         rate = max(state.scheduler.rates(state.position.place_in_schedule))
         before = content["lr_scheduler"].get("lr")

@@ -9,18 +9,17 @@ import errno
 import re
 import warnings
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from utils.checkpoints.kinds import HEAD, ZIP, require_checkpoint
 from utils.checkpoints.names import an_example
+from utils.checkpoints.stand_ins import STAND_INS, Section
 from utils.files import DamagedError
 from utils.messages import reason_of, short, shown
 
@@ -36,93 +35,8 @@ _MOST_SHARED = 8  # bytes of all tensors per byte of the file; tensors can share
 _RECOMPUTED = ("relative_position_index", "attn_mask")
 
 
-class _Dict:
-    """Stands for a class of dicts: its pickled objects become dicts."""
-
-    def __new__(cls, *arguments: object) -> Any:
-        return OrderedDict()
-
-
-class _Path:
-    """Stands for a class of paths: its pickled objects become text."""
-
-    def __new__(cls, *parts: object) -> Any:
-        return str(PurePosixPath(*map(str, parts)))
-
-
-class _Text:
-    """Stands for a class of text: its pickled objects become plain text."""
-
-    def __new__(cls, text: object = "", *arguments: object) -> Any:
-        return str(text)
-
-
-class _Object:
-    """Stands for the class of an object that is not needed: it becomes None."""
-
-    def __init__(self, *arguments: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None: ...
-
-
-class _Section(_Object):
-    """Stands for a class with named attributes: an object becomes a dict of them."""
-
-    values: Mapping[str, object] = {}
-
-    def __setstate__(self, state: object) -> None:
-        self.values = state if isinstance(state, dict) else {}
-
-
-class _NumpyType(_Object):
-    """Stands for NumPy's dtype: holds its code, for example "f8", and its byte order."""
-
-    def __init__(self, code: str = "", *arguments: object) -> None:
-        self.code, self.order = code, "="
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = state[1]
-
-
-def _numpy_scalar(dtype: _NumpyType, content: object = b"") -> object:
-    """Stands for NumPy's scalars: returns a plain number, or None for anything else."""
-    if not re.fullmatch(r"[biufc]\d{1,2}", dtype.code) or not isinstance(content, bytes):
-        return None
-    kind = np.dtype(dtype.code).newbyteorder(dtype.order)  # type: ignore[arg-type]  # any text
-    return np.frombuffer(content, kind).tolist()[0]
-
-
 # torch warns so about files that then fail to load with a clearer error.
 warnings.filterwarnings("ignore", "Detected pickle protocol")
-
-# Names in files of other programs besides tensors and plain values, which are never imported.
-_STAND_INS: Any = [
-    (_Dict, "yacs.config.CfgNode"),
-    (_Dict, "collections.defaultdict"),
-    (_Dict, "lightning_fabric.utilities.data.AttributeDict"),
-    (_Dict, "lightning.fabric.utilities.data.AttributeDict"),
-    (_Dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
-    (_Section, "argparse.Namespace"),
-    (_Section, "types.SimpleNamespace"),
-    (_Path, "pathlib.PosixPath"),
-    (_Path, "pathlib.PurePosixPath"),
-    (_Path, "pathlib.WindowsPath"),
-    (_Path, "pathlib._local.PosixPath"),
-    (_Path, "pathlib._local.WindowsPath"),
-    (_Text, "torch.torch_version.TorchVersion"),
-    (_Object, "builtins.list"),
-    (_Object, "builtins.dict"),
-    (_Object, "builtins.int"),
-    (_Object, "builtins.float"),
-    (_Object, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
-    (_Object, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
-    (_NumpyType, "numpy.dtype"),
-    (_Object, "numpy.ndarray"),
-    (_Object, "numpy.core.multiarray._reconstruct"),
-    (_Object, "numpy._core.multiarray._reconstruct"),
-    (_numpy_scalar, "numpy.core.multiarray.scalar"),
-    (_numpy_scalar, "numpy._core.multiarray.scalar"),
-]
 
 # Errors of torch's archive reader in files that Python's zipfile accepts.
 _BROKEN_ARCHIVE = re.compile(
@@ -148,7 +62,7 @@ def read_checkpoint(path: str | Path) -> Any:
                 require_checkpoint(file.read(HEAD), safetensors=True)
             return load_file(path)
         size = _verify(path)
-        with torch.serialization.safe_globals(_STAND_INS):
+        with torch.serialization.safe_globals(STAND_INS):
             content = torch.load(path, map_location="cpu", weights_only=True)
         return _Plain(_MOST_SHARED * size).of(content)
 
@@ -258,8 +172,8 @@ def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if name := re.search(r"GLOBAL (\S+) w(?:as|hose)", text):
         return (
-            f"it holds {name[1][:80]}, which is not plain data (of a whole model, save only the "
-            "weights: torch.save(model.state_dict(), FILE))"
+            f"it holds {name[1][:80]}, which is not plain data: save the weights alone "
+            "(torch.save(model.state_dict(), FILE))"
         )
     if "Unsupported operand 149" in text:
         return (
@@ -287,7 +201,7 @@ class _Plain:
 
     def of(self, value: object, level: int = 0) -> Any:
         """The plain value; ValueError where it is too large, too deep, or an unusual tensor."""
-        if isinstance(value, _Section):
+        if isinstance(value, Section):
             value = value.values
         self._count(1, 0)
         if isinstance(value, Tensor):
@@ -354,6 +268,11 @@ def model_weights(
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"checkpoint {source} holds no weights: {shown(name)} is no tensor")
+    return without_recomputed(weights)
+
+
+def without_recomputed(weights: Mapping[str, Tensor]) -> Weights:
+    """The weights without buffers that models recompute."""
     return {name: value for name, value in weights.items() if not name.endswith(_RECOMPUTED)}
 
 
