@@ -18,6 +18,7 @@ _MOST_LEVELS = 3  # of sections in each other
 _MOST_PARTS = 8  # of a name, which may belong to a prefix
 # What torch.compile, FSDP and activation checkpointing insert into names of parameters.
 _INSERTED = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+MAY_LACK = ("head.", "fc_norm.")  # parameters of a classifier that not every file holds
 _COUNTER = "n_averaged"  # of updates, in torch.optim.swa_utils.AveragedModel
 
 
@@ -33,9 +34,9 @@ def find_weights(content: object, source: object, known: Collection[str]) -> tup
     stored = without_recomputed(stored)
     if _COUNTER not in known:
         stored.pop(_COUNTER, None)
-    prefix, matches = _prefix_of(stored, known)
+    prefix, _ = _prefix_of(stored, known)
     shared = _common(_common(*stored) if stored else "", prefix)
-    if prefix.removeprefix(shared) not in ("", "encoder.") and 2 * matches > len(known):
+    if prefix.removeprefix(shared) not in ("", "encoder.") and _is_whole(stored, prefix, known):
         others = [name for name in stored if not name.startswith(prefix)]
         raise ValueError(
             f"checkpoint {source} does not fit the model: {len(stored) - len(others)} of its "
@@ -88,6 +89,12 @@ def _sections(
     for name in (*_AVERAGED, *_TRAINED):
         if name in value:
             yield from _sections(value[name], f"{path}.{name}".lstrip("."), level + 1)
+
+
+def _is_whole(weights: Mapping[str, Tensor], prefix: str, known: Collection[str]) -> bool:
+    """Whether the weights with the prefix are a whole model's, but for what files may lack."""
+    needed = [name for name in known if not name.startswith(MAY_LACK) and name[-6:] != "_table"]
+    return all(f"{prefix}{name}" in weights for name in needed or known)
 
 
 def _fits(weights: Mapping[str, Tensor], known: Collection[str]) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from models.foreign import find_weights
+from models.foreign import MAY_LACK, find_weights
 from models.origin import Adapted
 from models.position_bias import TABLE
 from utils.checkpoints.reading import (
@@ -23,8 +23,7 @@ _STEM = "patch_embed.proj.weight"
 _RGB = 3
 HEAD = ("head.weight", "head.bias")  # which every classifier has
 _MOST_CLASSES = 10**7  # the limit of MODEL.NUM_CLASSES
-# What a file may lack or have in excess; other differences mean another architecture.
-_MAY_LACK = ("head.", "fc_norm.")
+# What a file may have in excess; other differences mean another architecture.
 _MAY_BE_LEFT = ("decoder.", "mask_token", "head.")
 
 
@@ -179,7 +178,7 @@ def _may_be_left(name: str, weights: Weights, own: Mapping[str, Tensor]) -> bool
 def _may_lack(name: str, weights: Weights) -> bool:
     """Whether the file may lack a parameter, which then keeps its initial value."""
     without_tables = not any(other.endswith(TABLE) for other in weights)
-    return name.startswith(_MAY_LACK) or (without_tables and name.endswith(TABLE))
+    return name.startswith(MAY_LACK) or (without_tables and name.endswith(TABLE))
 
 
 def _shortened(names: tuple[str, ...]) -> str:
