@@ -145,7 +145,7 @@ def test_settings_and_histories_of_training_programs_do_not_keep_the_weights_bac
     settings = make("omegaconf.dictconfig", "DictConfig", _metadata=metadata, _parent=None)
     node = make("omegaconf.nodes", "FloatNode", _parent=settings, _val=0.1)
     settings._content = {"lr": node, "list": make("omegaconf.listconfig", "ListConfig")}
-    log = {"_log_history": np.arange(3.0), "_max_length": 10}
+    log: Any = {"_log_history": np.arange(3.0), "_max_length": 10}
     held: dict[str, Any] = {
         "hyper_parameters": settings,
         "more": make("lightning.fabric.utilities.data", "AttributeDict", dict, lr=1),
