@@ -44,7 +44,9 @@ _KINDS = {
     "MODEL.LABEL_SMOOTHING": "target or loss",
     "MODEL.": "model",
     "AUG.": "augmentation",
-    "": "preparation of pictures",
+    "DATA.": "preparation of pictures",
+    "TEST.": "preparation of pictures",
+    "": "setting",  # of code that adds keys
 }
 # One number stands for one for each channel or side.
 _ONE_FOR_ALL = ("DATA.MEAN", "DATA.STD", "DATA.IMG_SIZE")
