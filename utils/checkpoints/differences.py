@@ -128,7 +128,10 @@ def _value(values: object, key: str) -> object:
     return None
 
 
-def _compared(key: str, value: object) -> object:
-    """The value in the form in which equal settings are equal."""
+def _compared(key: str, value: object) -> list[object]:
+    """The value in the form in which equal settings are equal; files may hold anything."""
     items = list(value) if isinstance(value, list | tuple) else [value]
-    return items[:1] if key in _ONE_FOR_ALL and items == items[:1] * len(items) else items
+    plain: list[object] = [
+        item if isinstance(item, bool | int | float | str | None) else shown(item) for item in items
+    ]
+    return plain[:1] if key in _ONE_FOR_ALL and plain == plain[:1] * len(plain) else plain
