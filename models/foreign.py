@@ -58,7 +58,7 @@ def _section(
 ) -> tuple[str, Mapping[str, Tensor]]:
     """The section with the weights, and its name."""
     top = content if isinstance(content, Mapping) else {}
-    own = next((name for name in _OWN if top.get(name) is not None), "")
+    own = next((name for name in _OWN if isinstance(top.get(name), Mapping)), "")
     found = dict(_sections(top[own] if own else content, own))
     if not found:
         sections = [short(str(name)) for name, value in top.items() if isinstance(value, Mapping)]

@@ -134,9 +134,12 @@ def test_what_lies_beside_the_weights_does_not_matter(tmp_path: Path) -> None:
         "path": PosixPath("/a"),
         "device": torch.device("cpu"),
         "lists": collections.defaultdict(list, {"a": [1]}),
+        "network": "vit",
         "optimizer": {"state": {0: {"step": torch.ones(1)}}},
     }
     assert found_in(tmp_path / "x.pth", beside | {"model": CLASSIFIER}) == ""
+    named = beside | {"model": "vit_small", "state_dict": CLASSIFIER}
+    assert found_in(tmp_path / "x.pth", named) == "taken from its section state_dict"
 
 
 def test_of_two_sections_the_averaged_or_the_only_fitting_one_counts(tmp_path: Path) -> None:
