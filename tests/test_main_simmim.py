@@ -81,7 +81,7 @@ def test_a_run_that_goes_on_with_other_pictures_and_epochs_says_so(
     assert run_here(monkeypatch, cfg, *run, 4) == 0
     said = capsys.readouterr().out
     assert "ckpt_epoch_1_update_15.pth: epoch 1, update 15, 14 of its images" in said
-    assert "the data are 17 pictures, the checkpoint's 16: epoch 1, which was begun" in said
+    assert "the data are 17 pictures, the checkpoint's 16; epoch 1, which was begun" in said
     assert re.search(
         r"another schedule .*: TRAIN\.EPOCHS 2 -> 4; the learning rate was \S+ in", said
     )

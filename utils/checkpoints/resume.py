@@ -84,9 +84,9 @@ def resume(
     This is the newest checkpoint in the folder. With MODEL.RESUME it is that file, or the newest
     checkpoint of the run that an earlier call of the same command started from it. Damaged
     checkpoints are skipped. `data` are the run's pictures, which its checkpoints remember; an epoch
-    that was begun with other ones starts anew. ValueError where a checkpoint cannot be read or does
-    not fit, where none of several can be used, where later ones would be overwritten, and where the
-    processes see different files.
+    that was begun with other ones, or another SEED, starts anew. ValueError where a checkpoint
+    cannot be read or does not fit, where none of several can be used, where later ones would be
+    overwritten, and where the processes see different files.
     """
     start = Start()
     state.data = data
@@ -103,10 +103,9 @@ def resume(
             start.damaged[path] = f"{error}; set aside as {aside(path).name}, using the one before"
             continue
         _require_safe(folder.path, start, path)
-        start.notes += _place(content, state, path, updates_per_epoch, images_per_update)
+        start.notes += _place(content, state, path, cfg.SEED)
+        start.notes += _adjust(state.position, updates_per_epoch, images_per_update)
         start.notes += changed_settings(content, state, cfg)
-        if (seed := content.get("seed")) != cfg.SEED:
-            start.notes.append(f"SEED is {cfg.SEED}, the checkpoint's {seed}: another run")
         if state.best and state.best.epoch >= 0 and not best_in(folder.path):
             start.notes.append(
                 f"{folder.path} holds no {BEST} of the epochs before: one comes with the next "
@@ -158,23 +157,19 @@ def read(path: Path, state: TrainState) -> Content:
     return content
 
 
-def _place(
-    content: Content,
-    state: TrainState,
-    path: Path,
-    updates_per_epoch: int,
-    images_per_update: int,
-) -> list[str]:
-    """Fit the restored position to today's data and update size; return where it is, in words."""
+def _place(content: Content, state: TrainState, path: Path, seed: int) -> list[str]:
+    """Return in words where the run is; an epoch begins anew where its order is another one."""
     position = state.position
     begun = f", {position.images} of its images" if position.images else ""
     notes = [f"resumed from {path}: epoch {position.epoch}, update {position.update}{begun}"]
     if changed := changed_data(content, state.data):
-        if begun:
-            changed += f": epoch {position.epoch}, which was begun with those, starts anew"
-            state.restart_epoch()
         notes.append(changed)
-    return notes + _adjust(position, updates_per_epoch, images_per_update)
+    if content.get("seed") != seed:
+        notes.append(f"SEED is {seed}, the checkpoint's {content.get('seed')}: another run")
+    if begun and len(notes) > 1:
+        notes[-1] += f"; epoch {position.epoch}, which was begun otherwise, starts anew"
+        state.restart_epoch()
+    return notes
 
 
 def _adjust(position: Position, updates_per_epoch: int, images_per_update: int) -> list[str]:

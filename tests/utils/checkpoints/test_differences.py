@@ -185,13 +185,21 @@ def test_an_epoch_that_was_begun_with_other_pictures_starts_anew(
     cfg = get_config()
     save(tmp_path, cfg, Data(16, "aa"), inside=7)
     notes, parts = resumed(tmp_path, cfg, data)
-    assert notes == [f"{message}: epoch 2, which was begun with those, starts anew"]
+    assert notes == [f"{message}; epoch 2, which was begun otherwise, starts anew"]
     position = parts.position
     assert (position.epoch, position.images, position.update) == (2, 0, 2 * UPDATES + 7)
     assert position.place_in_schedule == 2 * UPDATES
     assert parts.optimizer.param_groups[0]["lr"] == parts.scheduler.rates(2 * UPDATES)[0]
     assert parts.figures == [[0.0] * 5 + FIGURES[5:]]
     assert training_content(parts, cfg)["data"] == {"images": data.images, "digest": data.digest}
+
+
+def test_an_epoch_that_was_begun_with_another_seed_starts_anew(tmp_path: Path) -> None:
+    save(tmp_path, get_config(), Data(16, "aa"), inside=7)
+    notes, parts = resumed(tmp_path, get_config(None, ["SEED", 5]), Data(16, "aa"))
+    assert len(notes) == 1
+    assert notes[0].endswith("another run; epoch 2, which was begun otherwise, starts anew")
+    assert (parts.position.images, parts.position.place_in_schedule) == (0, 2 * UPDATES)
 
 
 def test_a_longer_epoch_of_other_pictures_goes_on_at_its_part_of_the_schedule(
