@@ -128,7 +128,9 @@ def _verify_archive(file: IO[bytes], size: int) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-            _require_torch_save([entry.filename for entry in entries])
+            names = [entry.filename for entry in entries]
+            # Several parts, since a damaged name is no sign of another program.
+            _require_torch_save(names, ("/data.pkl", "/version", "/byteorder"))
             if sum(entry.file_size for entry in entries) > size:
                 raise DamagedError("its records claim to be larger than the file")
             for entry in entries:
@@ -149,20 +151,21 @@ def _verify_archive(file: IO[bytes], size: int) -> None:
     except Exception as error:  # zipfile raises many kinds
         cut = "not a zip file" in str(error)  # although it begins as one
         raise DamagedError("its end is missing" if cut else _reason(error)) from None
+    _require_torch_save(names, ("/data.pkl",))
 
 
 class _OtherArchiveError(ValueError):
     """A zip archive is not one of torch.save."""
 
 
-def _require_torch_save(names: Sequence[str]) -> None:
-    """`_OtherArchiveError` for a zip archive of another program."""
+def _require_torch_save(names: Sequence[str], parts: tuple[str, ...]) -> None:
+    """`_OtherArchiveError` for a zip archive that has none of the parts, or is a program."""
     if any(name.endswith("/constants.pkl") for name in names):
         raise _OtherArchiveError(
             "it is a program (torch.jit.save): save its weights "
             "(torch.save(torch.jit.load(FILE).state_dict(), NEW))"
         )
-    if not any(name.endswith("/data.pkl") for name in names):
+    if not any(name.endswith(parts) for name in names):
         held = f" (it holds {short(names[0])})" if names else ""
         raise _OtherArchiveError(f"it is a zip archive, but not one that torch.save wrote{held}")
 

@@ -39,9 +39,9 @@ def array() -> bytes:
     return file.getvalue()
 
 
-def zipped(content: bytes) -> bytes:
+def zipped(content: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
+    with zipfile.ZipFile(file, "w", method) as archive:
         archive.writestr("ckpt.pth", content)
     return file.getvalue()
 
@@ -80,6 +80,7 @@ OTHERS = [
     (array(), "it is an array of NumPy"),
     (b"\x89HDF\r\n\x1a\n" + bytes(50), "it is an HDF5 file"),
     (save({"a": torch.ones(3)}), r"it is a safetensors file: .* ends with \.safetensors"),
+    (zipped(GOOD, zipfile.ZIP_DEFLATED), r"not one that torch\.save wrote .it holds ckpt\.pth"),
     (zipped(GOOD), r"zip archive, but not one that torch\.save wrote .it holds ckpt\.pth"),
     (program(), r"it is a program .torch\.jit\.save.: save its weights"),
     (saved(torch.nn.Linear(2, 2)), r"holds torch\.nn\.\S+Linear, .*torch\.save.model\.state_dict"),
