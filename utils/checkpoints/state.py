@@ -124,7 +124,8 @@ class TrainState:
             "lr_scheduler": {
                 "num_steps": at.update,
                 "offset": at.offset,
-                "lr": max(self.scheduler.rates(at.place_in_schedule - 1)),  # of the last update
+                # Of the last update; a resume with another schedule names it.
+                "lr": float(max(self.scheduler.rates(at.place_in_schedule - 1))),
             },
             "scaler": self.scaler.state_dict(),
             "progress": {
