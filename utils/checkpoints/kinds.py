@@ -16,7 +16,7 @@ _BEGINNINGS = {
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
     b"GIF8": "a picture",
-    b"RIFF": "a picture",
+    b"RIFF": "a RIFF file, such as a WebP picture",
     b"BM": "a picture",
     b"II*\0": "a picture",
     b"MM\0*": "a picture",

@@ -66,13 +66,14 @@ def program() -> bytes:
 WEIGHTS = {"model": {"a": torch.ones(50)}}
 GOOD = saved(WEIGHTS)
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n"
-PICTURES = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP")
+PICTURES = ("PNG", "JPEG", "GIF", "TIFF", "BMP")
 OTHERS = [
     (b"<html>404", "it is a web page"),
     (b"\n <!DOCTYPE html><html>", "it is a web page"),
     (b"\xef\xbb\xbf<html>", "it is a web page"),
     (POINTER, "it is a Git LFS pointer .*git lfs pull"),
     *((picture(kind), "it is a picture") for kind in PICTURES),
+    (picture("WEBP"), "it is a RIFF file, such as a WebP picture"),
     (gzip.compress(GOOD), "it is a gzip archive .unpack it first"),
     (bz2.compress(GOOD), "it is a bzip2 archive"),
     (lzma.compress(GOOD), "it is an xz archive"),
