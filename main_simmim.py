@@ -16,6 +16,7 @@ from data.drawing import draw_reconstructions
 from data.unreadable import UnreadableCount
 from models import build_pretrain_model
 from utils.checkpoints.resume import resume
+from utils.checkpoints.state import Data
 from utils.processes.exit_status import run_program
 from utils.processes.group import rank
 from utils.processes.sharding import is_sharded
@@ -34,7 +35,8 @@ def main() -> None:
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
     state = build_state(run, place_model(run, model), updates_per_epoch)
-    start = resume(run.output, state, cfg, updates_per_epoch, run.device)
+    data = Data(len(dataset), dataset.pictures.digest)
+    start = resume(run.output, state, cfg, updates_per_epoch, run.device, data=data)
     log = open_log(run, state, start)  # everything fits: no file is written before this
     log.info("%s", dataset.pictures)
     unreadable = UnreadableCount(
