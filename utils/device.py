@@ -22,10 +22,10 @@ def choose_device(wanted: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("DEVICE is cuda, but torch finds no CUDA GPU here; use --device cpu")
-    return torch.device("cuda", _own_gpu(torch.cuda.device_count()))
+    return torch.device("cuda", own_gpu(torch.cuda.device_count()))
 
 
-def _own_gpu(visible: int) -> int:
+def own_gpu(visible: int) -> int:
     """The index of this process's GPU among the visible ones of its machine."""
     launch = read_launch()
     if launch is None:

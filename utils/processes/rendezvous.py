@@ -64,7 +64,7 @@ class Rendezvous:
         store.add("readers", 1)
         error = verdict["error"] or self._own_error(store, verdict["size"])
         if error:
-            self._wait_for_readers(store)
+            self._wait_for_readers(store, verdict["came"])
             raise ValueError(error)
         # A host name may mean the loopback interface on its own machine: look at the others then.
         if is_loopback(address) and verdict["peer"]:
@@ -89,19 +89,19 @@ class Rendezvous:
             told.append(json.loads(store.get(str(rank))))
             if told[-1]["equal"][_SIZE] != told[0]["equal"][_SIZE]:
                 break
+        late = [rank for rank in range(self.size) if not store.check([str(rank)])]
         error = ""
         if differences := differences_in([facts["equal"] for facts in told]):
             error = str(disagreement(differences))
         elif len(told) < self.size:
-            late = [rank for rank in range(self.size) if not store.check([str(rank)])]
             error = f"{ranks_in_words(late)} did not come within {self.seconds:g} s"
             error += f" (TRAIN.LOST_AFTER); the others of {self.size} processes did"
         elif twice := [n for n in range(self.size) if store.add(f"number of {n}", 0) > 1]:
             error = f"several processes have {ranks_in_words(twice)}: each needs its own RANK"
         peers = [facts["address"] for facts in told if not is_loopback(facts["address"])]
         hardware = differences_in([facts["hardware"] for facts in told])
-        peer = peers[0] if peers else ""
-        return {"error": error, "size": self.size, "peer": peer, "hardware": hardware}
+        verdict = {"error": error, "hardware": hardware, "peer": peers[0] if peers else ""}
+        return verdict | {"size": self.size, "came": self.size - len(late)}
 
     def _own_error(self, store: Store, size: int) -> str:
         """Words for an error of a process that process 0 did not wait for."""
@@ -111,12 +111,10 @@ class Rendezvous:
             return f"several processes have rank {self.rank}: each needs its own RANK"
         return ""
 
-    def _wait_for_readers(self, store: Store) -> None:
+    def _wait_for_readers(self, store: Store, number: int) -> None:
         """Have process 0, whose store others still read, end last."""
         end = time.monotonic() + _SLACK
-        while self.rank == 0 and time.monotonic() < end:
-            if store.add("readers", 0) >= self.size:
-                return
+        while self.rank == 0 and time.monotonic() < end and store.add("readers", 0) < number:
             time.sleep(_PAUSE)
 
     def _connect(self, serve: bool) -> TCPStore:
