@@ -29,7 +29,7 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
     if resumes:
         signals.listen()
     try:
-        main()
+        _call(main)
         heartbeat.stop()
         stop_process_group()
         if distributed.is_initialized():
@@ -56,11 +56,19 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
         sys.exit(130)
 
 
+def _call(main: Callable[[], None]) -> None:
+    try:
+        main()
+    except BaseException:
+        # torch raises in the main thread when a worker dies, also while another error is handled.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise
+
+
 def _fail_if_short(error: Exception) -> None:
     """End the program where memory, shared memory or open files were short."""
     if why := shortage(error):
         goes_on = signals.goes_on() or "start the same command again"
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # at which torch raises for dead workers
         with contextlib.suppress(SystemExit):
             _fail(f"{why}; {goes_on}", error)
         _end_at_once(2)  # loaders that failed do not end cleanly

@@ -72,8 +72,10 @@ def _fails_to_load(error: BaseException, text: str) -> bool:
 
 
 def _text_of(error: BaseException) -> str:
-    """The error's own words, of one from a worker its last line."""
+    """The error's own words, of one from a worker its last line; then those of its cause."""
     text = str(error).partition("Exception raised from")[0].strip()  # without C++ frames
     if "Original Traceback" in text:
         text = text.splitlines()[-1]
+    if isinstance(error.__cause__, RuntimeError):  # how a worker died
+        text = f"{text}: {error.__cause__}"
     return " ".join(text.split()) or reason_of(error)
