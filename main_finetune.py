@@ -44,6 +44,7 @@ from utils.device import choose_precision, dtype_name
 from utils.processes.exit_status import run_program
 from utils.processes.group import rank, world_size
 from utils.processes.heartbeat import stepping
+from utils.training.agreement import require_same_parts, require_same_state
 from utils.training.engine import train_one_epoch
 from utils.training.epochs import Training
 from utils.training.evaluation import Evaluation, evaluate, measure_throughput
@@ -81,6 +82,8 @@ def finetune(run: Run) -> None:
     model = build_classifier(cfg, len(dataset.classes))
     begins = not (cfg.MODEL.RESUME or starts_in(run.folder))
     notes = start_weights(run, model, begins)
+    pictures = {"training": dataset, "validation": val_dataset}
+    require_same_parts(model, pictures, dataset.classes)
     model = place_model(run, model)
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
@@ -89,6 +92,7 @@ def finetune(run: Run) -> None:
     start = resume(run.output, state, cfg, updates_per_epoch, run.device, dataset.classes, data)
     if not (begins or cfg.MODEL.RESUME or start.seen):
         raise changed(run.output)
+    require_same_state(state)
     start.notes, start.pretrained = notes + start.notes, cfg.PRETRAINED
     augment = build_batch_augmentation(cfg, len(dataset.classes), run.device)
     criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
@@ -187,6 +191,7 @@ def evaluate_checkpoint(run: Run) -> None:
     head: Any = model.get_submodule("head")
     classes = names or [str(index) for index in range(head.out_features)]
     dataset = build_eval_dataset(cfg, classes, named=bool(names))
+    require_same_parts(model, {"validation": dataset}, classes)
     loader = build_eval_loader(cfg, dataset, run.device)
     evaluation = evaluate_on(run, model.to(run.device), loader, len(classes))
     if rank() == 0:
