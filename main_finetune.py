@@ -52,7 +52,9 @@ from utils.training.losses import finetune_loss
 from utils.training.run import Run, build_state, is_due, open_log, place_model, start_run
 
 THROUGHPUT_SECONDS = 10.0
-UNREADABLE = "%d picture(s) could not be read and count as wrong (python -m tools.scan names them)"
+UNREADABLE = (
+    "%d picture(s) could not be read and count as wrong (python -m tools.scan says why): %s"
+)
 
 MOVED = (
     "%d class(es) of the validation pictures have another index than the classifier's class of the "
@@ -115,9 +117,10 @@ def finetune(run: Run) -> None:
 
 
 def describe_data(log: RunLog, dataset: LabelledDataset, val_dataset: EvalDataset) -> None:
-    """Log the training data, and how many classes have other indices in the validation data."""
+    """Log both data sets, and how many classes have other indices in the validation data."""
     log.info("%s", dataset.pictures)
     log.info("%d images of %d classes to train on", len(dataset), len(dataset.classes))
+    log.info("to validate on: %s", val_dataset.pictures)
     if val_dataset.num_moved:
         log.info(MOVED, val_dataset.num_moved)
 
@@ -147,14 +150,26 @@ def start_weights(run: Run, model: nn.Module, begins: bool) -> list[str]:
 def validate(
     training: Training, epoch: int, loader: DataLoader[list[Tensor]], num_classes: int
 ) -> bool:
-    """Evaluate the (averaged) weights; return whether they are the best so far."""
+    """Evaluate the (averaged) weights; return whether they are the best so far.
+
+    ValueError where too many pictures cannot be read; the epoch is then saved without a result.
+    """
     log, state = training.log, training.state
     model = state.model if state.average is None else state.average.module
     evaluation = evaluate_on(training.run, model, loader, num_classes, training.between_batches)
+    dataset: Any = loader.dataset
+    pictures, limit = dataset.pictures, training.run.cfg.DATA.MAX_BROKEN
+    try:
+        unread = pictures.require_readable(limit, training.run.device)
+    except ValueError as error:
+        training.close_before_validation()
+        raise ValueError(
+            f"{error}; the epoch is trained and saved, and the same command validates it again"
+        ) from None
     assert state.best is not None  # fine-tuning has set it
     is_best = state.best.update(evaluation.acc1, epoch)
-    if evaluation.unreadable:
-        log.warning(UNREADABLE, evaluation.unreadable)
+    if unread:
+        log.warning(UNREADABLE, len(unread), pictures.named(unread))
     log.validated(str(evaluation), evaluation.loss, evaluation.acc1, evaluation.acc5)
     log.info("best so far: %.3f %% after epoch %d", state.best.acc1, state.best.epoch)
     return is_best
@@ -194,10 +209,12 @@ def evaluate_checkpoint(run: Run) -> None:
     require_same_parts(model, {"validation": dataset}, classes)
     loader = build_eval_loader(cfg, dataset, run.device)
     evaluation = evaluate_on(run, model.to(run.device), loader, len(classes))
+    unread = dataset.pictures.require_readable(cfg.DATA.MAX_BROKEN, run.device)
     if rank() == 0:
+        print(f"evaluated on: {dataset.pictures}")
         print(evaluation, flush=True)
-        if evaluation.unreadable:
-            print(UNREADABLE % evaluation.unreadable)
+        if unread:
+            print(UNREADABLE % (len(unread), dataset.pictures.named(unread)))
         if dataset.num_moved:
             print(MOVED % dataset.num_moved)
         report = {"checkpoint": str(path), "data": cfg.DATA.DATA_PATH or cfg.DATA.DATASET}

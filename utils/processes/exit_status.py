@@ -25,6 +25,7 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
     so it saves and ends at signals (`utils.processes.signals`) and when its launcher ends.
     """
     streams.open_missing()
+    streams.escape_names()
     keep_freed_memory()
     if resumes:
         signals.listen()

@@ -116,6 +116,11 @@ class Training:
             self._stop(number)
         self.consensus.ask()
 
+    def close_before_validation(self) -> None:
+        """Save a trained epoch, of which a resumed run repeats the validation, and close."""
+        self._save_inside()
+        self.close()
+
     def complete_epoch(self, save: bool, best: bool = False) -> None:
         """Count an epoch as complete after its validation, and save where that is due."""
         position = self.state.position

@@ -139,6 +139,13 @@ def build_state(
 
 def open_log(run: Run, state: TrainState, start: Start) -> RunLog:
     """Create the run's folder and log, and log what the run starts from."""
+    try:
+        str(run.folder).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"output folder {run.folder} has a name that is no text in UTF-8, where TensorBoard "
+            "cannot write (--output DIR)"
+        ) from None
     cfg, notes = run.cfg, start.notes
     config = yaml.safe_dump(to_plain(run.cfg), sort_keys=False)
 
