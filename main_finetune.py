@@ -36,12 +36,15 @@ from data.drawing import draw_augmentation
 from data.unreadable import UnreadableCount
 from logger import RunLog, progress_bar
 from models import build_classifier, build_criterion, load_classifier, load_pretrained
+from utils.checkpoints.differences import NORMALIZATION, changed_values
 from utils.checkpoints.names import starts_in
 from utils.checkpoints.resume import changed, resume
+from utils.checkpoints.state import Data
 from utils.device import choose_precision, dtype_name
 from utils.processes.exit_status import run_program
 from utils.processes.group import rank, world_size
 from utils.processes.heartbeat import stepping
+from utils.training.agreement import require_same_parts, require_same_state
 from utils.training.engine import train_one_epoch
 from utils.training.epochs import Training
 from utils.training.evaluation import Evaluation, evaluate, measure_throughput
@@ -81,13 +84,17 @@ def finetune(run: Run) -> None:
     model = build_classifier(cfg, len(dataset.classes))
     begins = not (cfg.MODEL.RESUME or starts_in(run.folder))
     notes = start_weights(run, model, begins)
+    pictures = {"training": dataset, "validation": val_dataset}
+    require_same_parts(model, pictures, dataset.classes)
     model = place_model(run, model)
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
     state = build_state(run, model, updates_per_epoch, validates=True)
-    start = resume(run.output, state, cfg, updates_per_epoch, run.device, dataset.classes)
+    data = Data(len(dataset), dataset.pictures.digest)
+    start = resume(run.output, state, cfg, updates_per_epoch, run.device, dataset.classes, data)
     if not (begins or cfg.MODEL.RESUME or start.seen):
         raise changed(run.output)
+    require_same_state(state)
     start.notes, start.pretrained = notes + start.notes, cfg.PRETRAINED
     augment = build_batch_augmentation(cfg, len(dataset.classes), run.device)
     criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
@@ -128,7 +135,10 @@ def start_weights(run: Run, model: nn.Module, begins: bool) -> list[str]:
     if not path:
         return []
     if begins:
-        return [f"{path}: {load_pretrained(model, path)}"]
+        report = load_pretrained(model, path)
+        changed = changed_values(report.config, run.cfg, NORMALIZATION)
+        note = f"{path} was trained with another normalization of pictures: {changed}"
+        return [f"{path}: {report}", note if changed else ""]
     if first and first != os.path.abspath(path):
         raise ValueError(
             f"the run in {run.folder} began from {first}, not from --pretrained {path}: give "
@@ -192,10 +202,11 @@ def evaluate_checkpoint(run: Run) -> None:
     path = Path(cfg.MODEL.RESUME)
     if not cfg.MODEL.RESUME:
         raise ValueError("--eval needs the checkpoint to evaluate: --resume CKPT")
-    model, names = load_classifier(path, cfg)
+    model, names = load_classifier(path, cfg, print if rank() == 0 else lambda line: None)
     head: Any = model.get_submodule("head")
     classes = names or [str(index) for index in range(head.out_features)]
     dataset = build_eval_dataset(cfg, classes, named=bool(names))
+    require_same_parts(model, {"validation": dataset}, classes)
     loader = build_eval_loader(cfg, dataset, run.device)
     evaluation = evaluate_on(run, model.to(run.device), loader, len(classes))
     unread = dataset.pictures.require_readable(cfg.DATA.MAX_BROKEN, run.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from yacs.config import CfgNode
 
-from data.datasets import EvalDataset, LabelledDataset, PretrainDataset
+from data.datasets import EvalDataset, LabelledDataset, PretrainDataset, collate
 from data.labelled import (
     LabelledPictures,
     class_folders,
@@ -23,7 +23,15 @@ from data.listing import require_path
 from data.masking import MASKS
 from data.samplers import EpochSampler, Key, ShareSampler
 from data.shards import Shards
-from data.sources import Cifar10, ImageFolder, LabelledSet, PictureSet, Selection, Shapes
+from data.sources import (
+    Cifar10,
+    ImageFolder,
+    LabelledSet,
+    PictureSet,
+    Selection,
+    Shapes,
+    require_several_classes,
+)
 from data.transforms import (
     BatchAugmentation,
     Normalizer,
@@ -101,7 +109,10 @@ def _imagenet(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Label
 def _shards(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Shards:
     require_path(cfg.DATA.DATA_PATH)
     folder = os.path.join(cfg.DATA.DATA_PATH, "train" if train else "val")
-    return Shards(folder, _channels(cfg), decoder="pil")
+    shards = Shards(folder, _channels(cfg), decoder="pil")
+    if train:
+        shards.require_all_classes()
+    return shards
 
 
 def _csv(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> LabelledPictures:
@@ -130,6 +141,7 @@ def build_train_dataset(cfg: CfgNode) -> LabelledDataset:
     """Build the labelled training set, with augmentation; its classes are the classifier's."""
     keys = cfg.DATA
     pictures = choose(LABELLED, keys.DATASET, "DATA.DATASET")(cfg, True, None)
+    require_several_classes(pictures, f"{keys.DATASET} {keys.DATA_PATH}".rstrip())
     transform = train_transform(
         keys.IMG_SIZE,
         keys.INTERPOLATION,
@@ -238,6 +250,7 @@ def _loader(
         num_workers=cfg.DATA.NUM_WORKERS,
         pin_memory=cfg.DATA.PIN_MEMORY and device.type == "cuda",
         drop_last=drop_last,
+        collate_fn=collate,
         persistent_workers=cfg.DATA.NUM_WORKERS > 0,
         worker_init_fn=_follow_main_process,
     )

@@ -1,15 +1,30 @@
 """Data sets of both stages: samples by (epoch, index), which a loader collects into batches."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from data.pictures import Picture
 from data.samplers import Key
 from data.transforms import Normalizer
 from data.unreadable import EvalPictures, ReadablePictures
 from utils.randomness import SAMPLE_STREAM, seeded
+
+
+def collate(samples: list[tuple[Any, ...]]) -> list[Tensor]:
+    """Stack the parts of samples; ValueError where only some images are of real numbers.
+
+    torch would convert 8-bit images to the others' type, but not their range.
+    """
+    if len({image.dtype for image, *_ in samples}) > 1:
+        raise ValueError(
+            "a batch has pictures of 8-bit RGB and pictures of real numbers, whose ranges differ: "
+            "keep them in folders of their own"
+        )
+    batch: list[Tensor] = default_collate(samples)
+    return batch
 
 
 class PretrainDataset(Dataset[tuple[Tensor, Tensor]]):

@@ -23,7 +23,7 @@ _HEADER = 26
 def picture_grid(columns: dict[str, Tensor], side: int = 144) -> Image.Image:
     """Draw columns of images (B, C, H, W) under their names, each image about `side` px large.
 
-    uint8, or floats from 0 to 1. The first three channels are drawn; of fewer, only the first.
+    uint8. The first three channels are drawn; of fewer, only the first.
     """
     num_rows, _, *size = next(iter(columns.values())).shape
     height, width = (length * max(1, round(side / max(size))) for length in size)
@@ -47,7 +47,6 @@ def picture_grid(columns: dict[str, Tensor], side: int = 144) -> Image.Image:
 
 def _as_rgb(images: Tensor) -> Tensor:
     """(B, C, H, W) -> uint8 (B, 3, H, W)."""
-    images = to_uint8(images)
     return images[:, :3] if images.shape[1] >= RGB else images[:, :1].expand(-1, 3, -1, -1)
 
 
@@ -84,10 +83,26 @@ def draw_reconstructions(
     reconstruct: Any = model.reconstruct
     reconstruction = dataset.normalize.undo(reconstruct(normalized, mask))
     model.train(was_training)
-    image = to_uint8(image)
+    original, reconstruction = visible(image, reconstruction)
     hidden = F.interpolate(mask.unsqueeze(1).float(), image.shape[-2:]) > 0
-    masked = torch.where(hidden, torch.full_like(image, _HIDDEN_GREY), image)
-    return picture_grid(dict(zip(COLUMNS, (image, masked, reconstruction), strict=True)))
+    masked = torch.where(hidden, torch.full_like(original, _HIDDEN_GREY), original)
+    return picture_grid(dict(zip(COLUMNS, (original, masked, reconstruction), strict=True)))
+
+
+def visible(image: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Convert images (B, C, H, W) and what a network made of them to uint8, in the same way.
+
+    8-bit RGB stays. Of real numbers each image's own range, without its lowest and highest percent,
+    becomes 0 to 255: their unit and offset may be any.
+    """
+    if image.dtype == torch.uint8:
+        return image, to_uint8(other)
+    drawn = image[:, : RGB if image.shape[1] >= RGB else 1].flatten(1)
+    limits = np.percentile(drawn.cpu().numpy(), (1, 99), axis=1, keepdims=True)  # (2, B, 1)
+    low, high = torch.from_numpy(limits).to(image)[..., None, None]  # each (B, 1, 1, 1)
+    span = (high - low).clamp_min(torch.finfo(torch.float32).tiny)
+    stretched, likewise = (to_uint8((numbers - low) / span) for numbers in (image, other))
+    return stretched, likewise
 
 
 def draw_augmentation(
@@ -104,4 +119,5 @@ def draw_augmentation(
     label = torch.tensor([label for _, label in samples])
     normalize = dataset.normalize
     seen = normalize.undo(augment(normalize(image.to(device)), label.to(device))[0])
+    image, seen = visible(image, seen.cpu())
     return picture_grid({"augmented": image, "mixed and erased": seen})

@@ -1,6 +1,5 @@
 """Labelled picture files: class folders, CSV lists, a flat folder with a ground-truth list."""
 
-import itertools
 import os
 from bisect import bisect_left
 from collections import Counter
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.listing import Names, digest_of, find_pictures, require_path
+from data.listing import Names, digest_of, find_pictures, list_pictures, require_path
 from data.lists import (
     Row,
     development_kit_classes,
@@ -20,6 +19,7 @@ from data.lists import (
 )
 from data.pictures import RGB, Picture, read_picture
 from utils.messages import short, shown
+from utils.processes.sharing import make_once_per_machine
 
 _DIGITS = 18  # of a label that is sorted by value
 
@@ -33,13 +33,14 @@ class LabelledPictures:
     def __init__(
         self,
         root: str,
-        names: Sequence[bytes],
+        names: Sequence[bytes] | Names,
         labels: Sequence[int] | np.ndarray,
         classes: list[str],
         channels: int = RGB,
         found: str = "",
     ) -> None:
-        self.root, self.names = root, Names(names)
+        self.root = root
+        self.names = names if isinstance(names, Names) else Names(names)
         self.labels = np.array(labels, dtype=np.int64)
         self.classes, self.channels, self.found = classes, channels, found
 
@@ -65,24 +66,36 @@ def class_folders(root: str, channels: int = RGB) -> LabelledPictures:
     require_path(root)
     if not Path(root).is_dir():
         raise ValueError(f"{root} is not a folder, expected one with a folder for each class")
-    listing = find_pictures(root, nested=True)
+    names, labels, classes, found = make_once_per_machine(
+        f"class folders of {root}", lambda: _find_classes(root)
+    )
+    return LabelledPictures(root, names, labels, classes, channels, found)
+
+
+def _find_classes(root: str) -> tuple[Names, np.ndarray, list[str], str]:
+    """Pictures by class, their labels, the classes, and words for the search."""
+    listing = list_pictures(root, nested=True)
     classes = sorted(map(os.fsdecode, listing.subfolders))
     if not classes:
-        raise ValueError(f"{root} holds no class folders (DATA.VAL_LABELS names a list of labels)")
-    by_class = {name: _below(os.fsencode(name), listing.names) for name in classes}
-    if empty := [name for name in classes if not by_class[name]]:
+        left = f"; left out: {listing.left_out}" if listing.left_out.counts else ""
+        raise ValueError(
+            f"{root} holds no class folders (DATA.VAL_LABELS names a list of labels{left})"
+        )
+    ranges = [_below(os.fsencode(name), listing.names) for name in classes]
+    numbers = [last - first for first, last in ranges]
+    if not all(numbers):
+        empty = [name for name, number in zip(classes, numbers, strict=True) if not number]
         raise ValueError(
             f"{root}: class folders without pictures: {_first(empty)}; remove them, or the links "
             "that lead back, or put pictures there"
         )
-    labels = np.repeat(np.arange(len(classes)), [len(group) for group in by_class.values()])
-    names = list(itertools.chain.from_iterable(by_class.values()))
-    return LabelledPictures(root, names, labels, classes, channels, str(listing))
+    labels = np.repeat(np.arange(len(classes)), numbers)
+    return listing.names.take(ranges), labels, classes, str(listing)
 
 
-def _below(folder: bytes, names: list[bytes]) -> list[bytes]:
-    """Select the sorted paths that lie in a folder; the byte after "/" is "0"."""
-    return names[bisect_left(names, folder + b"/") : bisect_left(names, folder + b"0")]
+def _below(folder: bytes, names: Names) -> tuple[int, int]:
+    """The range of sorted paths that lie in a folder; the byte after "/" is "0"."""
+    return bisect_left(names, folder + b"/"), bisect_left(names, folder + b"0")
 
 
 def csv_list(path: str, classes: Sequence[str] | None, channels: int = RGB) -> LabelledPictures:

@@ -1,33 +1,42 @@
-"""Decode files to pictures: RGB, or float tensors with any number of channels."""
+"""Read files and decode them: RGB pictures, or float tensors with any number of channels."""
 
 import contextlib
 import contextvars
 import errno
-import functools
 import io
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import simplejpeg
 import torch
-from numpy.lib import format as npy
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from data import tiff
+from data.numbers import (
+    as_bytes,
+    as_floats,
+    decode_array,
+    largest_of,
+    require_channels,
+)
+from data.tiff import RGB, Planes, read_tiff, require_pixels
 from utils.files import read_regular
 from utils.messages import reason_of
 
 ARRAY_SUFFIX = ".npy"
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (
+    *(".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
 # Without formats for which PIL starts other programs (PostScript), and without rare ones.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
-RGB = 3
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "PPM", "GIF")
 NO_LABEL = -1
 LARGEST_FILE = 2**31  # bytes
+MOST_PIXELS = 178_956_970  # PIL's limit
 _PAUSES = (0.5, 1.0, 2.0)  # seconds before a file is read again
 # Errors that tell of one file, where its folder can be listed, and not of a failing storage.
 _OF_ONE_FILE = (
@@ -37,47 +46,113 @@ _OF_ONE_FILE = (
 _pauses: contextvars.ContextVar[tuple[float, ...]] = contextvars.ContextVar(
     "pauses", default=_PAUSES
 )
-_NPY_HEADERS: dict[Any, Callable[[io.BytesIO], Any]] = {
-    (1, 0): npy.read_array_header_1_0,
-    (2, 0): npy.read_array_header_2_0,
-}
 _JPEG_COLOURS = ("YCbCr", "Gray", "RGB")
+_JPEG = b"\xff\xd8\xff"  # the first bytes
+_PROGRESSIVE, _SCAN = b"\xff\xc2", b"\xff\xda"  # markers of a frame and of each scan
+_MOST_SCANS = 500  # of a progressive JPEG, which takes the time of as many pictures
+ORIENTATION = 0x0112  # of EXIF
+_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
-# An RGB image of PIL; uint8 RGB (3, H, W); or float32 (C, H, W): unsigned integers of 8 and 16 bits
-# scaled to 0 to 1, other numbers unchanged.
+# An RGB image of PIL; uint8 RGB (3, H, W); or float32 (C, H, W) (`numbers.as_floats`).
 Picture = Image.Image | Tensor
 
 
 Image.init()  # PIL finds formats by name only after their plugins are loaded
+Image.MAX_IMAGE_PIXELS = None  # `require_pixels` has the limit
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes a file's content as `channels` channels: 3 are RGB, 1 is grey, others are planes.
+
+    `fast` decodes JPEG with simplejpeg, to PIL's pixels in less time. `oriented` turns pictures as
+    EXIF says. `most_pixels` is the largest size.
+    """
+
+    channels: int = RGB
+    fast: bool = False
+    oriented: bool = False
+    most_pixels: int = MOST_PIXELS
+
+    def __call__(self, content: bytes, name: str) -> Picture:
+        """Decode; ValueError with the file's `name` where that fails."""
+        try:
+            if name.lower().endswith(ARRAY_SUFFIX):
+                return decode_array(content, self.channels)
+            if content.startswith(tiff.MAGIC):
+                planes = read_tiff(content, self.channels, self.most_pixels)
+                if planes is not None:
+                    return self._of_planes(planes)
+            if content.startswith(_JPEG):
+                _require_few_scans(content)
+                picture = self._fast_jpeg(content)
+                if picture is not None:
+                    return picture
+            return self._by_pil(content)
+        except UnidentifiedImageError:
+            reason = "it is empty" if not content else "it is in no known format"
+        except Exception as error:  # broken content raises exceptions of many types
+            reason = reason_of(error)
+        raise ValueError(f"{name} cannot be read as a picture: {reason}")
+
+    def _by_pil(self, content: bytes) -> Picture:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            require_pixels(image.width, image.height, self.most_pixels)
+            if self.channels not in (1, RGB):
+                require_channels(len(image.getbands()), self.channels)
+                if has_16_bits(image):
+                    raise ValueError(
+                        "its colours have 16 bits, of which PIL keeps 8: save it as .npy"
+                    )
+            image.load()
+            if self.oriented:
+                ImageOps.exif_transpose(image, in_place=True)
+            return as_channels(image, self.channels)
+
+    def _fast_jpeg(self, content: bytes) -> Tensor | None:
+        """Decode a JPEG file to uint8 RGB (3, H, W); None for what only PIL decodes, or reports."""
+        if not self.fast or self.channels != RGB or (self.oriented and _is_turned(content)):
+            return None
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+            if colours not in _JPEG_COLOURS or height * width > self.most_pixels:
+                return None
+            return torch.from_numpy(simplejpeg.decode_jpeg(content)).permute(2, 0, 1)
+        except ValueError:
+            return None
+
+    def _of_planes(self, planes: Planes) -> Picture:
+        """Convert numbers to RGB or grey where they have a range, else to floats."""
+        numbers, bits = planes.numbers, planes.bits
+        if len(numbers) == self.channels and (
+            self.channels != RGB or largest_of(numbers.dtype) is None
+        ):
+            return as_floats(numbers, bits)
+        pixels = as_bytes(numbers, bits).transpose(1, 2, 0)  # (H, W, C)
+        pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+        return as_channels(Image.fromarray(np.ascontiguousarray(pixels)), self.channels)
+
+
+def decoder_of(decoder: str, channels: int) -> Decoder:
+    """Return the decoder for DATA.DECODER: fast or pil."""
+    return Decoder(channels, fast=decoder == "fast")
 
 
 def read_picture(path: str, channels: int = RGB) -> Picture:
     """Read a file as `channels` channels; ValueError names a file where that fails."""
-    return decode_picture(read_file(path), path, channels)
+    return Decoder(channels)(read_file(path), path)
 
 
-def decoder_of(decoder: str, channels: int) -> Callable[[bytes, str], Picture]:
-    """Return the function (content, name) -> picture for DATA.DECODER: fast or pil."""
-    if decoder == "fast" and channels == RGB:
-        return decode_jpeg
-    return functools.partial(decode_picture, channels=channels)
+def _require_few_scans(content: bytes) -> None:
+    """ValueError for a progressive JPEG of endless scans."""
+    if _PROGRESSIVE in content[: content.find(_SCAN)] and content.count(_SCAN) > _MOST_SCANS:
+        raise ValueError(f"it is a JPEG of more than {_MOST_SCANS} scans")
 
 
-def decode_picture(content: bytes, name: str, channels: int = RGB) -> Picture:
-    """Decode a file's content as `channels` channels; ValueError with its name where that fails."""
-    try:
-        if name.lower().endswith(ARRAY_SUFFIX):
-            return _decode_array(content, channels)
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            if channels not in (1, RGB) and _has_16_bits(image):
-                raise ValueError("its colours have 16 bits, of which PIL keeps 8: save it as .npy")
-            image.load()
-            return as_channels(image, channels)
-    except UnidentifiedImageError:
-        reason = "it is empty" if not content else "it is in no known format"
-    except Exception as error:  # broken content raises exceptions of many types
-        reason = reason_of(error)
-    raise ValueError(f"{name} cannot be read as a picture: {reason}")
+def _is_turned(content: bytes) -> bool:
+    """Whether EXIF says that a picture stands otherwise than its rows."""
+    with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+        return image.getexif().get(ORIENTATION, 1) != 1
 
 
 class VanishedError(ValueError):
@@ -144,29 +219,12 @@ def _can_be_listed(folder: str) -> bool:
     return True
 
 
-def _has_16_bits(image: ImageFile.ImageFile) -> bool:
+def has_16_bits(image: Image.Image) -> bool:
     """Whether a file that is open but not yet decoded stores 16-bit colours."""
-    layouts = [entry[3] for entry in image.tile]  # "RGBA;16B", or a tuple that begins with it
+    layouts = [entry[3] for entry in getattr(image, "tile", ())]  # "RGBA;16B", or a tuple with it
     return any(
         "16" in str(layout[0] if isinstance(layout, tuple) else layout) for layout in layouts
     )
-
-
-def decode_jpeg(content: bytes, name: str) -> Picture:
-    """Decode a JPEG file to uint8 RGB (3, H, W): PIL's pixels in less time.
-
-    PIL decodes other files, other colour spaces and huge pictures. ValueError names a broken file.
-    """
-    if not name.lower().endswith((".jpg", ".jpeg")):
-        return decode_picture(content, name)
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-        if colours not in _JPEG_COLOURS or height * width > 2 * (Image.MAX_IMAGE_PIXELS or 0):
-            return decode_picture(content, name)
-        pixels = simplejpeg.decode_jpeg(content)
-    except ValueError:
-        return decode_picture(content, name)  # PIL reports the error, or tolerates it
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def as_channels(image: Image.Image, channels: int) -> Picture:
@@ -176,66 +234,36 @@ def as_channels(image: Image.Image, channels: int) -> Picture:
     """
     if channels == RGB:
         return to_rgb(image)
-    if channels == 1 and not image.mode.startswith(("I", "F")):
+    if channels == 1 and image.mode.startswith("I"):
+        return as_floats(_grey_of_16_bits(image)[None])
+    if channels == 1 and image.mode != "F":
         image = to_rgb(image).convert("L")
     pixels = np.asarray(image)
-    if image.mode.startswith("I"):
-        pixels = pixels.astype(np.uint16)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    return _as_floats(pixels.transpose(2, 0, 1), channels)
-
-
-def _decode_array(content: bytes, channels: int) -> Tensor:
-    """Decode an .npy file of shape (H, W), (H, W, C) or (C, H, W) to float32 (C, H, W)."""
-    pixels = _array_of(content)
-    shape = pixels.shape
-    if pixels.ndim == 2:
-        pixels = pixels[None]
-    elif pixels.ndim == 3 and shape[2] == channels:
-        pixels = pixels.transpose(2, 0, 1)
-    if pixels.ndim != 3 or len(pixels) != channels or 0 in shape:
-        raise ValueError(
-            f"its shape is {shape}, expected (H, W, C) or (C, H, W) with C = {channels} (IN_CHANS)"
-        )
-    return _as_floats(pixels, channels)
-
-
-def _array_of(content: bytes) -> np.ndarray:
-    """Decode numpy.save's format; allocate nothing for a size that only the header claims."""
-    file = io.BytesIO(content)
-    version = npy.read_magic(file)
-    if version not in _NPY_HEADERS:
-        raise ValueError(f"version {version} of NumPy's format, expected 1.0 or 2.0")
-    shape, by_columns, dtype = _NPY_HEADERS[version](file)
-    number, start = math.prod(shape), file.tell()
-    if not 0 <= number * dtype.itemsize <= len(content) - start:
-        raise ValueError(f"its header tells of {shape} {dtype}, but the file ends before that")
-    pixels = np.frombuffer(content, dtype, number, start)
-    return pixels.reshape(shape, order="F" if by_columns else "C")
-
-
-def _as_floats(pixels: np.ndarray, channels: int) -> Tensor:
-    """Convert real numbers (C, H, W) to float32; scale uint8 and uint16 to 0 to 1."""
-    if len(pixels) != channels:
-        raise ValueError(
-            f"it has {len(pixels)} channel(s), the encoder takes {channels} (IN_CHANS)"
-        )
-    if pixels.dtype.kind not in "uif":
-        raise ValueError(f"it holds {pixels.dtype}, expected numbers")
-    largest = {np.dtype("uint8"): 255, np.dtype("uint16"): 65535}.get(pixels.dtype, 1)
-    return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(largest))
+    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    require_channels(len(planes), channels)
+    return as_floats(planes)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a picture to 8-bit RGB: scale 16-bit grey, blend transparency with white."""
-    if image.mode == "RGB":
-        return image
-    if image.mode == "F":
-        raise ValueError("its numbers are real, with no range that says what 8-bit RGB they make")
-    if image.mode.startswith("I"):  # PIL's conversion would clip 16 bits at 255
-        image = image.convert("I").point(lambda value: value * (1 / 256), "L")
-    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    """Convert a picture to 8-bit RGB: keep 8 of 16 bits, blend transparency with white."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray(as_bytes(_grey_of_16_bits(image)))
+    elif image.mode == "F":
+        image = Image.fromarray(as_bytes(np.asarray(image)))  # an error that names the way
+    elif image.mode in _ALPHA or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey_of_16_bits(image: Image.Image) -> np.ndarray:
+    """The uint16 numbers (H, W) of a grey picture, white where it is transparent."""
+    pixels = np.asarray(image)
+    if pixels.dtype.itemsize > 2 and (pixels.min() < 0 or pixels.max() > 65535):
+        raise ValueError("its numbers exceed 16 bits: save it as .npy")
+    pixels = pixels.astype(np.uint16)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        pixels = np.where(pixels == transparent, np.uint16(65535), pixels)
+    return pixels

@@ -2,35 +2,50 @@
 
 import functools
 import os
-import tarfile
+import time
 from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data.listing import digest_of, require_path
-from data.pictures import (
-    ARRAY_SUFFIX,
-    IMAGE_SUFFIXES,
-    LARGEST_FILE,
-    NO_LABEL,
-    RGB,
-    Picture,
-    decoder_of,
-    read_patiently,
-)
+from data.left_out import HIDDEN, HIDDEN_FOLDER, LeftOut, is_hidden, reason_against
+from data.listing import Listing, Names, Progress, digest_of, require_path, unlisted
+from data.members import LABEL_SUFFIX, Members, read_members, require_inside
+from data.pictures import NO_LABEL, RGB, Picture, decoder_of, read_patiently
+from data.tar_index import INDEX_SUFFIX, NotBelievedError, read_index, write_index
+from utils.files import open_regular, read_regular
 from utils.messages import reason_of, short, shown
+from utils.processes.sharing import make_once_per_machine
 
-INDEX_SUFFIX = ".index"
+__all__ = [
+    "CLASSES_FILE",
+    "INDEX_SUFFIX",
+    "LABEL_SUFFIX",
+    "Shards",
+    "classes_text",
+    "entries_of",
+    "write_index",
+]
+
 CLASSES_FILE = "classes.txt"
-LABEL_SUFFIX = ".cls"
-_LONGEST_LABEL = 20  # bytes
-_NAME_BYTES = 96  # of each name in an index
-_OPEN_FILES = 128
 MOST_CLASSES = 10**7  # the limit of MODEL.NUM_CLASSES
-INDEX = np.dtype(
-    [("offset", "<i8"), ("size", "<i8"), ("label", "<i8"), ("name", f"S{_NAME_BYTES}")]
-)
+_LARGEST_CLASSES_FILE = 2**28  # bytes
+_TAR_SUFFIX = ".tar"
+_OPEN_FILES = 128
+SUBFOLDER = "folder(s) beside the tar files"
+LOOSE = "picture(s) beside the tar files"
+
+
+@dataclass
+class _Found:
+    """The pictures of all tar files together, in their order."""
+
+    listing: Listing
+    tars: list[str]
+    tar_of: np.ndarray
+    places: np.ndarray
 
 
 class Shards:
@@ -38,45 +53,38 @@ class Shards:
 
     An index beside a tar file (`python -m tools.shard` writes it) holds each picture's position;
     without one, the file's headers are read once. Pictures are read in any order: shuffling,
-    resuming and randomness are those of a folder of pictures.
+    resuming and randomness are those of a folder of pictures. `found` describes the search.
     ValueError names a file that is no uncompressed tar file, or is truncated.
     """
 
     def __init__(self, root: str, channels: int = RGB, decoder: str = "fast") -> None:
         require_path(root)
         self.root, self.decode = root, decoder_of(decoder, channels)
-        self.tars = sorted(str(path) for path in Path(root).glob("*.tar"))
-        if not self.tars:
-            raise ValueError(f"DATA.DATA_PATH {root} holds no .tar file (python -m tools.shard)")
-        entries = [entries_of(path) for path in self.tars]
-        self.entries = np.concatenate(entries)
-        self.tar_of = np.repeat(np.arange(len(entries)), [len(part) for part in entries])
-        self.labels = self.entries["label"]
+        found = make_once_per_machine(f"tar files of {root}", lambda: _find(root))
+        self.tars, self.tar_of, self.places = found.tars, found.tar_of, found.places
+        self.names, self.found = found.listing.names, str(found.listing)
+        self.labels = self.places["label"]
         self.files: OrderedDict[int, int] = OrderedDict()  # tar -> descriptor, oldest use first
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.places)
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         """A picture and its label, NO_LABEL where it has none."""
-        entry, tar, name = self.entries[index], int(self.tar_of[index]), self.name(index)
-
-        def read() -> bytes:
-            return os.pread(self._open(tar), int(entry["size"]), int(entry["offset"]))
-
-        content = read_patiently(read, name, self.root)
-        return self.decode(content, name), int(entry["label"])
+        offset, size, label = self.places[index].tolist()
+        tar, name = int(self.tar_of[index]), self.name(index)
+        content = read_patiently(lambda: os.pread(self._open(tar), size, offset), name, self.root)
+        return self.decode(content, name), label
 
     @property
     def digest(self) -> str:
-        """Digest of the pictures' places and labels in the tar files."""
-        names = "/".join(os.path.basename(path) for path in self.tars)
-        return digest_of(names, self.tar_of, self.entries)
+        """Digest of the pictures' names, places and labels in the tar files."""
+        tars = "/".join(os.path.basename(path) for path in self.tars)
+        return digest_of(tars, self.tar_of, self.places, self.names.digest)
 
     def name(self, index: int) -> str:
         """Path of the tar file and the picture's name in it."""
-        name = self.entries[index]["name"].decode(errors="replace")
-        return f"{self.tars[int(self.tar_of[index])]}: {name}"
+        return f"{self.tars[int(self.tar_of[index])]}: {os.fsdecode(self.names[index])}"
 
     @functools.cached_property
     def classes(self) -> list[str]:
@@ -86,8 +94,7 @@ class Shards:
         lists of labels and other class orders could not distinguish them.
         """
         if (self.labels == NO_LABEL).any():
-            index = int(np.argmax(self.labels == NO_LABEL))
-            name = self.entries[index]["name"].decode(errors="replace")
+            name = os.fsdecode(self.names[int(np.argmax(self.labels == NO_LABEL))])
             raise ValueError(
                 f"{self.root}: picture {short(name)} has no label (no {LABEL_SUFFIX} file)"
             )
@@ -95,12 +102,13 @@ class Shards:
         if number > MOST_CLASSES:
             raise ValueError(f"{self.root}: a label is {number - 1}, beyond {MOST_CLASSES} classes")
         path = Path(self.root, CLASSES_FILE)
-        if not path.exists():
-            return [str(label) for label in range(number)]
         try:
-            names = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
-            raise ValueError(f"{path} cannot be read as text in UTF-8") from None
+            content = read_regular(path, _LARGEST_CLASSES_FILE)
+        except FileNotFoundError:
+            return [str(label) for label in range(number)]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read: {reason_of(error)}") from None
+        names = _class_names(content)
         if len(names) < number:
             raise ValueError(f"{path} names {len(names)} classes, but a label is {number - 1}")
         lines: dict[str, int] = {}
@@ -112,11 +120,24 @@ class Shards:
                 )
         return names
 
+    def require_all_classes(self) -> None:
+        """ValueError where `classes.txt` names more classes than the labels reach.
+
+        The names may then belong to other labels, as where one name took two lines.
+        """
+        names, number = self.classes, int(self.labels.max()) + 1
+        if len(names) > number:
+            raise ValueError(
+                f"{Path(self.root, CLASSES_FILE)} names {len(names)} classes, but the largest "
+                f"label is {number - 1}: do names and labels belong together? Add the tar files of "
+                "the other classes, or remove their lines at the end"
+            )
+
     def _open(self, tar: int) -> int:
         if tar not in self.files:
             if len(self.files) == _OPEN_FILES:
                 os.close(self.files.popitem(last=False)[1])
-            self.files[tar] = os.open(self.tars[tar], os.O_RDONLY)
+            self.files[tar] = open_regular(self.tars[tar])
         self.files.move_to_end(tar)
         return self.files[tar]
 
@@ -125,80 +146,100 @@ class Shards:
         return self.__dict__ | {"files": OrderedDict()}
 
 
-def entries_of(path: str) -> np.ndarray:
-    """Locate the pictures of a tar file (dtype INDEX), by its index if that fits, else its headers.
+def classes_text(names: Sequence[str]) -> bytes:
+    """The content of `classes.txt`: one class a line; ValueError where a name has a newline."""
+    for name in names:
+        if "\n" in name:
+            raise ValueError(
+                f"class {shown(name)} has a newline in its name, and {CLASSES_FILE} has one class "
+                "in a line: rename its folder"
+            )
+    return "".join(f"{name}\n" for name in names).encode(errors="surrogateescape")
+
+
+def _class_names(content: bytes) -> list[str]:
+    """The lines of `classes.txt`, which end at newlines only: names may hold other separators."""
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    if lines and all(line.endswith(b"\r") for line in lines):  # edited on Windows
+        lines = [line[:-1] for line in lines]
+    return [line.decode(errors="surrogateescape") for line in lines]
+
+
+def _find(root: str) -> _Found:
+    """Locate the pictures of all tar files in a folder."""
+    start, left_out = time.perf_counter(), LeftOut()
+    tars = _tar_files(root, left_out)
+    progress, number = Progress(root), 0
+    parts: list[Members] = []
+    reread: dict[str, str] = {}
+    for path in tars:
+        members, why = _members_of(path)
+        if why:
+            reread[path] = why
+        parts.append(members)
+        left_out.update(members.left_out, os.fsencode(f"{os.path.basename(path)}: "))
+        number += len(members)
+        progress(number)
+    listing = Listing(root, Names.joined([part.names for part in parts]), left_out)
+    listing.num_tars, listing.seconds = len(tars), time.perf_counter() - start
+    if reread:
+        first = min(reread)
+        listing.notes.append(
+            f"read the headers of {len(reread)} tar file(s) ({os.path.basename(first)}: "
+            f"{reread[first]}); python -m tools.shard --index {root} saves that"
+        )
+    open_ended = [path for path, part in zip(tars, parts, strict=True) if not part.ended]
+    if open_ended:
+        first = os.path.basename(open_ended[0])
+        listing.notes.append(
+            f"{len(open_ended)} tar file(s) have no end mark and may be cut off ({first})"
+        )
+    tar_of = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
+    return _Found(listing, tars, tar_of, np.concatenate([part.places for part in parts]))
+
+
+def _tar_files(root: str, left_out: LeftOut) -> list[str]:
+    """Paths of the tar files in a folder, sorted; count other files."""
+    paths = []
+    try:
+        with os.scandir(root) as entries:
+            for entry in entries:
+                name = os.fsencode(entry.name)
+                is_folder = entry.is_dir()
+                if is_hidden(name):
+                    left_out.add(HIDDEN_FOLDER if is_folder else HIDDEN, name)
+                elif entry.name.lower().endswith(_TAR_SUFFIX):
+                    paths.append(os.path.join(root, entry.name))
+                elif is_folder:
+                    left_out.add(SUBFOLDER, name)
+                elif entry.name != CLASSES_FILE and not entry.name.endswith(INDEX_SUFFIX):
+                    left_out.add(reason_against(name) or LOOSE, name)
+    except OSError as error:
+        raise unlisted(os.fsencode(root), error) from None
+    if not paths:
+        left = f" (left out: {left_out})" if left_out.counts else ""
+        raise ValueError(
+            f"DATA.DATA_PATH {root} holds no {_TAR_SUFFIX} file (python -m tools.shard){left}"
+        )
+    return sorted(paths)
+
+
+def _members_of(path: str) -> tuple[Members, str]:
+    """A tar file's pictures, and why its headers were read: empty if the index was believed."""
+    try:
+        return read_index(path), ""
+    except NotBelievedError as error:
+        why = str(error)
+    members = read_members(path)
+    require_inside(path, members, os.path.getsize(path))
+    return members, why
+
+
+def entries_of(path: str) -> Members:
+    """Locate the pictures of a tar file by its index if that is of this file, else its headers.
 
     ValueError names a file that cannot be read, is truncated, or holds no picture or one > 2 GiB.
     """
-    try:
-        entries = _read_index(path)
-        if entries is None:
-            with tarfile.open(path, "r:") as tar:
-                entries = _scan(tar, path)
-        size = os.path.getsize(path)
-    except (OSError, tarfile.TarError) as error:
-        raise ValueError(
-            f"{path} cannot be read as an uncompressed tar file: {reason_of(error)}"
-        ) from None
-    starts, sizes = entries["offset"], entries["size"]
-    if ((starts < 0) | (sizes < 0) | (starts > size) | (sizes > size - starts)).any():
-        raise ValueError(f"{path} is cut off: pictures lie beyond its {size} bytes")
-    if not len(entries) or sizes.max() > LARGEST_FILE:
-        what = "a picture of more than 2 GiB" if len(entries) else "no picture"
-        raise ValueError(f"{path} holds {what}")
-    return entries
-
-
-def _read_index(path: str) -> np.ndarray | None:
-    """Read the index beside a tar file; None where it is missing or of another tar file."""
-    try:
-        entries = np.load(path + INDEX_SUFFIX, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, EOFError):
-        raise ValueError(
-            f"{path}{INDEX_SUFFIX} cannot be read: write it again (python -m tools.shard --index)"
-        ) from None
-    if not isinstance(entries, np.ndarray) or entries.dtype != INDEX or entries.ndim != 1:
-        return None
-    # The last entry holds the size of the tar file.
-    fits = len(entries) and entries[-1]["size"] == os.path.getsize(path)
-    return entries[:-1] if fits else None
-
-
-def write_index(path: str, entries: np.ndarray) -> None:
-    """Write the index of a tar file beside it."""
-    own = np.array([(0, os.path.getsize(path), NO_LABEL, b"")], dtype=INDEX)
-    with open(path + INDEX_SUFFIX, "wb") as file:
-        np.save(file, np.concatenate([entries, own]))
-
-
-def _scan(tar: tarfile.TarFile, path: str) -> np.ndarray:
-    """List the pictures of a tar file, with labels from the .cls files of the same names."""
-    pictures: dict[str, tuple[int, int, bytes]] = {}
-    labels: dict[str, int] = {}
-    for member in tar:
-        if not member.isreg() or member.issparse():
-            continue
-        folder, base = os.path.split(member.name)
-        key = os.path.join(folder, base.partition(".")[0])
-        suffix = os.path.splitext(base)[1].lower()
-        if suffix in (*IMAGE_SUFFIXES, ARRAY_SUFFIX):
-            name = os.fsencode(member.name)[-_NAME_BYTES:]  # the end, with the suffix
-            pictures[key] = (member.offset_data, member.size, name)
-        elif suffix == LABEL_SUFFIX:
-            labels[key] = _read_label(tar, member, path)
-    rows = [
-        (start, size, labels.get(key, NO_LABEL), name)
-        for key, (start, size, name) in pictures.items()
-    ]
-    return np.array(rows, dtype=INDEX)
-
-
-def _read_label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> int:
-    file = tar.extractfile(member)
-    word = file.read(_LONGEST_LABEL).strip() if file else b""
-    if not word.isdigit() or int(word) > np.iinfo(np.int32).max:
-        name = short(member.name)
-        raise ValueError(f"{path}: {name} holds {word!r}, expected the index of a class")
-    return int(word)
+    return _members_of(path)[0]

@@ -8,7 +8,7 @@ import numpy as np
 import torchvision
 from timm.layers import to_2tuple
 
-from data.listing import Names, digest_of, find_pictures, require_path
+from data.listing import digest_of, find_pictures, require_path
 from data.pictures import (
     ARRAY_SUFFIX,
     IMAGE_SUFFIXES,
@@ -21,7 +21,7 @@ from data.pictures import (
 )
 from data.shapes import CLASSES, draw_shape
 from data.transforms import Size
-from utils.messages import reason_of
+from utils.messages import reason_of, short
 from utils.processes.group import barrier, rank
 
 Labels = Sequence[int] | np.ndarray
@@ -59,6 +59,20 @@ def digest_of_set(pictures: PictureSet) -> str:
     return getattr(pictures, "digest", None) or digest_of(str(len(pictures)))
 
 
+def require_several_classes(pictures: LabelledSet, what: str) -> None:
+    """ValueError where all pictures have the same label: any classifier would be always right."""
+    labels = np.asarray(pictures.labels)
+    if len(labels) and (labels == labels[0]).all():
+        name = short(pictures.classes[int(labels[0])])
+        # The last folders of a path tell more than the first.
+        held = " to ".join(short(pictures.name(index)[-80:]) for index in (0, len(labels) - 1))
+        raise ValueError(
+            f"{what}: all {len(labels)} training pictures are of one class, {name} ({held}), from "
+            "which nothing can be learned: expected several classes (of folders: are the classes "
+            f"one folder deeper, in {name}?)"
+        )
+
+
 class Selection:
     """A subset of a labelled set, given by indices."""
 
@@ -92,11 +106,12 @@ class ImageFolder:
         self.root = root
         self.decode = decoder_of(decoder, channels)
         listing = find_pictures(root)
-        self.names, self.found = Names(listing.names), str(listing)
+        self.names, self.found = listing.names, str(listing)
         if not len(self.names):
+            left = f"; left out: {listing.left_out}" if listing.left_out.counts else ""
             raise ValueError(
                 f"DATA.DATA_PATH {root} holds no picture, at any depth "
-                f"(looked for {', '.join((*IMAGE_SUFFIXES, ARRAY_SUFFIX))})"
+                f"(looked for {', '.join((*IMAGE_SUFFIXES, ARRAY_SUFFIX))}{left})"
             )
 
     def __len__(self) -> int:

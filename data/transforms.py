@@ -151,11 +151,23 @@ def eval_transform(image_size: Size, interpolation: str, crop: bool) -> transfor
     return transforms.Compose([*resize, _to_tensor])
 
 
+_LONGEST = 64  # times the result's length
+
+
 def _cover(
     picture: Picture, height: int, width: int, mode: transforms.InterpolationMode
 ) -> Picture:
-    """Resize a picture, with its aspect ratio kept, so that it just covers height x width."""
+    """Resize a picture, with its aspect ratio kept, so that it just covers height x width.
+
+    Of a picture many times as long as the result only the middle part is resized: the whole would
+    take gigabytes, and the centre crop keeps none of it.
+    """
     _, old_height, old_width = functional.get_dimensions(picture)
+    most_height = max(1, old_width * height * _LONGEST // width)
+    most_width = max(1, old_height * width * _LONGEST // height)
+    if old_height > most_height or old_width > most_width:
+        old_height, old_width = min(old_height, most_height), min(old_width, most_width)
+        picture = functional.center_crop(picture, [old_height, old_width])
     if old_height * width <= old_width * height:
         size = [height, int(height * old_width / old_height)]
     else:
@@ -212,9 +224,9 @@ class Normalizer:
         return (pixels - self.mean) / self.std
 
     def undo(self, image: Tensor) -> Tensor:
-        """Float (B, C, H, W) -> uint8, rounded and clamped."""
+        """Float (B, C, H, W) -> float32, the numbers of the pictures; 0 to 1 for RGB."""
         self._move_to(image.device)
-        return to_uint8(image.float() * self.std + self.mean)
+        return image.float() * self.std + self.mean
 
     def _move_to(self, device: torch.device) -> None:
         # Only once: a copy to the device in every step would make the host wait.

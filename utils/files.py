@@ -28,20 +28,29 @@ class DamagedError(ValueError):
     """A file's content is proven damaged: a checksum differs, or a part is missing."""
 
 
-def read_regular(path: str | Path, largest: int) -> bytes:
-    """Read a file of at most `largest` bytes.
+def open_regular(path: str | Path) -> int:
+    """Open a file for reading; return its descriptor.
 
-    OSError where it cannot be opened or read; ValueError where it is a folder, a named pipe or a
-    device, which may have no end, or is larger.
+    OSError where that fails; ValueError where it is a folder, a named pipe or a device, which may
+    have no end.
     """
     # O_NONBLOCK: opening a named pipe must not wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise ValueError("it is no regular file")
+
+
+def read_regular(path: str | Path, largest: int) -> bytes:
+    """Read a file of at most `largest` bytes.
+
+    Errors are those of `open_regular`, and ValueError where the file is larger.
+    """
+    descriptor = open_regular(path)
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
         with open(descriptor, "rb", closefd=False) as file:
-            return _read_at_most(file, largest, status.st_size)
+            return _read_at_most(file, largest, os.fstat(descriptor).st_size)
     finally:
         os.close(descriptor)
 

@@ -1,15 +1,22 @@
 """Loaders: the same sample is the same whoever loads it, and no two masks repeat."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from data import build_pretrain_dataset, build_train_loader
+from data import (
+    build_eval_dataset,
+    build_pretrain_dataset,
+    build_train_dataset,
+    build_train_loader,
+)
 from data.datasets import PretrainDataset
 from data.samplers import EpochSampler
-from data.transforms import Normalizer
+from data.transforms import Normalizer, to_uint8
+from tests.support.picture_files import jpeg, write_tar
 from utils.config import get_config
 
 OPTS: list[Any] = [
@@ -91,7 +98,7 @@ def test_images_arrive_as_bytes_and_masks_as_cells() -> None:
 def test_normalizing_can_be_undone() -> None:
     image = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     normalize = Normalizer()
-    assert torch.equal(normalize.undo(normalize(image)), image)
+    assert torch.equal(to_uint8(normalize.undo(normalize(image))), image)
     white = normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)).flatten()
     assert white.tolist() == pytest.approx(
         [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, 0.594 / 0.225]
@@ -115,3 +122,24 @@ def test_data_that_cannot_be_loaded_are_an_error(opts: list[Any], message: str) 
 
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "csv", "shards"])
+def test_one_class_is_refused_with_what_it_holds(tmp_path: Path, dataset: str) -> None:
+    """Class folders one folder too deep would be a single class, of which each guess is right."""
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / part / "images" / name).mkdir(parents=True)
+            (tmp_path / part / "images" / name / "1.jpg").write_bytes(jpeg())
+        rows = "path,label\ntrain/images/a/1.jpg,images\ntrain/images/b/1.jpg,images\n"
+        (tmp_path / f"{part}.csv").write_text(rows)
+        members = {"images/a/1.jpg": jpeg(), "images/a/1.cls": b"0"}
+        members |= {"images/b/1.jpg": jpeg(), "images/b/1.cls": b"0"}
+        write_tar(tmp_path / part / "0.tar", members)
+        (tmp_path / part / "classes.txt").write_text("images\n")
+    cfg = get_config(None, ["DATA.DATASET", dataset, "DATA.DATA_PATH", str(tmp_path)])
+    words = r"all 2 training pictures are of one class, images \(.*a/1\.jpg to .*b/1\.jpg\), from"
+    with pytest.raises(ValueError, match=words) as error:
+        build_train_dataset(cfg)
+    assert "\n" not in str(error.value)
+    assert len(build_eval_dataset(cfg, ["images"])) == 2  # evaluation may see one class

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from data import listing
 from data.labelled import class_folders
 from data.listing import Names, find_pictures
 from data.sources import ImageFolder
@@ -18,7 +19,6 @@ ORDER = [
     b"a b/s.jpg",
     b"a-b/y.jpg",
     b"a.b/1.jpg",
-    b"a/.hidden.jpg",
     b"a/b-0/x.jpg",
     b"a/b.jpg",
     b"a/b/c.jpg",
@@ -54,7 +54,7 @@ def found(root: Path) -> list[str]:
 
 
 def test_pictures_keep_the_order_of_earlier_runs(tmp_path: Path) -> None:
-    make_files(tmp_path, *reversed(ORDER), b"a/notes.txt", b"a/none")
+    make_files(tmp_path, *reversed(ORDER), b"a/notes.txt", b"a/none", b"a/.hidden.jpg")
     pictures = ImageFolder(str(tmp_path))
     assert list(pictures.names) == ORDER
     assert [pictures.name(index) for index in range(len(pictures))] == [
@@ -99,7 +99,7 @@ def test_a_folder_of_two_names_counts_once_and_the_log_says_so(tmp_path: Path) -
     assert found(root) == ["own/1.jpg", "own/deep/2.jpg", "x/3.jpg"]
     said = ImageFolder(str(root)).found
     assert "3 images in 4 folder(s)" in said
-    assert said.endswith("; 2 folder(s) that links reach again count once: a")
+    assert said.endswith("; left out: 2 folders that links reach again (a)")
 
 
 def test_links_to_folders_elsewhere_are_followed_in_chains(tmp_path: Path) -> None:
@@ -146,6 +146,63 @@ def test_a_folder_that_the_file_system_makes_is_no_class(tmp_path: Path) -> None
     assert found(tmp_path) == ["ant/1.jpg"]
 
 
+def test_hidden_files_and_those_of_systems_are_neither_pictures_nor_classes(tmp_path: Path) -> None:
+    names = ["a/1.jpg", "b/2.jpg", "b/x.y/3.jpg"]
+    hidden = ["a/._1.jpg", "b/.2.jpg", ".ipynb_checkpoints/1.jpg", ".empty/x/y.txt", "a/.DS_Store"]
+    hidden += ["a/@eaDir/1.jpg", "__MACOSX/a/1.jpg", "$RECYCLE.BIN/1.jpg", "#recycle/1.jpg"]
+    hidden += ["System Volume Information/1.jpg", "b/x.y/.git/1.jpg", "a/PaxHeaders.7/1.jpg"]
+    root = make_files(tmp_path / ".data", *names, *hidden)  # the root may have any name
+    os.chmod(root / ".empty", 0)
+    try:
+        pictures = class_folders(str(root))
+        assert found(root) == names
+    finally:
+        os.chmod(root / ".empty", 0o700)
+    assert (pictures.classes, pictures.labels.tolist()) == (["a", "b"], [0, 1, 1])
+    assert "left out: 9 hidden folders (#recycle), 3 hidden (a/.DS_Store)" in pictures.found
+
+
+def test_what_is_left_out_is_counted_by_reason_with_an_example(tmp_path: Path) -> None:
+    others = ["b.pjpeg", "d.tga", "e.jp2", "f.GIF", "sub/g.gif", "none", "z.", "x." + "y" * 30]
+    others += [".a.png", "b/cover"]
+    make_files(tmp_path, "a.jpg", "b.JPG", "b.jpeg.jpg", "c.jfif", "d.jpe", "e.pbm", "f.pnm")
+    make_files(tmp_path, *others, "folder.jpg/in.PNG")
+    (tmp_path / "gone.jpg").symlink_to("nothing.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "pipe too.jpg").symlink_to("pipe.jpg")
+    (tmp_path / "again").symlink_to("sub")
+    said = ImageFolder(str(tmp_path)).found
+    assert said.startswith(f"8 images in 4 folder(s) ({tmp_path} and below) found in 0.")
+    assert said.partition("; left out: ")[2] == (
+        "3 without suffix (b/cover), 2 .gif, 2 pipes or devices (pipe too.jpg), 1 .jp2, 1 .pjpeg, "
+        "1 .tga, 1 folder that links reach again (again), 1 hidden (.a.png), 2 of 2 more kinds"
+    )
+
+
+def test_pictures_beside_class_folders_are_counted(tmp_path: Path) -> None:
+    make_files(tmp_path, "a/1.jpg", "b/2.jpg", "cover.jpg", "back.png")
+    assert class_folders(str(tmp_path)).found.endswith(
+        "; left out: 2 in no class folder (back.png)"
+    )
+
+
+def test_a_folder_without_pictures_says_what_it_holds(tmp_path: Path) -> None:
+    make_files(tmp_path, "a.gif", "b.gif")
+    with pytest.raises(ValueError, match=r"holds no picture, .*\.npy; left out: 2 \.gif"):
+        ImageFolder(str(tmp_path))
+
+
+def test_a_long_search_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_files(tmp_path, *(f"{index // 4}/{index}.jpg" for index in range(12)))
+    monkeypatch.setattr(listing, "_TELL_EVERY", 0.0)
+    monkeypatch.setattr(listing, "_BATCH", 2)
+    assert len(find_pictures(str(tmp_path)).names) == 12
+    said = capsys.readouterr().err.splitlines()
+    assert f"listing {tmp_path}: 12 pictures so far" in said
+
+
 def test_links_that_lead_nowhere_are_no_folders(tmp_path: Path) -> None:
     make_files(tmp_path, "a/1.jpg")
     (tmp_path / "gone").symlink_to("nothing")
@@ -179,3 +236,12 @@ def test_a_long_name_does_not_make_the_others_take_more_memory() -> None:
     with pytest.raises(IndexError):
         names[len(words)]
     assert list(Names([])) == []
+
+
+def test_names_are_chosen_by_ranges_and_endings() -> None:
+    words = [b"", b"a.NPY", b"npy", b"x.npy", b"b.jpg", b".npy", b"\xff.Npy"]
+    names = Names(words)
+    assert list(names.take([(4, 6), (0, 0), (1, 2)])) == [b"b.jpg", b".npy", b"a.NPY"]
+    assert list(Names.joined([])) == []
+    assert names.ending_with(".npy").tolist() == [False, True, False, True, False, True, True]
+    assert Names([]).ending_with(".npy").tolist() == []

@@ -11,16 +11,22 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from data import build_eval_dataset, build_pretrain_dataset, build_train_dataset
+from data import (
+    build_eval_dataset,
+    build_pretrain_dataset,
+    build_train_dataset,
+    build_train_loader,
+)
 from data.listing import find_pictures
 from data.masking import RandomMask
-from data.pictures import Picture, decode_jpeg, read_file, read_picture
+from data.pictures import Decoder, Picture, read_file, read_picture
 from data.transforms import Normalizer, eval_transform, pretrain_transform
+from tests.support.raw_files import tiff_bytes
 from utils.config import get_config
 
 
 def read_jpeg(path: str) -> Picture:
-    return decode_jpeg(read_file(path), path)
+    return Decoder(fast=True)(read_file(path), path)
 
 
 def pixels(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -158,6 +164,16 @@ def test_samples_of_any_channels_reach_both_stages(tmp_path: Path, channels: int
         build_train_dataset(get_config(None, opts))[0, 0]
 
 
+def test_a_batch_does_not_mix_8_bit_rgb_with_real_numbers(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.tif")
+    (tmp_path / "b.tif").write_bytes(tiff_bytes(pixels((16, 16, 3), np.float32)))
+    opts = ["DATA.DATA_PATH", str(tmp_path), "DATA.IMG_SIZE", 64, "DATA.BATCH_SIZE", 2]
+    cfg = get_config(None, [*opts, "DATA.NUM_WORKERS", 0])
+    dataset = build_pretrain_dataset(cfg, patch_size=4)
+    with pytest.raises(ValueError, match="8-bit RGB and pictures of real numbers"):
+        next(iter(build_train_loader(cfg, dataset, torch.device("cpu"))))
+
+
 @pytest.mark.parametrize("name", ["shapes", "cifar10"])
 def test_data_sets_of_rgb_pictures_have_no_other_channels(tmp_path: Path, name: str) -> None:
     opts: list[Any] = ["MODEL.SWIN.IN_CHANS", 4, "DATA.DATASET", name]
@@ -172,7 +188,7 @@ def test_data_sets_of_rgb_pictures_have_no_other_channels(tmp_path: Path, name: 
 def test_a_picture_of_real_numbers_is_not_read_as_rgb(tmp_path: Path) -> None:
     pixels = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     Image.fromarray(pixels).save(path := tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=r"a\.tif.*its numbers are real"):
+    with pytest.raises(ValueError, match=r"a\.tif.*its numbers are float32, with no range"):
         read_picture(str(path))
     found: Any = read_picture(str(path), 1)
     assert torch.equal(found, torch.from_numpy(pixels)[None])
@@ -261,9 +277,7 @@ def test_the_exact_decoder_is_pil_and_torchvision_bit_for_bit(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["CMYK", "no JPEG", "cut off", "too large"])
-def test_what_the_fast_decoder_does_not_take_is_left_to_pil(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_what_the_fast_decoder_does_not_take_is_left_to_pil(tmp_path: Path, kind: str) -> None:
     path = write_photograph(tmp_path / "x.jpg", "CMYK" if kind == "CMYK" else "RGB")
     if kind == "no JPEG":
         write_photograph(tmp_path / "x.png").rename(path)
@@ -272,10 +286,10 @@ def test_what_the_fast_decoder_does_not_take_is_left_to_pil(
         return
     if kind == "cut off":
         path.write_bytes(path.read_bytes()[:5000])
-    else:
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match=r"x\.jpg cannot be read as a picture"):
-        read_jpeg(str(path))
+    decode = Decoder(fast=True, most_pixels=1000 if kind == "too large" else 10**6)
+    reason = "more than DATA.MAX_PIXELS = 1000: raise" if kind == "too large" else ""
+    with pytest.raises(ValueError, match=rf"x\.jpg cannot be read as a picture: .*{reason}"):
+        decode(path.read_bytes(), str(path))
 
 
 def test_crops_follow_the_shape_of_the_image() -> None:

@@ -36,8 +36,8 @@ BROKEN = {
     "03.jpg": "truncated",
     "04.png": "it is empty",
     "05.jpg": "in no known format",
-    "06.png": "decompression bomb",
-    "07.jpg": "it is no regular file",
+    "06.png": "more than DATA.MAX_PIXELS",
+    "07.jpg": "in no known format",
     "08.npx.png": "in no known format",
 }
 LARGE = 60_000  # a side that no picture has
@@ -71,8 +71,7 @@ def pictures(tmp_path: Path) -> Path:
     (folder / "04.png").write_bytes(b"")
     (folder / "05.jpg").write_bytes(b"no picture" * 100)
     (folder / "06.png").write_bytes(png_header(LARGE))
-    (folder / "07.jpg").unlink()
-    os.mkfifo(folder / "07.jpg")  # reading it would wait for ever
+    (folder / "07.jpg").write_bytes(b"\0")
     (folder / "08.png").unlink()
     (folder / "08.npx.png").write_bytes(np.zeros((4, 4, 3), dtype=np.uint8).tobytes())
     return folder

@@ -20,21 +20,23 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import tifffile
 import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save as save_safetensors
 
-from data.pictures import decode_jpeg, decode_picture
+from data.pictures import Decoder
 from data.shards import Shards, entries_of
 from data.transforms import pretrain_transform
 from tests.support.picture_files import make_tar
+from tests.support.raw_files import PLANAR, RGB, tiff_bytes
 from tests.support.small_runs import ROOT
 from tests.support.training_parts import parts_of
 from utils.checkpoints.contents import save_checkpoint
 from utils.checkpoints.reading import model_weights, read_checkpoint
 from utils.checkpoints.resume import resume
-from utils.checkpoints.state import TrainState, training_content
+from utils.checkpoints.state import Data, TrainState, training_content
 from utils.config import get_config
 from utils.files import RunFolder
 
@@ -139,6 +141,7 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         parts = parts_of()
         update(parts)
+        parts.data = Data(40, "aa")
         self.state = training_content(parts, get_config())
         self.folder = RunFolder(folder / "none")
         save_checkpoint(folder / "whole.pth", self.state)
@@ -178,7 +181,8 @@ class Checkpoints:
             model_weights(read_checkpoint(path), path)
             return
         parts = parts_of()
-        resume(self.folder, parts, get_config(None, ["MODEL.RESUME", str(path)]), 10, CPU)
+        cfg = get_config(None, ["MODEL.RESUME", str(path)])
+        resume(self.folder, parts, cfg, 10, CPU, data=Data(40, "bb"))
         update(parts)
 
 
@@ -239,6 +243,18 @@ def sample_pictures() -> list[tuple[str, bytes]]:
         formats = {"jpg": "JPEG", "tif": "TIFF"}
         picture.save(file, formats.get(suffix, suffix.upper()), **options)
         found.append((suffix, file.getvalue()))
+    signed = (noise.astype(np.int16) - 128) * 100
+    found += [
+        ("tif", tiff_bytes(signed, photometric=RGB)),
+        ("tif", tiff_bytes(signed, planar=PLANAR, order=">")),
+        ("tif", tiff_bytes(*(noise[..., plane] for plane in range(4)))),
+        ("tif", tiff_bytes(noise.astype(np.float32))),
+    ]
+    for compression in ("lzw", "zlib"):
+        tifffile.imwrite(
+            file := io.BytesIO(), signed, compression=compression, photometric="minisblack"
+        )
+        found.append(("tif", file.getvalue()))
     for array in (noise[..., :3], noise[..., :3].astype(np.float32)):
         file = io.BytesIO()
         np.save(file, array)
@@ -277,9 +293,9 @@ class Pictures:
             return
         content, reasons = path.read_bytes(), []
         for decode in (
-            lambda: decode_jpeg(content, path.name),
-            lambda: decode_picture(content, path.name, 1),
-            lambda: decode_picture(content, path.name, 4),
+            lambda: Decoder(fast=True)(content, path.name),
+            lambda: Decoder(1)(content, path.name),
+            lambda: Decoder(4)(content, path.name),
         ):
             try:
                 self.transform(decode())

@@ -32,7 +32,15 @@ def test_a_checkpoint_is_drawn(
     checkpoint, picture = run_folder(tmp_path) / "ckpt_epoch_1.pth", tmp_path / "out.png"
     arguments = ["--cfg", cfg, "--resume", checkpoint, "--picture", picture, "--rows", 3]
     assert call(monkeypatch, reconstruct, *arguments) == 0
-    assert "original | masked | reconstruction, 3 rows" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "original | masked | reconstruction, 3 rows" in said
+    assert "prepared otherwise" not in said
+    other = ["--opts", "DATA.STD", "[0.5]", "DATA.INTERPOLATION", "nearest"]
+    assert call(monkeypatch, reconstruct, *arguments, *other) == 0
+    line = "ckpt_epoch_1.pth was trained with pictures prepared otherwise: DATA.STD [0.229, "
+    said = capsys.readouterr().out
+    assert line in said
+    assert "INTERPOLATION" not in said  # which pre-training does not use
     image = Image.open(picture)
     assert image.width > 3 * 100
     assert image.height > 3 * 100
@@ -208,7 +216,7 @@ def test_a_small_folder_is_drawn_without_repeating_a_picture(
 @pytest.mark.parametrize("size", [(32, 32), (64, 16), (16, 64), (192, 192)])
 def test_captions_have_room_in_their_columns(size: tuple[int, int]) -> None:
     names = ("augmented", "mixed and erased", "reconstruction")
-    grid = picture_grid({name: torch.zeros(1, 3, *size) for name in names})
+    grid = picture_grid({name: torch.zeros(1, 3, *size, dtype=torch.uint8) for name in names})
     caption = np.asarray(grid.convert("L"))[:26]
     width = (grid.width - 6) // 3
     for column in range(4):
@@ -227,7 +235,9 @@ def test_augmentations_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_pictures_stand_in_the_middle_of_their_columns() -> None:
-    grid = picture_grid({"a very long caption of a column": torch.zeros(1, 3, 8, 8)}, side=16)
+    grid = picture_grid(
+        {"a very long caption of a column": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)}, side=16
+    )
     dark = (np.asarray(grid.convert("L"))[-12:-8] == 0).all(axis=0).nonzero()[0]
     assert len(dark) == 16
     assert abs(dark.mean() - (grid.width - 1) / 2) <= 1

@@ -156,7 +156,7 @@ def collect_pictures(source: str, folder: Path, number: int) -> int:
     Drawn pictures are 500 x 375 JPEGs: smooth with some noise, about as many bytes as photographs.
     """
     if source:
-        names = find_pictures(source).names
+        names = list(find_pictures(source).names)
         chosen = names[:: max(len(names) // number, 1)][:number]
         for index, name in enumerate(chosen):
             path = Path(source, name.decode())

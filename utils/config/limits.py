@@ -55,6 +55,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "DATA.MEAN": _REAL,
     "DATA.STD": _REAL,
     "DATA.NUM_WORKERS": (0, 1024),
+    "DATA.MAX_PIXELS": (1, 10**11),
     "DATA.MASK_PATCH_SIZE": _WIDTH,
     "DATA.MASK_RATIO": _SHARE,
     "DATA.NUM_SHAPES": _NUMBER,

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from data.pictures import decode_picture
+from data.pictures import Decoder
 from data.shards import Shards
 from tests.support.fuzz import KINDS, archive_with, fuzz
 from utils.checkpoints.reading import read_checkpoint
@@ -153,7 +153,7 @@ def test_an_array_cannot_claim_memory(size: int) -> None:
     content = b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + header.encode() + b"\n" + bytes(99)
     before = peak_memory()
     with pytest.raises(ValueError, match="but the file ends before that"):
-        decode_picture(content, "x.npy")
+        Decoder()(content, "x.npy")
     assert peak_memory() - before < 2**27
 
 
@@ -161,7 +161,7 @@ def test_no_program_is_started_for_a_picture() -> None:
     """For PostScript PIL would start an interpreter."""
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     with pytest.raises(ValueError, match="it is in no known format"):
-        decode_picture(content, "x.jpg")
+        Decoder()(content, "x.jpg")
 
 
 def test_nothing_is_written_outside_of_an_archives_folder(tmp_path: Path) -> None:

@@ -1,0 +1,149 @@
+"""What a sample of a data set's files shows before training, for the log's first lines."""
+
+import io
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data import tiff
+from data.numbers import dtype_of_array, largest_of
+from data.pictures import ARRAY_SUFFIX, FORMATS, ORIENTATION, RGB, Decoder, has_16_bits
+from data.transforms import Normalizer
+from utils.messages import shown
+
+_FILES = 64
+_PIXELS = 2**16  # of each file that are measured
+_SECONDS = 2.0  # storage may be slow
+_FRAMES_APART = ("GIF", "PNG", "WEBP")  # formats of animations; further ones of JPEG are previews
+_GREY_16 = ("I", "I;16", "I;16B")
+_NARROW = 1 / 8  # of the range: 3 of the 8 bits that RGB keeps are lost
+_ODD = 10.0  # times the deviation that is expected of normalized numbers, or a part of it
+
+
+@dataclass(frozen=True)
+class Header:
+    """A file's type of number, whether EXIF turns it, and its frames or pages that are not used."""
+
+    dtype: str
+    turned: bool = False
+    unused: int = 0
+
+
+@dataclass
+class FirstLook:
+    """Lines for the log: `notes`, and `warnings` of numbers that training would hardly see."""
+
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def first_look(pictures: Any, decode: Decoder, normalize: Normalizer) -> FirstLook:
+    """Read a sample of files, spread over the data set, for at most 2 s.
+
+    `pictures.content(index)` returns a file's bytes; a set without that method has no files.
+    Unreadable files are left to training, which counts them.
+    """
+    look = FirstLook()
+    read = getattr(pictures, "content", None)
+    if read is None:
+        return look
+    end = time.monotonic() + _SECONDS
+    headers, images, largest = [], [], []
+    for index in np.linspace(0, len(pictures) - 1, min(_FILES, len(pictures))).astype(int).tolist():
+        if time.monotonic() > end:
+            break
+        try:
+            content, name = read(index), pictures.name(index)
+            headers.append(header_of(content, name, decode.channels))
+            picture = decode(content, name)
+            if isinstance(picture, Tensor) and picture.dtype == torch.float32:
+                numbers = picture.flatten(1)
+                images.append(numbers[:, :: max(1, numbers.shape[1] // _PIXELS)])
+            elif headers[-1].dtype == "uint16" and decode.channels == RGB:
+                largest.append(_largest(content, name))
+        except (ValueError, OSError):
+            continue
+    _describe(look, headers, decode)
+    _warn_of_narrow(look, largest)
+    _warn_of_odd(look, images, normalize)
+    return look
+
+
+def header_of(content: bytes, name: str, channels: int) -> Header:
+    """Read a file's header; exceptions of many types where it is broken."""
+    if name.lower().endswith(ARRAY_SUFFIX):
+        return Header(dtype_of_array(content))
+    if content.startswith(tiff.MAGIC):
+        return Header(tiff.dtype_of(content), unused=tiff.num_unused_pages(content, channels))
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        frames = getattr(image, "n_frames", 1) if image.format in _FRAMES_APART else 1
+        dtype = "uint16" if image.mode in _GREY_16 or has_16_bits(image) else "uint8"
+        return Header(dtype, image.getexif().get(ORIENTATION, 1) != 1, frames - 1)
+
+
+def _largest(content: bytes, name: str) -> float:
+    """The largest number in a file of 16 bits, as a share of the range."""
+    grey = Decoder(1)(content, name)
+    assert isinstance(grey, Tensor)
+    return float(grey.max())
+
+
+def _describe(look: FirstLook, headers: list[Header], decode: Decoder) -> None:
+    """Note types of numbers, pictures that EXIF turns, and frames that are not used."""
+    if not headers:
+        return
+    types = Counter(header.dtype for header in headers)
+    text = ", ".join(f"{number} of {dtype}" for dtype, number in types.most_common())
+    look.notes.append(f"a sample of {len(headers)} files holds numbers of these types: {text}")
+    if turned := sum(header.turned for header in headers):
+        applied = "which is applied" if decode.oriented else "which is not applied"
+        look.notes.append(
+            f"{turned} of {len(headers)} sampled files carry an EXIF orientation, {applied} "
+            f"(DATA.EXIF_ORIENTATION {decode.oriented})"
+        )
+    if unused := sum(header.unused > 0 for header in headers):
+        look.warnings.append(
+            f"{unused} of {len(headers)} sampled files have frames or pages that are not used: the "
+            "first one counts (pages of a TIFF are channels where there are as many as IN_CHANS)"
+        )
+    ranges = {largest_of(np.dtype(dtype)) is not None for dtype in types}
+    if len(ranges) > 1:
+        look.warnings.append(
+            f"the sampled files hold numbers with and without a range ({text}): those with one "
+            "become 0 to 1, the others stay as they are; train on each kind by itself"
+        )
+
+
+def _warn_of_narrow(look: FirstLook, largest: list[float]) -> None:
+    """Warn where files of 16 bits use so little of the range that 8 bits hardly show it."""
+    if largest and max(largest) < _NARROW:
+        number = round(max(largest) * 65535)
+        look.warnings.append(
+            f"the largest number in {len(largest)} sampled files of 16 bits is {number} of "
+            f"65535: 8-bit RGB keeps {number // 256 + 1} levels of it; train with IN_CHANS 1, "
+            "which keeps all bits, and the pictures' own DATA.MEAN and DATA.STD"
+        )
+
+
+def _warn_of_odd(look: FirstLook, images: list[Tensor], normalize: Normalizer) -> None:
+    """Warn where numbers are far from a deviation of 1 after normalization; tell their own."""
+    if not images:
+        return
+    numbers = torch.cat(images, dim=1).double()  # (C, pixels)
+    mean, std = numbers.mean(1), numbers.std(1)
+    wanted_mean, wanted_std = (values.flatten() for values in (normalize.mean, normalize.std))
+    deviation, offset = std / wanted_std, (mean - wanted_mean) / wanted_std
+    usual = (deviation > 1 / _ODD) & (deviation < _ODD) & (offset.abs() < _ODD)
+    if not usual.all():
+        own = [[float(f"{value:.3g}") for value in values.tolist()] for values in (mean, std)]
+        look.warnings.append(
+            "DATA.MEAN and DATA.STD do not fit the sampled pictures: normalized, a channel has a "
+            f"mean of {offset[~usual][0]:.3g} and a deviation of {deviation[~usual][0]:.3g}, "
+            f"expected about 0 and 1; the pictures' own are {shown(own[0])} and {shown(own[1])}"
+        )
