@@ -161,11 +161,10 @@ def validate(
     pictures, limit = dataset.pictures, training.run.cfg.DATA.MAX_BROKEN
     try:
         unread = pictures.require_readable(limit, training.run.device)
-    except ValueError as error:
+    except ValueError:
+        log.warning("the epoch is trained and saved: the same command repeats its validation")
         training.close_before_validation()
-        raise ValueError(
-            f"{error}; the epoch is trained and saved, and the same command validates it again"
-        ) from None
+        raise
     assert state.best is not None  # fine-tuning has set it
     is_best = state.best.update(evaluation.acc1, epoch)
     if unread:

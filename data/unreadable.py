@@ -9,7 +9,12 @@ import torch
 
 from data.pictures import RGB, Picture, VanishedError, without_pauses
 from data.sources import LabelledSet, PictureSet, digest_of_set
-from utils.processes.group import combine_over_processes, largest_over_processes, rank
+from utils.processes.group import (
+    combine_over_processes,
+    largest_over_processes,
+    raise_everywhere,
+    rank,
+)
 from utils.randomness import SUBSTITUTE_STREAM, seeded
 
 _BLANK_SIDE = 32
@@ -121,10 +126,11 @@ class EvalPictures(ReadablePictures):
         """
         unread: list[int] = combine_over_processes(self.unreadable, device).nonzero()[:, 0].tolist()
         if len(unread) > most_unreadable(len(self), limit):
-            raise ValueError(
+            message = (
                 f"{too_many(len(unread), len(self), limit)}, so there is no accuracy: "
                 f"{self.named(unread)} (python -m tools.scan says why)"
             )
+            raise_everywhere(ValueError(message))
         return unread
 
 
@@ -169,7 +175,7 @@ class UnreadableCount:
             self.known = found
         number = int(self.known.sum())
         if number > most_unreadable(len(self.known), self.limit):
-            raise ValueError(self._too_many())
+            raise_everywhere(ValueError(self._too_many()))
         return number
 
     def _warn_of(self, index: int) -> None:

@@ -48,7 +48,14 @@ from typing import NamedTuple
 from data.labelled import class_folders
 from data.listing import find_pictures
 from data.pictures import NO_LABEL, VanishedError, read_file
-from data.shards import CLASSES_FILE, INDEX_SUFFIX, LABEL_SUFFIX, entries_of, write_index
+from data.shards import (
+    CLASSES_FILE,
+    INDEX_SUFFIX,
+    LABEL_SUFFIX,
+    classes_text,
+    entries_of,
+    write_index,
+)
 from data.unreadable import most_unreadable
 from logger import progress_bar
 from utils.messages import short
@@ -107,6 +114,7 @@ def pack(source: str, output: Path, size: int, labels: bool) -> list[str]:
     """
     require_place(source, output)
     samples, classes, found = find_samples(source, labels)
+    text = classes_text(classes)  # fails before hours of packing
     print(found, flush=True)
     require_files([path for path, _ in samples])
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -118,8 +126,7 @@ def pack(source: str, output: Path, size: int, labels: bool) -> list[str]:
         folder.mkdir()
         number_of_tars = write_shards(samples, folder, size, left_out)
         if classes:
-            # A class is a folder's name, whose bytes need not be UTF-8.
-            (folder / CLASSES_FILE).write_bytes(b"".join(os.fsencode(c) + b"\n" for c in classes))
+            (folder / CLASSES_FILE).write_bytes(text)
         os.rename(folder, output)
     kind = f"{len(classes)} classes" if classes else "no labels"
     print(
@@ -174,7 +181,7 @@ def name_leftovers(output: Path) -> None:
 def find_samples(source: str, labels: bool) -> Source:
     """The pictures below a folder, with labels where it has class folders and `labels` is true.
 
-    ValueError where pictures lie beside class folders, or a class has a name of several lines.
+    ValueError where pictures lie beside class folders.
     """
     listing = find_pictures(source)
     names = [os.fsdecode(name) for name in listing.names]
@@ -193,11 +200,6 @@ def find_samples(source: str, labels: bool) -> Source:
         pictures = class_folders(source)
     except ValueError as error:
         raise ValueError(f"{error} (or give --no-labels)") from None
-    if broken := [name for name in pictures.classes if "\n" in name or "\r" in name]:
-        raise ValueError(
-            f"{source}: the name of class {short(broken[0])} has a line break, and {CLASSES_FILE} "
-            "has a line for each: rename the folder, or give --no-labels"
-        )
     paths = [pictures.name(index) for index in range(len(pictures))]
     samples = list(zip(paths, pictures.labels.tolist(), strict=True))
     return Source(samples, pictures.classes, pictures.found)

@@ -76,7 +76,7 @@ def test_an_index_is_written_for_tar_files_of_others(
         (["mixed", "out"], "mixed: 2 picture(s) such as cover.png lie beside its folders and"),
         (["years", "out"], "class folders without pictures: empty"),
         (["years", "out"], "(or give --no-labels)"),
-        (["lines", "out"], "the name of class a b has a line break, and classes.txt has a line"),
+        (["lines", "out"], "has a newline in its name, and classes.txt has one class in a line"),
         (["--index", "in", "--no-labels"], "give SOURCE and OUTPUT, or --index FOLDER"),
         (["--index", "in"], "in holds no .tar file"),
     ],
