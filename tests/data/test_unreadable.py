@@ -303,7 +303,7 @@ def test_a_folder_that_vanishes_ends_a_run_after_some_attempts(
     def vanish() -> None:
         while not (run_folder(tmp_path) / "metrics.jsonl").exists():
             time.sleep(0.01)
-        shutil.rmtree(pictures)
+        pictures.rename(tmp_path / "moved")
 
     thread = threading.Thread(target=vanish)
     thread.start()
