@@ -18,4 +18,4 @@ def test_letters_that_an_encoding_lacks_are_escapes(
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding, "strict"))
     escape_names()
     print("caf\udce9 é", end="", flush=True)
-    assert sys.stdout.buffer.getvalue() == written  # type: ignore[attr-defined]
+    assert sys.stdout.buffer.getvalue() == written  # type: ignore[union-attr]
