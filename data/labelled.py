@@ -81,9 +81,9 @@ def _find_classes(root: str) -> tuple[Names, np.ndarray, list[str], str]:
     listing = list_pictures(root, nested=True)
     classes = sorted(map(os.fsdecode, listing.subfolders))
     if not classes:
-        left = f"; left out: {listing.left_out}" if listing.left_out.counts else ""
         raise ValueError(
-            f"{root} holds no class folders (DATA.VAL_LABELS names a list of labels{left})"
+            f"{root} holds no class folders (DATA.VAL_LABELS names a list of labels)"
+            f"{listing.left_out.words()}"
         )
     ranges = [_below(os.fsencode(name), listing.names) for name in classes]
     numbers = [last - first for first, last in ranges]
@@ -91,7 +91,7 @@ def _find_classes(root: str) -> tuple[Names, np.ndarray, list[str], str]:
         empty = [name for name, number in zip(classes, numbers, strict=True) if not number]
         raise ValueError(
             f"{root}: class folders without pictures: {_first(empty)}; remove them, or the links "
-            "that lead back, or put pictures there"
+            f"that lead back, or put pictures there{listing.left_out.words()}"
         )
     labels = np.repeat(np.arange(len(classes)), numbers)
     return listing.names.take(ranges), labels, classes, str(listing)

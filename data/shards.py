@@ -222,9 +222,9 @@ def _tar_files(root: str, left_out: LeftOut) -> list[str]:
     except OSError as error:
         raise unlisted(os.fsencode(root), error) from None
     if not paths:
-        left = f" (left out: {left_out})" if left_out.counts else ""
         raise ValueError(
-            f"DATA.DATA_PATH {root} holds no {_TAR_SUFFIX} file (python -m tools.shard){left}"
+            f"DATA.DATA_PATH {root} holds no {_TAR_SUFFIX} file (python -m tools.shard)"
+            f"{left_out.words()}"
         )
     return sorted(paths)
 

@@ -109,10 +109,10 @@ class ImageFolder:
         listing = find_pictures(root)
         self.names, self.found = listing.names, str(listing)
         if not len(self.names):
-            left = f"; left out: {listing.left_out}" if listing.left_out.counts else ""
             raise ValueError(
                 f"DATA.DATA_PATH {root} holds no picture, at any depth "
-                f"(looked for {', '.join((*IMAGE_SUFFIXES, ARRAY_SUFFIX))}{left})"
+                f"(looked for {', '.join((*IMAGE_SUFFIXES, ARRAY_SUFFIX))})"
+                f"{listing.left_out.words()}"
             )
 
     def __len__(self) -> int:
