@@ -33,6 +33,7 @@ from data import (
 )
 from data.datasets import EvalDataset, LabelledDataset
 from data.drawing import draw_augmentation
+from data.first_look import describe
 from data.unreadable import UnreadableCount
 from logger import RunLog, progress_bar
 from models import build_classifier, build_criterion, load_classifier, load_pretrained
@@ -118,9 +119,10 @@ def finetune(run: Run) -> None:
 
 def describe_data(log: RunLog, dataset: LabelledDataset, val_dataset: EvalDataset) -> None:
     """Log both data sets, and how many classes have other indices in the validation data."""
-    log.info("%s", dataset.pictures)
     log.info("%d images of %d classes to train on", len(dataset), len(dataset.classes))
-    log.info("to validate on: %s", val_dataset.pictures)
+    describe(dataset, log.info, log.warning)
+    log.info("%d images to validate on", len(val_dataset))
+    describe(val_dataset, log.info, log.warning)
     if val_dataset.num_moved:
         log.info(MOVED, val_dataset.num_moved)
 
@@ -206,11 +208,12 @@ def evaluate_checkpoint(run: Run) -> None:
     classes = names or [str(index) for index in range(head.out_features)]
     dataset = build_eval_dataset(cfg, classes, named=bool(names))
     require_same_parts(model, {"validation": dataset}, classes)
+    if rank() == 0:
+        describe(dataset, print, print)
     loader = build_eval_loader(cfg, dataset, run.device)
     evaluation = evaluate_on(run, model.to(run.device), loader, len(classes))
     unread = dataset.pictures.require_readable(cfg.DATA.MAX_BROKEN, run.device)
     if rank() == 0:
-        print(f"evaluated on: {dataset.pictures}")
         print(evaluation, flush=True)
         if unread:
             print(UNREADABLE % (len(unread), dataset.pictures.named(unread)))

@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 
 from data import build_pretrain_dataset, build_train_loader
 from data.drawing import draw_reconstructions
+from data.first_look import describe
 from data.unreadable import UnreadableCount
 from models import build_pretrain_model
 from utils.checkpoints.resume import resume
@@ -41,7 +42,7 @@ def main() -> None:
     start = resume(run.output, state, cfg, updates_per_epoch, run.device, data=data)
     require_same_state(state)
     log = open_log(run, state, start)  # everything fits: no file is written before this
-    log.info("%s", dataset.pictures)
+    describe(dataset, log.info, log.warning)
     unreadable = UnreadableCount(
         dataset.pictures, cfg.DATA.MAX_BROKEN, run.folder, log.warning, run.device
     )

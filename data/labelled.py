@@ -17,7 +17,7 @@ from data.lists import (
     require_files,
     rows_that_repeat,
 )
-from data.pictures import RGB, Picture, read_picture
+from data.pictures import EXACT_RGB, Decoder, Picture, read_file
 from utils.messages import short, shown
 from utils.processes.sharing import make_once_per_machine
 
@@ -27,7 +27,7 @@ _DIGITS = 18  # of a label that is sorted by value
 class LabelledPictures:
     """Picture files below `root` with labels, which are indices into `classes`.
 
-    Pictures are read as `channels` channels; `found` describes the search, for the log.
+    `found` describes the search, for the log.
     """
 
     def __init__(
@@ -36,20 +36,24 @@ class LabelledPictures:
         names: Sequence[bytes] | Names,
         labels: Sequence[int] | np.ndarray,
         classes: list[str],
-        channels: int = RGB,
+        decode: Decoder,
         found: str = "",
     ) -> None:
         self.root = root
         self.names = names if isinstance(names, Names) else Names(names)
         self.labels = np.array(labels, dtype=np.int64)
-        self.classes, self.channels, self.found = classes, channels, found
+        self.classes, self.decode, self.found = classes, decode, found
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
-        """Picture of `channels` channels and label; ValueError names a file that cannot be read."""
-        return read_picture(self.name(index), self.channels), int(self.labels[index])
+        """Picture and label; ValueError names a file that cannot be read."""
+        return self.decode(self.content(index), self.name(index)), int(self.labels[index])
+
+    def content(self, index: int) -> bytes:
+        """A picture's file."""
+        return read_file(self.name(index))
 
     @property
     def digest(self) -> str:
@@ -61,7 +65,7 @@ class LabelledPictures:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 
 
-def class_folders(root: str, channels: int = RGB) -> LabelledPictures:
+def class_folders(root: str, decode: Decoder = EXACT_RGB) -> LabelledPictures:
     """Find ROOT/CLASS/.../picture, classes sorted; ValueError names classes without pictures."""
     require_path(root)
     if not Path(root).is_dir():
@@ -69,7 +73,7 @@ def class_folders(root: str, channels: int = RGB) -> LabelledPictures:
     names, labels, classes, found = make_once_per_machine(
         f"class folders of {root}", lambda: _find_classes(root)
     )
-    return LabelledPictures(root, names, labels, classes, channels, found)
+    return LabelledPictures(root, names, labels, classes, decode, found)
 
 
 def _find_classes(root: str) -> tuple[Names, np.ndarray, list[str], str]:
@@ -77,9 +81,9 @@ def _find_classes(root: str) -> tuple[Names, np.ndarray, list[str], str]:
     listing = list_pictures(root, nested=True)
     classes = sorted(map(os.fsdecode, listing.subfolders))
     if not classes:
-        left = f"; left out: {listing.left_out}" if listing.left_out.counts else ""
         raise ValueError(
-            f"{root} holds no class folders (DATA.VAL_LABELS names a list of labels{left})"
+            f"{root} holds no class folders (DATA.VAL_LABELS names a list of labels)"
+            f"{listing.left_out.words()}"
         )
     ranges = [_below(os.fsencode(name), listing.names) for name in classes]
     numbers = [last - first for first, last in ranges]
@@ -87,7 +91,7 @@ def _find_classes(root: str) -> tuple[Names, np.ndarray, list[str], str]:
         empty = [name for name, number in zip(classes, numbers, strict=True) if not number]
         raise ValueError(
             f"{root}: class folders without pictures: {_first(empty)}; remove them, or the links "
-            "that lead back, or put pictures there"
+            f"that lead back, or put pictures there{listing.left_out.words()}"
         )
     labels = np.repeat(np.arange(len(classes)), numbers)
     return listing.names.take(ranges), labels, classes, str(listing)
@@ -98,7 +102,9 @@ def _below(folder: bytes, names: Names) -> tuple[int, int]:
     return bisect_left(names, folder + b"/"), bisect_left(names, folder + b"0")
 
 
-def csv_list(path: str, classes: Sequence[str] | None, channels: int = RGB) -> LabelledPictures:
+def csv_list(
+    path: str, classes: Sequence[str] | None, decode: Decoder = EXACT_RGB
+) -> LabelledPictures:
     """Read a CSV file with the columns `path` (relative to the file) and `label` (a class).
 
     If `classes` is None, the classes are the labels in the file, sorted (numbers by value).
@@ -118,11 +124,11 @@ def csv_list(path: str, classes: Sequence[str] | None, channels: int = RGB) -> L
             f"{first.line}: {short(first.path)}"
         )
     paths = [os.fsencode(row.path) for row in rows]
-    return LabelledPictures(folder, paths, labels, names, channels, found)
+    return LabelledPictures(folder, paths, labels, names, decode, found)
 
 
 def listed_pictures(
-    root: str, path: str, classes: Sequence[str], channels: int = RGB
+    root: str, path: str, classes: Sequence[str], decode: Decoder = EXACT_RGB
 ) -> LabelledPictures:
     """Find all pictures below `root` and take their labels from the list in the file `path`.
 
@@ -148,7 +154,7 @@ def listed_pictures(
         rows = [row._replace(label=known.get(row.label, row.label)) for row in rows]
     labels = _indices(rows, classes, path)
     encoded = list(map(os.fsencode, names))
-    return LabelledPictures(root, encoded, labels, list(classes), channels, str(listing))
+    return LabelledPictures(root, encoded, labels, list(classes), decode, str(listing))
 
 
 def first_of_each_class(

@@ -83,6 +83,10 @@ class LeftOut:
             words.append(f"{sum(number for _, number in rest)} of {len(rest)} more kinds")
         return ", ".join(words)
 
+    def words(self) -> str:
+        """The numbers at the end of a sentence; empty if nothing is left out."""
+        return f"; left out: {self}" if self.counts else ""
+
     def _words(self, reason: str, number: int) -> str:
         words = f"{number} {reason.replace('(s)', 's' * (number != 1))}"
         if reason.startswith("."):

@@ -135,9 +135,7 @@ class Listing:
         if self.num_tars:
             where = f"{self.num_tars} tar file(s) ({self.root})"
         text = f"{len(self.names)} images in {where} found in {self.seconds:.1f} s"
-        if self.left_out.counts:
-            text += f"; left out: {self.left_out}"
-        return "; ".join((text, *self.notes))
+        return "; ".join((text + self.left_out.words(), *self.notes))
 
 
 class Progress:

@@ -277,8 +277,7 @@ def require_inside(path: str, members: Members, size: int) -> None:
     """ValueError where there is no picture, or one lies beyond the file's bytes, or has > 2 GiB."""
     starts, sizes = members.places["offset"], members.places["size"]
     if not len(members):
-        left = f" (left out: {members.left_out})" if members.left_out.counts else ""
-        raise ValueError(f"{path} holds no picture{left}")
+        raise ValueError(f"{path} holds no picture{members.left_out.words()}")
     if ((starts < 0) | (sizes < 0) | (starts > size) | (sizes > size - starts)).any():
         raise ValueError(f"{path} is cut off: pictures lie beyond its {size} bytes")
     if sizes.max() > LARGEST_FILE:

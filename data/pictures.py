@@ -133,9 +133,8 @@ class Decoder:
         return as_channels(Image.fromarray(np.ascontiguousarray(pixels)), self.channels)
 
 
-def decoder_of(decoder: str, channels: int) -> Decoder:
-    """Return the decoder for DATA.DECODER: fast or pil."""
-    return Decoder(channels, fast=decoder == "fast")
+EXACT_RGB = Decoder()
+FAST_RGB = Decoder(fast=True)
 
 
 def read_picture(path: str, channels: int = RGB) -> Picture:

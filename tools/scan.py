@@ -26,6 +26,13 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--channels", type=positive_integer, default=3, metavar="C", help="of the model [3]"
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=positive_integer,
+        default=178_956_970,
+        metavar="N",
+        help="as DATA.MAX_PIXELS",
+    )
     parser.add_argument("--list", type=Path, metavar="FILE", help="write names of broken ones here")
     arguments = parser.parse_args()
     if arguments.list:
@@ -49,8 +56,10 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
+from data.first_look import first_look
 from data.labelled import csv_list
 from data.listing import find_pictures
+from data.pictures import Decoder
 from data.shards import Shards
 from data.sources import ImageFolder, PictureSet
 from logger import progress_bar
@@ -64,9 +73,13 @@ _scanned: list[PictureSet] = []  # in a worker, which thus gets the names only o
 def main() -> None:
     """Scan, print the unreadable pictures; exit with status 1 if there are any."""
     arguments = read_arguments()
-    pictures = pictures_of(arguments.data, arguments.dataset, arguments.channels)
+    decode = Decoder(arguments.channels, fast=True, most_pixels=arguments.max_pixels)
+    pictures = pictures_of(arguments.data, arguments.dataset, decode)
     if found := getattr(pictures, "found", ""):
         print(found, flush=True)
+    look = first_look(pictures)
+    for line in (*look.notes, *look.warnings):
+        print(line, flush=True)
     start = time.perf_counter()
     broken = dict(scan(pictures, arguments.workers))
     seconds = time.perf_counter() - start
@@ -83,13 +96,13 @@ def main() -> None:
         sys.exit(1)
 
 
-def pictures_of(data: str, dataset: str | None, channels: int) -> PictureSet:
+def pictures_of(data: str, dataset: str | None, decode: Decoder) -> PictureSet:
     """What training reads of a folder with DATA.DATASET `dataset`, or of a CSV list.
 
     ValueError where a folder holds pictures and tar files, and `dataset` does not say which.
     """
     if os.path.isfile(data):
-        return csv_list(data, None, channels)
+        return csv_list(data, None, decode)
     num_tars = sum(1 for _ in Path(data).glob("*.tar"))
     if dataset is None and num_tars:
         num_pictures = len(find_pictures(data).names)
@@ -99,7 +112,7 @@ def pictures_of(data: str, dataset: str | None, channels: int) -> PictureSet:
                 "imagenet or --dataset shards, as training gets it in DATA.DATASET"
             )
         dataset = "shards"
-    return (Shards if dataset == "shards" else ImageFolder)(data, channels)
+    return (Shards if dataset == "shards" else ImageFolder)(data, decode)
 
 
 def scan(pictures: PictureSet, workers: int) -> Iterator[tuple[int, str]]:

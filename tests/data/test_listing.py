@@ -2,13 +2,18 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from data import listing
 from data.labelled import class_folders
 from data.listing import Names, find_pictures
 from data.sources import ImageFolder
+from tests.support.picture_files import jpeg
 
 # Sorted as they are to be found: whole paths, byte by byte, so that "a-b" comes before "a/".
 ORDER = [
@@ -188,8 +193,27 @@ def test_pictures_beside_class_folders_are_counted(tmp_path: Path) -> None:
 
 def test_a_folder_without_pictures_says_what_it_holds(tmp_path: Path) -> None:
     make_files(tmp_path, "a.gif", "b.gif")
-    with pytest.raises(ValueError, match=r"holds no picture, .*\.npy; left out: 2 \.gif"):
+    with pytest.raises(ValueError, match=r"holds no picture, .*\.npy\); left out: 2 \.gif"):
         ImageFolder(str(tmp_path))
+
+
+def test_an_empty_class_says_what_it_holds(tmp_path: Path) -> None:
+    make_files(tmp_path, "a/1.jpg", "b/2.gif", ".c/x.txt")
+    with pytest.raises(
+        ValueError, match=r"without pictures: b; .*; left out: 1 \.gif, 1 hidden fo"
+    ):
+        class_folders(str(tmp_path))
+
+
+def test_all_suffixes_of_a_format_give_the_same_picture(tmp_path: Path) -> None:
+    for name in ("1.jpg", "2.jpeg", "3.jfif", "4.jpe", "5.JPE"):
+        (tmp_path / name).write_bytes(jpeg(16))
+    for name in ("6.pbm", "7.pnm"):
+        Image.new("1", (16, 16)).save(tmp_path / name, "PPM")
+    pictures = ImageFolder(str(tmp_path))
+    pixels: list[Any] = [pictures[index][0] for index in range(7)]
+    assert all(torch.equal(other, pixels[0]) for other in pixels[:5])
+    assert [np.asarray(other).sum() for other in pixels[5:]] == [0, 0]
 
 
 def test_a_long_search_tells_how_far_it_is(

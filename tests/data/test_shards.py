@@ -416,7 +416,7 @@ HIDING = {
     "joined": (GOOD + END + GOOD + END, r"0\.tar goes on after its end, at byte \d+: of tar files"),
     "large label": (member_of("x.cls", b"1" * 21), r"x\.cls holds b'1{21}', expected the index of"),
     "more labels": (GOOD + member_of("x.gif") + member_of("x.cls", b"-1"), r"x\.cls holds b'-1'"),
-    "no picture": (member_of("x.gif") + END, r"0\.tar holds no picture \(left out: 1 \.gif\)"),
+    "no picture": (member_of("x.gif") + END, r"0\.tar holds no picture; left out: 1 \.gif"),
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import threading
 import time
 import uuid
@@ -35,7 +36,10 @@ class Rendezvous:
         self.agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self.round = uuid.uuid4().hex
         self.complete = threading.Event()
-        self.launcher = self._connect(serve=self.rank == 0 and not self.agent)
+        serves = self.rank == 0 and not self.agent
+        if not serves:
+            self._wait_for_server()
+        self.launcher = self._connect(serve=serves)
         if self.rank == 0:
             threading.Thread(target=self._answer, name="rendezvous", daemon=True).start()
         else:
@@ -81,10 +85,9 @@ class Rendezvous:
         end = time.monotonic() + self.seconds
         told: list[dict[str, Any]] = []
         for rank in range(self.size):
-            left = timedelta(seconds=max(end - time.monotonic(), _PAUSE))
-            try:
-                store.wait([str(rank)], left)
-            except RuntimeError:
+            while not (came := store.check([str(rank)])) and time.monotonic() < end:
+                time.sleep(_PAUSE)  # a wait that times out would fill the console with C++ stacks
+            if not came:
                 break
             told.append(json.loads(store.get(str(rank))))
             if told[-1]["equal"][_SIZE] != told[0]["equal"][_SIZE]:
@@ -116,6 +119,21 @@ class Rendezvous:
         end = time.monotonic() + _SLACK
         while self.rank == 0 and time.monotonic() < end and store.add("readers", 0) < number:
             time.sleep(_PAUSE)
+
+    def _wait_for_server(self) -> None:
+        """Wait until somebody listens; torch would report each attempt with a stack of C++."""
+        end = time.monotonic() + self.seconds
+        while True:
+            try:
+                socket.create_connection(self.place, max(end - time.monotonic(), 1)).close()
+                return
+            except OSError as error:
+                if time.monotonic() > end:
+                    raise RuntimeError(
+                        f"nobody answers at {self.place[0]}, port {self.place[1]}, where process 0 "
+                        f"or its launcher should be: {error.strerror or error}"
+                    ) from None
+            time.sleep(_PAUSE * 4)
 
     def _connect(self, serve: bool) -> TCPStore:
         timeout = timedelta(seconds=self.seconds)
