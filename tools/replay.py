@@ -109,7 +109,7 @@ def replay(state: Content, cfg: CfgNode, source: Path) -> None:
             (loss / number).backward()
             losses.append(loss.item())
             print(f"process {rank}, micro-batch {micro_batch}: loss {losses[-1]:.6g}")
-            for line in broken_inputs(batch[0], samples, bad["files"]):
+            for line in broken_inputs(dataset.normalize(batch[0]), samples, bad["files"]):
                 print(line)
     for line in broken_gradients(model):
         print(line)
@@ -149,7 +149,7 @@ def build(
 
 
 def broken_inputs(image: Tensor, samples: list[int], files: dict[int, str]) -> list[str]:
-    """Lines that name samples with pixels that are not finite."""
+    """Lines that name samples with pixels that are not finite once they are normalized."""
     finite = image.float().isfinite().flatten(1).all(dim=1).tolist()
     return [
         f"  not finite: {files.get(index, index)}"

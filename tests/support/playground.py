@@ -120,7 +120,7 @@ class Playground:
         if "diverged" in word:
             for index in range(8):
                 (self.folder / "nan").mkdir(exist_ok=True)
-                pixels = np.full((40, 50, 3), np.nan, np.float32)
+                pixels = np.full((40, 50, 3), 3e38, np.float32)  # overflows
                 np.save(self.folder / f"nan/{index}.npy", pixels)
             words = ["--cfg", PRETRAIN, "--data-path", "nan", "--opts", *small_options(PRETRAIN)]
             assert call(self.monkeypatch, main_simmim, *words, "TRAIN.MAX_SKIPPED", 1) == 2

@@ -32,13 +32,13 @@ BAD = 5  # the picture that holds no numbers
 
 @pytest.fixture
 def arrays(tmp_path: Path) -> Path:
-    """32 arrays, of which one is all NaN."""
+    """32 arrays, of which one overflows when its numbers are normalized."""
     folder = tmp_path / "arrays"
     folder.mkdir()
     random = np.random.default_rng(0)
     for index in range(32):
         pixels = random.random((40, 40, 3), dtype=np.float32)
-        np.save(folder / f"{index:02}.npy", pixels * (math.nan if index == BAD else 1))
+        np.save(folder / f"{index:02}.npy", pixels * np.float32(3e38 if index == BAD else 1))
     return folder
 
 
