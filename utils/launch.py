@@ -126,11 +126,14 @@ def _known(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _launcher_in(environment: Mapping[str, str]) -> _Launcher | None:
-    for launcher in _LAUNCHERS:
-        names = (launcher.rank, launcher.size) if launcher is _BY_RANK else (launcher.rank,)
-        if any(name in environment for name in names):
-            return launcher
-    return None
+    if _BY_RANK.rank in environment or _BY_RANK.size in environment:
+        return _BY_RANK
+    if _OPEN_MPI.rank in environment:
+        return _OPEN_MPI
+    # srun sets PMI_RANK as well, for programs of MPI.
+    if _HYDRA.rank in environment and _HYDRA.local_rank in environment:
+        return _HYDRA
+    return _SRUN if _SRUN.rank in environment else None
 
 
 def _number(environment: Mapping[str, str], name: str, most: int = 10**6) -> int:

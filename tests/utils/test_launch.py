@@ -46,6 +46,7 @@ def launch_of(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> Lau
         (PLAIN | {"MASTER_ADDR": "host"}, ("host", 29500)),
         (STEP | {"MASTER_ADDR": "host", "MASTER_PORT": "123"}, ("host", 123)),
         (STEP, ("127.0.0.1", None)),
+        (STEP | {"PMI_RANK": "1", "PMI_SIZE": "2"}, ("127.0.0.1", None)),  # srun --mpi=pmi2
         (MPI, ("127.0.0.1", 29500)),
         (MPI | {"PMIX_NAMESPACE": "1"}, ("127.0.0.1", None)),
         (HYDRA, ("127.0.0.1", 29500)),
@@ -131,7 +132,7 @@ def test_the_local_rank_is_that_of_a_launcher_that_numbers_alike(
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2, expected a number below WORLD_SIZE.* 2"),
         ({"RANK": "0", "WORLD_SIZE": "0"}, "RANK is 0, expected a number below"),
         (PLAIN | {"LOCAL_RANK": "x"}, "LOCAL_RANK is 'x', expected a whole number"),
-        ({"PMI_RANK": "0"}, "PMI_RANK is '0', but PMI_SIZE is not set"),
+        ({"PMI_RANK": "0", "MPI_LOCALRANKID": "0"}, "PMI_RANK is '0', but PMI_SIZE is not set"),
     ],
 )
 def test_numbers_that_are_missing_or_wrong_are_refused(

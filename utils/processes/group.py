@@ -3,8 +3,10 @@
 import contextlib
 import datetime
 import inspect
+import os
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -15,8 +17,10 @@ from utils.device import hardware_of
 from utils.files import DamagedError
 from utils.launch import read_launch
 from utils.messages import reason_of
+from utils.processes.interfaces import VARIABLE
 from utils.processes.rendezvous import Rendezvous
 from utils.processes.sharding import is_sharded, synchronize_gradients
+from utils.processes.signals import end_at_once
 
 Result = TypeVar("Result")
 
@@ -73,8 +77,9 @@ def start_process_group(
         options: dict[str, Any] = {"rank": meeting.rank, "world_size": meeting.size}
         options |= {"device_id": device} if device.type == "cuda" else {}
         store = meeting.store("group")
-        distributed.init_process_group(backend, store=store, timeout=timeout, **options)
-        barrier()
+        with _limited(lost_after + 11, launch.rank):
+            distributed.init_process_group(backend, store=store, timeout=timeout, **options)
+            barrier()
     except RuntimeError as error:
         raise ValueError(
             f"rank {launch.rank} could not join the other processes, tried for "
@@ -83,6 +88,20 @@ def start_process_group(
         ) from None
     meeting.close()
     _meetings[:], _mixtures[:] = [meeting], [mixture]
+
+
+@contextlib.contextmanager
+def _limited(seconds: float, own_rank: int) -> Iterator[None]:
+    """End the process after that time: gloo waits for ever for one that cannot reach it."""
+    words = f"rank {own_rank}: error: the processes have formed no group within {seconds:g} s: see "
+    words += f"the other ranks' errors; the interface is {os.environ.get(VARIABLE, 'unknown')}"
+    timer = threading.Timer(seconds, end_at_once, (words, 2))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def mixed_hardware() -> str:

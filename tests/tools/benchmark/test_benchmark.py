@@ -97,6 +97,7 @@ def test_processes_of_torchrun_are_measured_together(tmp_path: Path) -> None:
 def test_under_torchrun_nothing_is_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert call(monkeypatch, benchmark, "data", "--cfg", write_config(tmp_path)) == 2
     assert "under torchrun only step and train are measured" in capfd.readouterr().err

@@ -28,6 +28,7 @@ from tests.support.small_runs import (
 )
 from utils import versions
 from utils.config import get_config
+from utils.processes import group
 from utils.processes.agreement import (
     bits_of,
     digest_of_bits,
@@ -202,42 +203,57 @@ def test_processes_that_are_numbered_wrongly_are_refused(
     assert expected in " ".join(lines)
 
 
-def train_apart(rank: int, port: str, arguments: list[str], log: str, fault: int) -> None:
-    """A process of a run; in the second one a bit flips before update `fault` computes."""
+def train_apart(rank: int, port: str, arguments: list[str], log: str, cpu: str) -> None:
+    """A process of a run; in the second one a bit flips before the sixth update computes."""
     updates = itertools.count()
 
     def faulty(normalize: Any) -> ComputeLoss:
         compute = pretrain_loss(normalize)
 
         def compute_loss(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
-            if rank == 1 and next(updates) == fault:
+            if rank == 1 and next(updates) == 5:
                 next(model.parameters()).detach().view(torch.int32).view(-1)[0] ^= 1
             return compute(model, batch)
 
         return compute_loss
 
     main_simmim.pretrain_loss = faulty
+    group.hardware_of = lambda device: {"the CPU": cpu}
     work("main_simmim", arguments, place_of(rank, port), log)
+
+
+def end_of_parted(folder: Path, cpus: Sequence[str]) -> tuple[list[int | None], list[str]]:
+    """Three epochs of four updates, in the second of which the replicas part."""
+    port = free_port()
+    arguments = ["--cfg", str(write_config(folder)), "--output", str(folder / "out")]
+    arguments += ["--opts", "TRAIN.EPOCHS", "3", "PICTURE_FREQ", "0"]
+    processes = []
+    for rank, cpu in enumerate(cpus):
+        task = (rank, port, arguments, str(folder / f"{rank}.log"), cpu)
+        processes.append(forked().Process(target=train_apart, args=task))
+        processes[-1].start()
+    return end_of_pair(folder, processes)
 
 
 @pytest.mark.slow
 def test_replicas_that_part_are_not_saved(tmp_path: Path) -> None:
-    """32 pictures are four updates an epoch."""
-    output, port = tmp_path / "out", free_port()
-    arguments = ["--cfg", str(write_config(tmp_path)), "--output", str(output)]
-    arguments += ["--opts", "TRAIN.EPOCHS", "3", "PICTURE_FREQ", "0"]
-    processes = []
-    for rank in range(2):
-        task = (rank, port, arguments, str(tmp_path / f"{rank}.log"), 5)
-        processes.append(forked().Process(target=train_apart, args=task))
-    for process in processes:
-        process.start()
-    statuses, lines = end_of_pair(tmp_path, processes)
+    statuses, lines = end_of_parted(tmp_path, ["one model", "one model"])
     assert statuses == [2, 2], lines
     for line in lines:
         assert "the weights of rank 1 of 2 processes are no longer those of rank 0" in line
         assert "parted between update 4 and update 8" in line
-    assert [path.name for path in run_folder(output).glob("*.pth")] == ["ckpt_epoch_0.pth"]
+    saved = run_folder(tmp_path / "out").glob("*.pth")
+    assert [path.name for path in saved] == ["ckpt_epoch_0.pth"]
+
+
+@pytest.mark.slow
+def test_replicas_on_different_devices_may_part_with_a_warning(tmp_path: Path) -> None:
+    statuses, lines = end_of_parted(tmp_path, ["one model", "another"])
+    assert statuses == [0, 0], lines
+    said = (tmp_path / "0.log").read_text()
+    mixed = "the CPU is one model in rank 0, another in rank 1"
+    assert f"the machines differ, and so may their last digits: {mixed}" in said
+    assert said.count("the weights of rank 1 of 2 processes differ from those of rank 0") == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
