@@ -198,7 +198,8 @@ def _create_logger(folder: Path, rank: int) -> logging.Logger:
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     _close(logger)
-    file = _FileHandler(folder / f"log_rank{rank}.txt", encoding="utf-8")
+    path = folder / f"log_rank{rank}.txt"
+    file = _FileHandler(path, encoding="utf-8", errors="backslashreplace")  # any name can be logged
     file.setFormatter(logging.Formatter("[%(asctime)s] %(levelname)s %(message)s"))
     logger.addHandler(file)
     if rank == 0:

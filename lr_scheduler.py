@@ -53,8 +53,12 @@ class Scheduler:
     def set_rates(self, update: int) -> None:
         """Set the learning rates of an update, counted from 0."""
         self.update = update
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = self.schedule(max(update - 1, 0), peak)
+        for group, rate in zip(self.optimizer.param_groups, self.rates(update), strict=True):
+            group["lr"] = rate
+
+    def rates(self, update: int) -> list[float]:
+        """Learning rate of each group in an update, counted from 0."""
+        return [self.schedule(max(update - 1, 0), peak) for peak in self.peaks]
 
     def step(self) -> None:
         """Set the rates of the next update, for a loop that does not count its updates."""

@@ -33,15 +33,19 @@ from data import (
 )
 from data.datasets import EvalDataset, LabelledDataset
 from data.drawing import draw_augmentation
+from data.first_look import describe
 from data.unreadable import UnreadableCount
 from logger import RunLog, progress_bar
 from models import build_classifier, build_criterion, load_classifier, load_pretrained
+from utils.checkpoints.differences import NORMALIZATION, changed_values
 from utils.checkpoints.names import starts_in
 from utils.checkpoints.resume import changed, resume
+from utils.checkpoints.state import Data
 from utils.device import choose_precision, dtype_name
 from utils.processes.exit_status import run_program
 from utils.processes.group import rank, world_size
 from utils.processes.heartbeat import stepping
+from utils.training.agreement import require_same_parts, require_same_state
 from utils.training.engine import train_one_epoch
 from utils.training.epochs import Training
 from utils.training.evaluation import Evaluation, evaluate, measure_throughput
@@ -49,7 +53,9 @@ from utils.training.losses import finetune_loss
 from utils.training.run import Run, build_state, is_due, open_log, place_model, start_run
 
 THROUGHPUT_SECONDS = 10.0
-UNREADABLE = "%d picture(s) could not be read and count as wrong (python -m tools.scan names them)"
+UNREADABLE = (
+    "%d picture(s) could not be read and count as wrong (python -m tools.scan says why): %s"
+)
 
 MOVED = (
     "%d class(es) of the validation pictures have another index than the classifier's class of the "
@@ -79,13 +85,17 @@ def finetune(run: Run) -> None:
     model = build_classifier(cfg, len(dataset.classes))
     begins = not (cfg.MODEL.RESUME or starts_in(run.folder))
     notes = start_weights(run, model, begins)
+    pictures = {"training": dataset, "validation": val_dataset}
+    require_same_parts(model, pictures, dataset.classes)
     model = place_model(run, model)
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
     state = build_state(run, model, updates_per_epoch, validates=True)
-    start = resume(run.output, state, cfg, updates_per_epoch, run.device, dataset.classes)
+    data = Data(len(dataset), dataset.pictures.digest)
+    start = resume(run.output, state, cfg, updates_per_epoch, run.device, dataset.classes, data)
     if not (begins or cfg.MODEL.RESUME or start.seen):
         raise changed(run.output)
+    require_same_state(state)
     start.notes, start.pretrained = notes + start.notes, cfg.PRETRAINED
     augment = build_batch_augmentation(cfg, len(dataset.classes), run.device)
     criterion = build_criterion(cfg, soft_targets=augment.mixup is not None)
@@ -108,9 +118,11 @@ def finetune(run: Run) -> None:
 
 
 def describe_data(log: RunLog, dataset: LabelledDataset, val_dataset: EvalDataset) -> None:
-    """Log the training data, and how many classes have other indices in the validation data."""
-    log.info("%s", dataset.pictures)
+    """Log both data sets, and how many classes have other indices in the validation data."""
     log.info("%d images of %d classes to train on", len(dataset), len(dataset.classes))
+    describe(dataset, log.info, log.warning)
+    log.info("%d images to validate on", len(val_dataset))
+    describe(val_dataset, log.info, log.warning)
     if val_dataset.num_moved:
         log.info(MOVED, val_dataset.num_moved)
 
@@ -125,7 +137,10 @@ def start_weights(run: Run, model: nn.Module, begins: bool) -> list[str]:
     if not path:
         return []
     if begins:
-        return [f"{path}: {load_pretrained(model, path)}"]
+        report = load_pretrained(model, path)
+        changed = changed_values(report.config, run.cfg, NORMALIZATION)
+        note = f"{path} was trained with another normalization of pictures: {changed}"
+        return [f"{path}: {report}", note if changed else ""]
     if first and first != os.path.abspath(path):
         raise ValueError(
             f"the run in {run.folder} began from {first}, not from --pretrained {path}: give "
@@ -137,14 +152,26 @@ def start_weights(run: Run, model: nn.Module, begins: bool) -> list[str]:
 def validate(
     training: Training, epoch: int, loader: DataLoader[list[Tensor]], num_classes: int
 ) -> bool:
-    """Evaluate the (averaged) weights; return whether they are the best so far."""
+    """Evaluate the (averaged) weights; return whether they are the best so far.
+
+    ValueError where too many pictures cannot be read; the epoch is then saved without a result.
+    """
     log, state = training.log, training.state
     model = state.model if state.average is None else state.average.module
     evaluation = evaluate_on(training.run, model, loader, num_classes, training.between_batches)
+    dataset: Any = loader.dataset
+    pictures, limit = dataset.pictures, training.run.cfg.DATA.MAX_BROKEN
+    try:
+        unread = pictures.require_readable(limit, training.run.device)
+    except ValueError as error:
+        training.close_before_validation()
+        raise ValueError(
+            f"{error}; the epoch is trained and saved, and the same command validates it again"
+        ) from None
     assert state.best is not None  # fine-tuning has set it
     is_best = state.best.update(evaluation.acc1, epoch)
-    if evaluation.unreadable:
-        log.warning(UNREADABLE, evaluation.unreadable)
+    if unread:
+        log.warning(UNREADABLE, len(unread), pictures.named(unread))
     log.validated(str(evaluation), evaluation.loss, evaluation.acc1, evaluation.acc5)
     log.info("best so far: %.3f %% after epoch %d", state.best.acc1, state.best.epoch)
     return is_best
@@ -177,16 +204,20 @@ def evaluate_checkpoint(run: Run) -> None:
     path = Path(cfg.MODEL.RESUME)
     if not cfg.MODEL.RESUME:
         raise ValueError("--eval needs the checkpoint to evaluate: --resume CKPT")
-    model, names = load_classifier(path, cfg)
+    model, names = load_classifier(path, cfg, print if rank() == 0 else lambda line: None)
     head: Any = model.get_submodule("head")
     classes = names or [str(index) for index in range(head.out_features)]
     dataset = build_eval_dataset(cfg, classes, named=bool(names))
+    require_same_parts(model, {"validation": dataset}, classes)
+    if rank() == 0:
+        describe(dataset, print, print)
     loader = build_eval_loader(cfg, dataset, run.device)
     evaluation = evaluate_on(run, model.to(run.device), loader, len(classes))
+    unread = dataset.pictures.require_readable(cfg.DATA.MAX_BROKEN, run.device)
     if rank() == 0:
         print(evaluation, flush=True)
-        if evaluation.unreadable:
-            print(UNREADABLE % evaluation.unreadable)
+        if unread:
+            print(UNREADABLE % (len(unread), dataset.pictures.named(unread)))
         if dataset.num_moved:
             print(MOVED % dataset.num_moved)
         report = {"checkpoint": str(path), "data": cfg.DATA.DATA_PATH or cfg.DATA.DATASET}

@@ -13,12 +13,15 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 
 from data import build_pretrain_dataset, build_train_loader
 from data.drawing import draw_reconstructions
+from data.first_look import describe
 from data.unreadable import UnreadableCount
 from models import build_pretrain_model
 from utils.checkpoints.resume import resume
+from utils.checkpoints.state import Data
 from utils.processes.exit_status import run_program
 from utils.processes.group import rank
 from utils.processes.sharding import is_sharded
+from utils.training.agreement import require_same_parts, require_same_state
 from utils.training.engine import train_one_epoch
 from utils.training.epochs import Training
 from utils.training.losses import pretrain_loss
@@ -31,12 +34,15 @@ def main() -> None:
     cfg = run.cfg
     model = build_pretrain_model(cfg)
     dataset = build_pretrain_dataset(cfg, patch_size=model.encoder.patch_size)
+    require_same_parts(model, {"training": dataset})
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
     state = build_state(run, place_model(run, model), updates_per_epoch)
-    start = resume(run.output, state, cfg, updates_per_epoch, run.device)
+    data = Data(len(dataset), dataset.pictures.digest)
+    start = resume(run.output, state, cfg, updates_per_epoch, run.device, data=data)
+    require_same_state(state)
     log = open_log(run, state, start)  # everything fits: no file is written before this
-    log.info("%s", dataset.pictures)
+    describe(dataset, log.info, log.warning)
     unreadable = UnreadableCount(
         dataset.pictures, cfg.DATA.MAX_BROKEN, run.folder, log.warning, run.device
     )

@@ -21,6 +21,7 @@ from data.labelled import (
 )
 from data.listing import require_path
 from data.masking import MASKS
+from data.pictures import Decoder
 from data.samplers import EpochSampler, Key, ShareSampler
 from data.shards import Shards
 from data.sources import (
@@ -57,10 +58,8 @@ def _drawn(cfg: CfgNode, number: int, train: bool) -> Shapes:
 
 # Name -> (configuration, train) -> pictures; pre-training ignores their labels
 DATASETS: dict[str, Callable[[CfgNode, bool], PictureSet]] = {
-    "imagenet": lambda cfg, train: ImageFolder(
-        cfg.DATA.DATA_PATH, _channels(cfg), cfg.DATA.DECODER
-    ),
-    "shards": lambda cfg, train: Shards(cfg.DATA.DATA_PATH, _channels(cfg), cfg.DATA.DECODER),
+    "imagenet": lambda cfg, train: ImageFolder(cfg.DATA.DATA_PATH, _decoder(cfg)),
+    "shards": lambda cfg, train: Shards(cfg.DATA.DATA_PATH, _decoder(cfg)),
     "cifar10": lambda cfg, train: Cifar10(cfg.DATA.DATA_PATH, train, _channels(cfg)),
     "shapes": lambda cfg, train: _drawn(cfg, cfg.DATA.NUM_SHAPES, train),
 }
@@ -92,6 +91,13 @@ def _channels(cfg: CfgNode) -> int:
     return int(choose(sections, cfg.MODEL.TYPE, "MODEL.TYPE (a section of MODEL with IN_CHANS)"))
 
 
+def _decoder(cfg: CfgNode, exact: bool = False) -> Decoder:
+    """The decoder of pre-training, or the one that fine-tuning and evaluation use (`exact`)."""
+    keys = cfg.DATA
+    fast = keys.DECODER == "fast" and not exact
+    return Decoder(_channels(cfg), fast, keys.EXIF_ORIENTATION, keys.MAX_PIXELS)
+
+
 def _normalizer(cfg: CfgNode) -> Normalizer:
     return Normalizer(cfg.DATA.MEAN, cfg.DATA.STD, _channels(cfg))
 
@@ -101,15 +107,15 @@ def _imagenet(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Label
     require_path(keys.DATA_PATH)
     folder = os.path.join(keys.DATA_PATH, "train" if train else "val")
     if train or not keys.VAL_LABELS:
-        return class_folders(folder, _channels(cfg))
+        return class_folders(folder, _decoder(cfg, exact=True))
     assert classes is not None  # evaluation passes those of the training set or checkpoint
-    return listed_pictures(folder, keys.VAL_LABELS, classes, _channels(cfg))
+    return listed_pictures(folder, keys.VAL_LABELS, classes, _decoder(cfg, exact=True))
 
 
 def _shards(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Shards:
     require_path(cfg.DATA.DATA_PATH)
     folder = os.path.join(cfg.DATA.DATA_PATH, "train" if train else "val")
-    shards = Shards(folder, _channels(cfg), decoder="pil")
+    shards = Shards(folder, _decoder(cfg, exact=True))
     if train:
         shards.require_all_classes()
     return shards
@@ -119,7 +125,7 @@ def _csv(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> LabelledPi
     path = cfg.DATA.DATA_PATH
     require_path(path)
     name = "train.csv" if train else "val.csv"
-    return csv_list(os.path.join(path, name), classes, _channels(cfg))
+    return csv_list(os.path.join(path, name), classes, _decoder(cfg, exact=True))
 
 
 def _shapes(cfg: CfgNode, train: bool, classes: Sequence[str] | None) -> Shapes:

@@ -1,10 +1,11 @@
 """What a sample of a data set's files shows before training, for the log's first lines."""
 
+import dataclasses
 import io
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from data import tiff
+from data.datasets import LabelledDataset, PretrainDataset
 from data.numbers import dtype_of_array, largest_of
 from data.pictures import ARRAY_SUFFIX, FORMATS, ORIENTATION, RGB, Decoder, has_16_bits
+from data.sources import PictureSet, Selection
 from data.transforms import Normalizer
 from utils.messages import shown
+from utils.processes.group import rank
 
 _FILES = 64
 _PIXELS = 2**16  # of each file that are measured
@@ -43,35 +47,56 @@ class FirstLook:
     warnings: list[str] = field(default_factory=list)
 
 
-def first_look(pictures: Any, decode: Decoder, normalize: Normalizer) -> FirstLook:
+def describe(
+    dataset: PretrainDataset | LabelledDataset,
+    log: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> None:
+    """Tell how a data set's pictures were found and, in the first process, what a sample shows."""
+    log(str(dataset.pictures))
+    if rank() == 0:
+        look = first_look(dataset.pictures.pictures, dataset.normalize)
+        for note in look.notes:
+            log(note)
+        for warning in look.warnings:
+            warn(warning)
+
+
+def first_look(pictures: PictureSet, normalize: Normalizer | None = None) -> FirstLook:
     """Read a sample of files, spread over the data set, for at most 2 s.
 
-    `pictures.content(index)` returns a file's bytes; a set without that method has no files.
-    Unreadable files are left to training, which counts them.
+    A set without the method `content` has no files. Unreadable files are left to training, which
+    counts them.
     """
-    look = FirstLook()
-    read = getattr(pictures, "content", None)
-    if read is None:
+    look, indices = FirstLook(), np.linspace(0, len(pictures) - 1, min(_FILES, len(pictures)))
+    source, chosen = pictures, indices.astype(int).tolist()
+    if isinstance(pictures, Selection):
+        source, chosen = pictures.whole, [pictures.indices[index] for index in chosen]
+    read, decode = getattr(source, "content", None), getattr(source, "decode", None)
+    if read is None or not isinstance(decode, Decoder):
         return look
     end = time.monotonic() + _SECONDS
-    headers, images, largest = [], [], []
-    for index in np.linspace(0, len(pictures) - 1, min(_FILES, len(pictures))).astype(int).tolist():
+    headers: list[Header] = []
+    images: list[Tensor] = []
+    largest: list[float] = []
+    for index in chosen:
         if time.monotonic() > end:
             break
         try:
-            content, name = read(index), pictures.name(index)
+            content, name = read(index), source.name(index)
             headers.append(header_of(content, name, decode.channels))
             picture = decode(content, name)
-            if isinstance(picture, Tensor) and picture.dtype == torch.float32:
-                numbers = picture.flatten(1)
-                images.append(numbers[:, :: max(1, numbers.shape[1] // _PIXELS)])
-            elif headers[-1].dtype == "uint16" and decode.channels == RGB:
-                largest.append(_largest(content, name))
-        except (ValueError, OSError):
+        except Exception:  # broken content raises exceptions of many types
             continue
+        if isinstance(picture, Tensor) and picture.dtype == torch.float32:
+            numbers = picture.flatten(1)
+            images.append(numbers[:, :: max(1, numbers.shape[1] // _PIXELS)])
+        elif headers[-1].dtype == "uint16" and decode.channels == RGB:
+            largest.append(_largest(content, name, decode))
     _describe(look, headers, decode)
     _warn_of_narrow(look, largest)
-    _warn_of_odd(look, images, normalize)
+    if normalize is not None:
+        _warn_of_odd(look, images, normalize)
     return look
 
 
@@ -87,9 +112,9 @@ def header_of(content: bytes, name: str, channels: int) -> Header:
         return Header(dtype, image.getexif().get(ORIENTATION, 1) != 1, frames - 1)
 
 
-def _largest(content: bytes, name: str) -> float:
+def _largest(content: bytes, name: str, decode: Decoder) -> float:
     """The largest number in a file of 16 bits, as a share of the range."""
-    grey = Decoder(1)(content, name)
+    grey = dataclasses.replace(decode, channels=1)(content, name)
     assert isinstance(grey, Tensor)
     return float(grey.max())
 

@@ -1,6 +1,5 @@
 """Labelled picture files: class folders, CSV lists, a flat folder with a ground-truth list."""
 
-import csv
 import os
 from bisect import bisect_left
 from collections import Counter
@@ -8,18 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
 from data.listing import Names, digest_of, find_pictures, list_pictures, require_path
-from data.pictures import RGB, Picture, read_picture
-from utils.messages import reason_of, short, shown
+from data.lists import (
+    Row,
+    development_kit_classes,
+    read_csv,
+    read_labels,
+    require_files,
+    rows_that_repeat,
+)
+from data.pictures import EXACT_RGB, Decoder, Picture, read_file
+from utils.messages import short, shown
 from utils.processes.sharing import make_once_per_machine
+
+_DIGITS = 18  # of a label that is sorted by value
 
 
 class LabelledPictures:
     """Picture files below `root` with labels, which are indices into `classes`.
 
-    Pictures are read as `channels` channels; `found` describes the search, for the log.
+    `found` describes the search, for the log.
     """
 
     def __init__(
@@ -28,20 +36,24 @@ class LabelledPictures:
         names: Sequence[bytes] | Names,
         labels: Sequence[int] | np.ndarray,
         classes: list[str],
-        channels: int = RGB,
+        decode: Decoder,
         found: str = "",
     ) -> None:
         self.root = root
         self.names = names if isinstance(names, Names) else Names(names)
         self.labels = np.array(labels, dtype=np.int64)
-        self.classes, self.channels, self.found = classes, channels, found
+        self.classes, self.decode, self.found = classes, decode, found
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
-        """Picture of `channels` channels and label; ValueError names a file that cannot be read."""
-        return read_picture(self.name(index), self.channels), int(self.labels[index])
+        """Picture and label; ValueError names a file that cannot be read."""
+        return self.decode(self.content(index), self.name(index)), int(self.labels[index])
+
+    def content(self, index: int) -> bytes:
+        """A picture's file."""
+        return read_file(self.name(index))
 
     @property
     def digest(self) -> str:
@@ -53,7 +65,7 @@ class LabelledPictures:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 
 
-def class_folders(root: str, channels: int = RGB) -> LabelledPictures:
+def class_folders(root: str, decode: Decoder = EXACT_RGB) -> LabelledPictures:
     """Find ROOT/CLASS/.../picture, classes sorted; ValueError names classes without pictures."""
     require_path(root)
     if not Path(root).is_dir():
@@ -61,7 +73,7 @@ def class_folders(root: str, channels: int = RGB) -> LabelledPictures:
     names, labels, classes, found = make_once_per_machine(
         f"class folders of {root}", lambda: _find_classes(root)
     )
-    return LabelledPictures(root, names, labels, classes, channels, found)
+    return LabelledPictures(root, names, labels, classes, decode, found)
 
 
 def _find_classes(root: str) -> tuple[Names, np.ndarray, list[str], str]:
@@ -90,25 +102,33 @@ def _below(folder: bytes, names: Names) -> tuple[int, int]:
     return bisect_left(names, folder + b"/"), bisect_left(names, folder + b"0")
 
 
-def csv_list(path: str, classes: Sequence[str] | None, channels: int = RGB) -> LabelledPictures:
+def csv_list(
+    path: str, classes: Sequence[str] | None, decode: Decoder = EXACT_RGB
+) -> LabelledPictures:
     """Read a CSV file with the columns `path` (relative to the file) and `label` (a class).
 
     If `classes` is None, the classes are the labels in the file, sorted (numbers by value).
-    ValueError where a column is missing or a label is not among the classes.
+    ValueError names the row that is wrong, has a label that is not among the classes, or another
+    one than an earlier row of the same path; and the first file that is not there.
     """
-    rows = list(csv.DictReader(_read_text(path).splitlines()))
-    if not rows or not {"path", "label"} <= rows[0].keys():
-        raise ValueError(f"{path} has no rows, or not the columns path,label in its first line")
-    words = [(row["label"] or "").strip() for row in rows]
-    names = list(classes) if classes is not None else _sorted_classes(set(words))
-    folder = os.path.dirname(path)
-    paths = [os.fsencode(row["path"] or "") for row in rows]
-    labels = _indices(words, names, path, first_line=2)
-    return LabelledPictures(folder, paths, labels, names, channels)
+    rows, folder = read_csv(path), os.path.dirname(path)
+    repeating = rows_that_repeat(rows, path)
+    names = list(classes) if classes is not None else _sorted_classes({row.label for row in rows})
+    labels = _indices(rows, names, path)
+    require_files(rows, folder, path)
+    found = f"{len(rows)} images in the list {path}"
+    if repeating:
+        first = repeating[0]
+        found += (
+            f"; {len(repeating)} row(s) repeat the path of an earlier one, the first is line "
+            f"{first.line}: {short(first.path)}"
+        )
+    paths = [os.fsencode(row.path) for row in rows]
+    return LabelledPictures(folder, paths, labels, names, decode, found)
 
 
 def listed_pictures(
-    root: str, path: str, classes: Sequence[str], channels: int = RGB
+    root: str, path: str, classes: Sequence[str], decode: Decoder = EXACT_RGB
 ) -> LabelledPictures:
     """Find all pictures below `root` and take their labels from the list in the file `path`.
 
@@ -117,22 +137,24 @@ def listed_pictures(
     class numbers, which are translated by `meta.mat` beside it. ValueError where pictures and lines
     do not match or a label is no class.
     """
-    pictures = sorted(map(os.fsdecode, find_pictures(root).names))
-    lines = [line.split() for line in _read_text(path).splitlines() if line.strip()]
-    names, words = pictures, [line[-1] for line in lines]
-    if any(len(line) > 1 for line in lines):
-        names = [os.path.normpath(" ".join(line[:-1])) for line in lines]
-    if sorted(names) != pictures or len(words) != len(pictures):
+    listing = find_pictures(root)
+    pictures = sorted(map(os.fsdecode, listing.names))
+    rows = read_labels(path)
+    named = bool(rows and rows[0].path)
+    names = [os.path.normpath(row.path) for row in rows] if named else pictures
+    if sorted(names) != pictures or len(rows) != len(pictures):
         different = sorted(set(names) ^ set(pictures))
         detail = f"; not in both: {_first(different)}" if different else ""
         raise ValueError(
-            f"{path} lists {len(words)} labels, {root} holds {len(pictures)} pictures{detail}"
+            f"{path} lists {len(rows)} labels, {root} holds {len(pictures)} pictures{detail}"
         )
     table = Path(path).with_name("meta.mat")
-    if names is pictures and table.exists():
-        words = _development_kit_labels(words, table, classes)
-    labels = _indices(words, classes, path, first_line=1)
-    return LabelledPictures(root, list(map(os.fsencode, names)), labels, list(classes), channels)
+    if not named and table.exists():
+        known = development_kit_classes(table, classes)
+        rows = [row._replace(label=known.get(row.label, row.label)) for row in rows]
+    labels = _indices(rows, classes, path)
+    encoded = list(map(os.fsencode, names))
+    return LabelledPictures(root, encoded, labels, list(classes), decode, str(listing))
 
 
 def first_of_each_class(
@@ -152,7 +174,7 @@ def first_of_each_class(
     return chosen
 
 
-def _indices(words: list[str], classes: Sequence[str], source: str, first_line: int) -> list[int]:
+def _indices(rows: Sequence[Row], classes: Sequence[str], source: str) -> list[int]:
     """Convert labels to class indices; if no class is a number, a number is an index.
 
     ValueError where a label is no class, or the name of two classes.
@@ -162,7 +184,7 @@ def _indices(words: list[str], classes: Sequence[str], source: str, first_line: 
     if not any(name.isdecimal() for name in classes):
         lookup = {str(index): index for index in range(len(classes))}
     lookup |= {name: index for index, name in enumerate(classes)}
-    for line, word in enumerate(words, start=first_line):
+    for line, _, word in rows:
         if word not in lookup:
             raise ValueError(
                 f"{source}, line {line}: label {shown(word)} is none of the {len(classes)} classes "
@@ -170,42 +192,13 @@ def _indices(words: list[str], classes: Sequence[str], source: str, first_line: 
             )
         if word in twice:
             raise ValueError(f"{source}, line {line}: two classes are called {word!r}")
-    return [lookup[word] for word in words]
-
-
-def _development_kit_labels(words: list[str], table: Path, classes: Sequence[str]) -> list[str]:
-    """Translate ILSVRC2012_ID to WNID, or to its sorted index where the classes have no names."""
-    try:
-        synsets = loadmat(table, squeeze_me=True)["synsets"]
-        wnids = {
-            int(entry["ILSVRC2012_ID"]): str(entry["WNID"])
-            for entry in synsets
-            if int(entry["num_children"]) == 0
-        }
-    except Exception as error:  # broken files raise exceptions of many types
-        raise ValueError(
-            f"{table} is not the development kit's table: {reason_of(error)}"
-        ) from None
-    order = sorted(wnids.values())
-    if list(classes) == [str(index) for index in range(len(order))]:
-        wnids = {number: str(order.index(wnid)) for number, wnid in wnids.items()}
-    labels = {str(number): wnid for number, wnid in wnids.items()}
-    return [labels.get(word, word) for word in words]
+    return [lookup[row.label] for row in rows]
 
 
 def _sorted_classes(words: set[str]) -> list[str]:
-    """Sort class names; by value if all are numbers."""
-    numbers = all(word.isdecimal() for word in words)
-    return sorted(words, key=int) if numbers else sorted(words)
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"list {path} cannot be read: {reason_of(error)}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"list {path} cannot be read: it is not text in UTF-8") from None
+    """Sort class names; by value if all are numbers, equal ones such as 1 and 01 as text."""
+    numbers = all(word.isdecimal() and len(word) <= _DIGITS for word in words)
+    return sorted(words, key=lambda word: (int(word) if numbers else 0, word))
 
 
 def _first(names: Sequence[str]) -> str:

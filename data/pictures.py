@@ -1,10 +1,12 @@
 """Read files and decode them: RGB pictures, or float tensors with any number of channels."""
 
+import contextlib
+import contextvars
+import errno
 import io
 import os
-import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +24,7 @@ from data.numbers import (
     require_channels,
 )
 from data.tiff import RGB, Planes, read_tiff, require_pixels
+from utils.files import read_regular
 from utils.messages import reason_of
 
 ARRAY_SUFFIX = ".npy"
@@ -35,6 +38,14 @@ NO_LABEL = -1
 LARGEST_FILE = 2**31  # bytes
 MOST_PIXELS = 178_956_970  # PIL's limit
 _PAUSES = (0.5, 1.0, 2.0)  # seconds before a file is read again
+# Errors that tell of one file, where its folder can be listed, and not of a failing storage.
+_OF_ONE_FILE = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.EACCES, errno.EPERM),
+)
+_pauses: contextvars.ContextVar[tuple[float, ...]] = contextvars.ContextVar(
+    "pauses", default=_PAUSES
+)
 _JPEG_COLOURS = ("YCbCr", "Gray", "RGB")
 _JPEG = b"\xff\xd8\xff"  # the first bytes
 _PROGRESSIVE, _SCAN = b"\xff\xc2", b"\xff\xda"  # markers of a frame and of each scan
@@ -122,9 +133,8 @@ class Decoder:
         return as_channels(Image.fromarray(np.ascontiguousarray(pixels)), self.channels)
 
 
-def decoder_of(decoder: str, channels: int) -> Decoder:
-    """Return the decoder for DATA.DECODER: fast or pil."""
-    return Decoder(channels, fast=decoder == "fast")
+EXACT_RGB = Decoder()
+FAST_RGB = Decoder(fast=True)
 
 
 def read_picture(path: str, channels: int = RGB) -> Picture:
@@ -148,17 +158,25 @@ class VanishedError(ValueError):
     """A folder of pictures no longer exists."""
 
 
+@contextlib.contextmanager
+def without_pauses(active: bool = True) -> Iterator[None]:
+    """Make one attempt only at every file in the block, if `active`: for files known to fail."""
+    token = _pauses.set(() if active else _pauses.get())
+    try:
+        yield
+    finally:
+        _pauses.reset(token)
+
+
 def read_file(path: str) -> bytes:
     """Read a picture's file; ValueError names a file that cannot be read."""
 
     def read() -> bytes:
         """One attempt."""
-        # O_NONBLOCK: opening a named pipe must not block the run.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
-            if stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_FILE:
-                return file.read()
-        raise ValueError(f"{path} cannot be read as a picture: it is no file of at most 2 GiB")
+        try:
+            return read_regular(path, LARGEST_FILE)
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read as a picture: {error}") from None
 
     return read_patiently(read, path, os.path.dirname(path))
 
@@ -166,21 +184,38 @@ def read_file(path: str) -> bytes:
 def read_patiently(read: Callable[[], bytes], name: str, folder: str) -> bytes:
     """Return `read()`; call it again after an error of the storage (OSError).
 
-    ValueError with `name` where all attempts fail; VanishedError where `folder` is gone.
+    An error of one file in a folder that can be listed, such as a missing file, is none of the
+    storage. ValueError with `name` where all attempts fail; VanishedError where `folder` is gone.
     """
-    for pause in (*_PAUSES, None):
+    pauses, looked_again = _pauses.get(), False
+    for pause in (*pauses, None):
         try:
             return read()
         except OSError as error:
             reason = error.strerror
-        if pause is not None:
+            of_one_file = error.errno in _OF_ONE_FILE and _can_be_listed(folder)
+        if of_one_file and looked_again:
+            break
+        # Listing a folder renews what a network file system remembered of the names in it: an
+        # answer out of date is another one at once, without a pause.
+        looked_again = of_one_file
+        if pause is not None and not of_one_file:
             time.sleep(pause)
-    if not os.path.isdir(folder):
+    if pauses and not os.path.isdir(folder or "."):
         raise VanishedError(
             f"{folder} has vanished while its pictures were read ({len(_PAUSES) + 1} attempts in "
             f"{sum(_PAUSES):g} s): {name}: {reason}"
         )
     raise ValueError(f"{name} cannot be read as a picture: {reason}")
+
+
+def _can_be_listed(folder: str) -> bool:
+    try:
+        with os.scandir(folder or ".") as entries:
+            next(entries, None)
+    except OSError:
+        return False
+    return True
 
 
 def has_16_bits(image: Image.Image) -> bool:

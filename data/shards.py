@@ -13,7 +13,7 @@ import numpy as np
 from data.left_out import HIDDEN, HIDDEN_FOLDER, LeftOut, is_hidden, reason_against
 from data.listing import Listing, Names, Progress, digest_of, require_path, unlisted
 from data.members import LABEL_SUFFIX, Members, read_members, require_inside
-from data.pictures import NO_LABEL, RGB, Picture, decoder_of, read_patiently
+from data.pictures import FAST_RGB, NO_LABEL, Decoder, Picture, read_patiently
 from data.tar_index import INDEX_SUFFIX, NotBelievedError, read_index, write_index
 from utils.files import open_regular, read_regular
 from utils.messages import reason_of, short, shown
@@ -57,9 +57,9 @@ class Shards:
     ValueError names a file that is no uncompressed tar file, or is truncated.
     """
 
-    def __init__(self, root: str, channels: int = RGB, decoder: str = "fast") -> None:
+    def __init__(self, root: str, decode: Decoder = FAST_RGB) -> None:
         require_path(root)
-        self.root, self.decode = root, decoder_of(decoder, channels)
+        self.root, self.decode = root, decode
         found = make_once_per_machine(f"tar files of {root}", lambda: _find(root))
         self.tars, self.tar_of, self.places = found.tars, found.tar_of, found.places
         self.names, self.found = found.listing.names, str(found.listing)
@@ -71,10 +71,13 @@ class Shards:
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         """A picture and its label, NO_LABEL where it has none."""
-        offset, size, label = self.places[index].tolist()
+        return self.decode(self.content(index), self.name(index)), int(self.labels[index])
+
+    def content(self, index: int) -> bytes:
+        """A picture's file."""
+        offset, size, _ = self.places[index].tolist()
         tar, name = int(self.tar_of[index]), self.name(index)
-        content = read_patiently(lambda: os.pread(self._open(tar), size, offset), name, self.root)
-        return self.decode(content, name), label
+        return read_patiently(lambda: os.pread(self._open(tar), size, offset), name, self.root)
 
     @property
     def digest(self) -> str:

@@ -11,12 +11,13 @@ from timm.layers import to_2tuple
 from data.listing import digest_of, find_pictures, require_path
 from data.pictures import (
     ARRAY_SUFFIX,
+    FAST_RGB,
     IMAGE_SUFFIXES,
     NO_LABEL,
     RGB,
+    Decoder,
     Picture,
     as_channels,
-    decoder_of,
     read_file,
 )
 from data.shapes import CLASSES, draw_shape
@@ -30,7 +31,8 @@ Labels = Sequence[int] | np.ndarray
 class PictureSet(Protocol):
     """Pictures by index, as pre-training needs them.
 
-    An optional property `digest` (text) tells other pictures apart by names, order and labels.
+    An optional property `digest` (text) tells other pictures apart by names, order and labels. Sets
+    of files also have `content`, which returns a picture's file, and `decode` (data/first_look.py).
     """
 
     def __len__(self) -> int: ...
@@ -102,9 +104,8 @@ class Selection:
 class ImageFolder:
     """All pictures below a folder, at any depth, in sorted order; labels are not read."""
 
-    def __init__(self, root: str, channels: int = RGB, decoder: str = "fast") -> None:
-        self.root = root
-        self.decode = decoder_of(decoder, channels)
+    def __init__(self, root: str, decode: Decoder = FAST_RGB) -> None:
+        self.root, self.decode = root, decode
         listing = find_pictures(root)
         self.names, self.found = listing.names, str(listing)
         if not len(self.names):
@@ -119,8 +120,11 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         """A picture and NO_LABEL."""
-        path = self.name(index)
-        return self.decode(read_file(path), path), NO_LABEL
+        return self.decode(self.content(index), self.name(index)), NO_LABEL
+
+    def content(self, index: int) -> bytes:
+        """A picture's file."""
+        return read_file(self.name(index))
 
     @property
     def digest(self) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from models.decoders import linear_decoder
+from models.foreign import find_weights
 from models.objectives import Loss, NormalizedPixelTarget, PixelTarget, Target, masked_l1
-from models.pretrained import class_names, head_size, rename_weights
+from models.pretrained import HEAD, class_names, head_size, rename_weights
 from models.simmim import Encoder, SimMIM
 from models.swin_transformer import SwinTransformer
 from models.swin_transformer_v2 import SwinTransformerV2
 from models.vision_transformer import VisionTransformer
-from utils.checkpoints.reading import model_weights, read_checkpoint, require_finite
+from utils.checkpoints.differences import EVAL_INPUT, PRETRAIN_INPUT, changed_values
+from utils.checkpoints.reading import Content, Weights, read_checkpoint, require_finite
 from utils.checkpoints.state import restore_model
 from utils.config import config_of
 from utils.messages import choose, shown
@@ -157,35 +159,62 @@ def stored_config(path: str | Path) -> CfgNode:
     return _config_in(read_checkpoint(path), path)
 
 
-def load_simmim(path: str | Path, cfg: CfgNode | None = None) -> SimMIM:
+def load_simmim(
+    path: str | Path, cfg: CfgNode | None = None, say: Callable[[str], None] = print
+) -> SimMIM:
     """Load a pre-trained model from a checkpoint, on the CPU and in evaluation mode.
 
-    `cfg` (from `get_config`) replaces the stored configuration, which some files lack. ValueError
-    where the file cannot be read or does not fit.
+    `cfg` (from `get_config`) replaces the stored configuration, which some files lack. `say` gets
+    lines about weights in a section or with a prefix of another program (models/foreign.py), and
+    about pictures that `cfg` prepares otherwise than in training. ValueError where the file cannot
+    be read or does not fit.
     """
     content = read_checkpoint(path)
-    weights = model_weights(content, path)
-    if "head.weight" in weights:
+    if "head.weight" in find_weights(content, path, HEAD)[0]:
         raise ValueError(
             f"checkpoint {path} is a classifier, which reconstructs nothing: main_finetune.py "
             "evaluates it (--eval --resume)"
         )
     model = build_pretrain_model(_config_in(content, path) if cfg is None else cfg)
-    restore_model(rename_weights(model.encoder, weights), model, Path(path))
-    require_finite(weights, path)
+    weights, origin = find_weights(content, path, model.state_dict())
+    _restore(rename_weights(model.encoder, weights), model, path)
+    _say_origin(say, path, origin, content, cfg, PRETRAIN_INPUT)
     return model.eval()
 
 
-def load_classifier(path: str | Path, cfg: CfgNode | None = None) -> tuple[nn.Module, list[str]]:
+def load_classifier(
+    path: str | Path, cfg: CfgNode | None = None, say: Callable[[str], None] = print
+) -> tuple[nn.Module, list[str]]:
     """Load a fine-tuned model as `load_simmim` does, and its class names, [] if none are stored."""
     content = read_checkpoint(path)
-    weights = model_weights(content, path)
+    weights, origin = find_weights(content, path, HEAD)
     num_classes = head_size(weights, path)
     names = class_names(content, num_classes, path)
     model = build_classifier(_config_in(content, path) if cfg is None else cfg, num_classes)
-    restore_model(rename_weights(model, weights), model, Path(path))
-    require_finite(weights, path)
+    _restore(rename_weights(model, weights), model, path)
+    _say_origin(say, path, origin, content, cfg, EVAL_INPUT)
     return model.eval(), names
+
+
+def _restore(weights: Weights, model: nn.Module, path: str | Path) -> None:
+    restore_model(weights, model, Path(path))
+    require_finite(weights, path)
+
+
+def _say_origin(
+    say: Callable[[str], None],
+    path: str | Path,
+    origin: str,
+    content: Content,
+    cfg: CfgNode | None,
+    keys: Sequence[str],
+) -> None:
+    """Say where weights were found, and which of the keys had other values in training."""
+    if origin:
+        say(f"{path}: its weights are taken {origin}")
+    changed = "" if cfg is None else changed_values(content.get("config"), cfg, keys)
+    if changed:
+        say(f"{path} was trained with pictures prepared otherwise: {changed}")
 
 
 def _config_in(content: object, path: str | Path) -> CfgNode:

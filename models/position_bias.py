@@ -1,4 +1,4 @@
-"""Adapt relative positions to another window or image size: bias tables and coordinates."""
+"""Adapt positions to another window or image size: bias tables, embeddings and coordinates."""
 
 import math
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.interpolate import RectBivariateSpline
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from models.windows import Grid
@@ -86,6 +87,43 @@ def window_of_table(num_offsets: int, aspect: float) -> Grid:
     if not pairs:
         raise ValueError(f"a table of {num_offsets} relative positions belongs to no such window")
     return min(pairs, key=lambda pair: abs(math.log(pair[0] / pair[1] / aspect)))
+
+
+def resize_embedding(
+    weights: dict[str, Tensor], name: str, encoder: nn.Module, aspect: float | None, num_kept: int
+) -> list[str]:
+    """Resize an absolute position embedding in `weights` to the encoder's grid, by timm's bicubic.
+
+    Its shape is (1, num_kept + h w, C); the first `num_kept` tokens, such as a class token, are
+    kept. `aspect` is h / w, None if unknown: then it is square, unless it has the encoder's length.
+    Return its name in a list, [] if unchanged. ValueError where its tokens form no such grid.
+    """
+    own, stored = getattr(encoder, name, None), weights.get(name)
+    # A tensor that is no embedding of this width fails in the comparison of shapes.
+    if own is None or stored is None or stored.ndim != 3 or not stored.is_floating_point():
+        return []
+    if stored.shape[::2] != own.shape[::2] or (aspect is None and stored.shape == own.shape):
+        return []
+    encoder_: Any = encoder
+    target: Grid = encoder_.patch_embed.grid
+    try:
+        source = grid_of_positions(stored.shape[1] - num_kept, aspect or 1.0)
+    except ValueError as error:
+        raise ValueError(f"{short(name)}: {error}") from None
+    if source == target:
+        return []
+    weights[name] = resample_abs_pos_embed(stored, list(target), list(source), num_kept)
+    return [name]
+
+
+def grid_of_positions(number: int, aspect: float) -> Grid:
+    """The grid (h, w) of this many positions with h / w = `aspect`; ValueError where none is."""
+    rows = round(math.sqrt(max(number, 0) * aspect))
+    columns = round(rows / aspect)
+    if number < 1 or rows * columns != number:
+        shape = "square" if aspect == 1 else f"grid of height / width {aspect:g}"
+        raise ValueError(f"{number} positions form no {shape}, so they cannot be resized")
+    return rows, columns
 
 
 def _sides(window: Grid) -> Grid:

@@ -7,12 +7,12 @@ from pathlib import Path
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from models.foreign import MAY_LACK, find_weights
 from models.origin import Adapted
 from models.position_bias import TABLE
 from utils.checkpoints.reading import (
     Content,
     Weights,
-    model_weights,
     read_checkpoint,
     require_finite,
     require_same_numbers,
@@ -21,21 +21,25 @@ from utils.messages import require_same_shapes, short, shown
 
 _STEM = "patch_embed.proj.weight"
 _RGB = 3
+HEAD = ("head.weight", "head.bias")  # which every classifier has
 _MOST_CLASSES = 10**7  # the limit of MODEL.NUM_CLASSES
-# What a file may lack or have in excess; other differences mean another architecture.
-_MAY_LACK = ("head.", "fc_norm.")
+# What a file may have in excess; other differences mean another architecture.
 _MAY_BE_LEFT = ("decoder.", "mask_token", "head.")
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Names of the model's parameters by treatment, and of those left over in the file."""
+    """Names of the model's parameters by treatment, and of those left over in the file.
+
+    `config` is the configuration that the file stores, if any.
+    """
 
     loaded: tuple[str, ...]
     resized: tuple[str, ...]
     initialized: tuple[str, ...]
     left_over: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    config: object = None
 
     def __str__(self) -> str:
         names = {
@@ -52,22 +56,23 @@ class LoadReport:
 def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
     """Copy the encoder of a checkpoint into a classifier; report each parameter's treatment.
 
-    Reads checkpoints of this project, published ones, bare state dicts and safetensors. Position
-    biases of another size are resized (models/position_bias.py), a ViT's shared one is copied to
+    Reads checkpoints of this project, published ones, bare state dicts, safetensors, and weights in
+    the sections and with the prefixes of other programs (models/foreign.py). Positions
+    of another size are resized (models/position_bias.py), a ViT's shared one is copied to
     blocks with their own, Swin V2's coordinates use units of the file's windows, and an RGB stem is
     adapted to other channels (one: sum; else repeated, times 3 / channels). A head of another size
     is left out. ValueError where more than head, `fc_norm` and position biases (if none are stored)
     is missing, or more than decoder, mask token, head and a norm that `fc_norm` replaces remains.
     """
     content = read_checkpoint(path)
-    stored = model_weights(content, path)
+    own = model.state_dict()
+    stored, origin = find_weights(content, path, own)
     weights = {name.removeprefix("encoder."): value for name, value in stored.items()}
     if len(weights) < len(stored):
         twice = next(name for name in stored if f"encoder.{name}" in stored)
         raise ValueError(f"checkpoint {path} holds both {short(twice)} and encoder.{short(twice)}")
     weights = rename_weights(model, weights)
-    own = model.state_dict()
-    notes: list[str] = []
+    notes = [f"taken {origin}"] if origin else []
     resized = _adapt_stem(weights, own, notes)
     adapted = _adapt_to_encoder(model, weights, content, path)
     resized, notes = [*adapted.resized, *resized], [*notes, *adapted.notes]
@@ -86,7 +91,12 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
     model.load_state_dict(weights | adapted.computed, strict=False)
     loaded = [name for name in weights if name not in resized]
     return LoadReport(
-        tuple(loaded), tuple(resized), tuple(initialized), tuple(left_over), tuple(notes)
+        tuple(loaded),
+        tuple(resized),
+        tuple(initialized),
+        tuple(left_over),
+        tuple(notes),
+        content.get("config"),
     )
 
 
@@ -168,7 +178,7 @@ def _may_be_left(name: str, weights: Weights, own: Mapping[str, Tensor]) -> bool
 def _may_lack(name: str, weights: Weights) -> bool:
     """Whether the file may lack a parameter, which then keeps its initial value."""
     without_tables = not any(other.endswith(TABLE) for other in weights)
-    return name.startswith(_MAY_LACK) or (without_tables and name.endswith(TABLE))
+    return name.startswith(MAY_LACK) or (without_tables and name.endswith(TABLE))
 
 
 def _shortened(names: tuple[str, ...]) -> str:

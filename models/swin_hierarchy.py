@@ -7,6 +7,8 @@ from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
 from models.layers import PatchEmbed, drop_path_rates, hide_tokens, run_block
+from models.origin import image_aspect
+from models.position_bias import resize_embedding
 from models.windows import Grid, Windows, halved, join_neighbours, shrunk_window
 from utils.messages import require_divisible, shown
 
@@ -152,6 +154,14 @@ class SwinHierarchy(nn.Module):
         stage = int(rest[0])
         block = int(rest[2]) if rest[1] == "blocks" else self.depths[stage] - 1
         return sum(self.depths[:stage]) + block + 1
+
+    def resize_positions(self, weights: dict[str, Tensor], content: object) -> list[str]:
+        """Resize the absolute position embedding in `weights` to this grid; versions resize more.
+
+        Return the names of what was resized.
+        """
+        aspect = image_aspect(content)
+        return resize_embedding(weights, "absolute_pos_embed", self, aspect, num_kept=0)
 
     def no_weight_decay(self, name: str) -> bool:
         """Whether it is the absolute position embedding or mask token; versions add their own."""

@@ -93,8 +93,9 @@ class SwinTransformer(SwinHierarchy):
         self.apply(init_linear)
 
     def adapt_weights(self, weights: dict[str, Tensor], content: object) -> Adapted:
-        """Resize position biases to this model's windows."""
-        return Adapted(resize_tables(weights, self, image_aspect(content)))
+        """Resize position biases to this model's windows, and the embedding to its grid."""
+        resized = resize_tables(weights, self, image_aspect(content))
+        return Adapted(resized + self.resize_positions(weights, content))
 
     def no_weight_decay(self, name: str) -> bool:
         """Whether it is a position parameter or the mask token."""

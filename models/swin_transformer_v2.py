@@ -152,10 +152,10 @@ class SwinTransformerV2(SwinHierarchy):
     def adapt_weights(self, weights: dict[str, Tensor], content: object) -> Adapted:
         """Compute relative coordinates for this model's windows, in units of the file's windows.
 
-        Without windows in the file, those of the configuration stay.
-        ValueError where the file's coordinates are invalid.
+        Without windows in the file, those of the configuration stay. An absolute position embedding
+        is resized. ValueError where the file's coordinates are invalid.
         """
-        adapted = Adapted()
+        adapted = Adapted(self.resize_positions(weights, content))
         told: dict[str, Grid] = {}
         for name, own in self.state_dict().items():
             if not name.endswith(_COORDINATES):

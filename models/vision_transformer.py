@@ -17,7 +17,7 @@ from models.layers import (
     run_block,
 )
 from models.origin import Adapted, image_aspect
-from models.position_bias import TABLE, resize_tables
+from models.position_bias import TABLE, resize_embedding, resize_tables
 from models.windows import Grid, gather_position_bias, relative_position_index
 from utils.messages import require_divisible
 
@@ -258,13 +258,15 @@ class VisionTransformer(nn.Module):
         return int(rest[0]) + 1 if part == "blocks" else self.num_layers + 1
 
     def adapt_weights(self, weights: dict[str, Tensor], content: object) -> Adapted:
-        """Copy a shared position bias to blocks with their own; resize tables to this window."""
+        """Copy a shared position bias to blocks with their own; resize positions to this grid."""
         tables = [name for name in self.state_dict() if name.endswith(TABLE)]
         shared = f"rel_pos_bias.{TABLE}"
         if shared in weights and tables and shared not in tables:
             table = weights.pop(shared)
             weights.update({name: table for name in tables if name not in weights})
-        return Adapted(resize_tables(weights, self, image_aspect(content)))
+        aspect = image_aspect(content)
+        resized = resize_tables(weights, self, aspect)
+        return Adapted(resized + resize_embedding(weights, "pos_embed", self, aspect, num_kept=1))
 
     def no_weight_decay(self, name: str) -> bool:
         """Whether it is the CLS token or the absolute position embedding."""

@@ -241,6 +241,7 @@ def test_published_checkpoints_are_evaluated_from_the_command_line(
     assert finetune_here(monkeypatch, tmp_path / "empty.yaml", *arguments, "--opts", *opts) == 0
     out = capsys.readouterr().out
     assert f"* Acc@1 {expected[0]:.3f} Acc@5 {expected[1]:.3f}" in out
+    assert "prepared otherwise" not in out
 
     # The same pictures without class folders, and a list.
     (tmp_path / "flat" / "val").mkdir(parents=True)
@@ -266,6 +267,30 @@ def test_evaluation_builds_no_training_part(
     assert finetune_here(monkeypatch, write_finetune_config(tmp_path), *arguments) == 0
     assert (tmp_path / "eval__bare__tiny.json").exists()
     assert not folder_of(tmp_path).exists()
+
+
+def test_evaluation_and_fine_tuning_name_what_differs_from_training(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cfg, folder = write_finetune_config(finished), folder_of(finished)
+    best = shutil.copy(folder / "best.pth", tmp_path)
+    start = ["--output", tmp_path, "--pretrained", run_folder(finished) / "ckpt_epoch_1.pth"]
+    start += ["--opts", "TRAIN.EPOCHS", 1, "DATA.NUM_SHAPES", 4]
+    for command in (["--eval", "--resume", best, "--opts", "DATA.NUM_VAL_SHAPES", 20], start):
+        assert finetune_here(monkeypatch, cfg, *command) == 0
+        assert " -> [" not in capsys.readouterr().out
+    other = ["DATA.MEAN", "[0.1,0.1,0.1]", "TEST.CROP", "False", "DATA.INTERPOLATION", "nearest"]
+    mean = r"DATA\.MEAN \[0\.485, 0\.456, 0\.406\] -> \[0\.1, 0\.1, 0\.1\]"
+    assert finetune_here(monkeypatch, cfg, "--eval", "--resume", best, "--opts", *other) == 0
+    line = rf"best\.pth was trained with pictures prepared otherwise: {mean}, DATA\.INTERPOLATION "
+    line += r"'bicubic' -> 'nearest', TEST\.CROP True -> False\n"
+    assert re.search(line, capsys.readouterr().out)
+    assert finetune_here(monkeypatch, cfg, *start, *other, "TAG", "other") == 0
+    line = rf"ckpt_epoch_1\.pth was trained with another normalization of pictures: {mean}\n"
+    assert re.search(line, capsys.readouterr().out)
 
 
 def test_a_report_of_other_data_does_not_replace_the_one_before(
@@ -381,6 +406,18 @@ MISTAKES: dict[str, tuple[list[Any], str]] = {
         [*NEW, "--pretrained", "{tmp}/text.pth"],
         "text.pth is damaged, or no checkpoint",
     ),
+    "a run's folder": (
+        [*NEW, "--pretrained", "{run}"],
+        r"it is a folder: name a checkpoint in it, for example \S+pretrain/tiny/ckpt_epoch_1\.pth",
+    ),
+    "a run's folder, evaluated": (
+        ["--eval", "--resume", "{run}"],
+        r"it is a folder: name a checkpoint in it, for example \S+pretrain/tiny/ckpt_epoch_1\.pth",
+    ),
+    "a run's folder, resumed": (
+        [*NEW, "--resume", "{run}"],
+        r"is a folder: name a checkpoint in it, for example \S+pretrain/tiny/ckpt_epoch_1\.pth",
+    ),
     "no file": ([*NEW, "--pretrained", "{tmp}/none.pth"], "none.pth does not exist"),
     "code": (
         [*NEW, "--pretrained", "{tmp}/evil.pth"],
@@ -447,6 +484,7 @@ def test_a_mistake_is_reported_in_one_line_and_changes_nothing(
     cfg = write_finetune_config(finished)
     write_wrong_files(tmp_path, finished)
     names = {"tmp": tmp_path, "pre": run_folder(finished) / "ckpt_epoch_1.pth"}
+    names["run"] = run_folder(finished)
     names["best"] = folder_of(finished) / "best.pth"
     filled = [str(argument).format(**names) for argument in arguments]
     before = snapshot(finished) | snapshot(tmp_path)

@@ -18,6 +18,7 @@ from tests.support.small_runs import (
     checkpoint_of,
     equal,
     metrics_of,
+    pictures_in,
     run_folder,
     run_here,
     run_processes,
@@ -60,6 +61,34 @@ def test_a_run_leaves_everything_that_is_promised(
     means = [line["loss_mean"] for line in metrics if line["index"] == 7]
     assert means[-1] < 0.95 * means[0]
     assert {"lr", "grad_norm", "images_per_second", "data_wait", "memory_mb"} < set(metrics[0])
+
+
+def test_a_run_that_goes_on_with_other_pictures_and_epochs_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped after 7 of the 8 updates of epoch 1; the epoch then begins with all pictures."""
+    cfg, pictures = write_config(tmp_path), tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(16):
+        Image.effect_noise((40, 40), 80).convert("RGB").save(pictures / f"{index}.png")
+    run: list[Any] = ["--output", tmp_path, "--batch-size", 2, *pictures_in(pictures)]
+    run += ["SAVE_UPDATES", 5, "PICTURE_FREQ", 0, "TRAIN.EPOCHS"]
+    assert run_here(monkeypatch, cfg, *run, 2) == 0
+    assert checkpoint_of(tmp_path, 1)["data"]["images"] == 16
+    (run_folder(tmp_path) / "ckpt_epoch_1.pth").unlink()
+    Image.effect_noise((40, 40), 80).convert("RGB").save(pictures / "16.png")
+    capsys.readouterr()
+    assert run_here(monkeypatch, cfg, *run, 4) == 0
+    said = capsys.readouterr().out
+    assert "ckpt_epoch_1_update_15.pth: epoch 1, update 15, 14 of its images" in said
+    assert "the data are 17 pictures, the checkpoint's 16; epoch 1, which was begun" in said
+    assert re.search(
+        r"another schedule .*: TRAIN\.EPOCHS 2 -> 4; the learning rate was \S+ in", said
+    )
+    begun = [line for line in metrics_of(tmp_path) if line["epoch"] == 1 and line["update"] >= 15]
+    assert [line["index"] for line in begun] == list(range(8))
+    assert checkpoint_of(tmp_path, 3)["update"] == 8 + 7 + 3 * 8
+    assert checkpoint_of(tmp_path, 3)["data"]["images"] == 17
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def consolidate(folder: Path) -> Content:
     if not folder.is_dir():
         raise ValueError(f"checkpoint {folder} is not a folder, expected a sharded one")
     if folder.suffix != SHARDED_SUFFIX and checkpoints_in(folder):
-        raise ValueError(f"{folder} is a run's folder: name a checkpoint{an_example(folder)}")
+        raise ValueError(f"{folder} is a run's folder: {an_example(folder)}")
     contents = read_contents(folder)
     verify(folder, contents)
     tensors = {

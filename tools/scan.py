@@ -1,6 +1,6 @@
-"""Find the pictures of a folder, or of the tar files in it, that training could not read.
+"""Find the pictures that training could not read: of a folder, its tar files, or a CSV list.
 
-python -m tools.scan DATA [--workers N] [--channels C] [--list FILE]
+python -m tools.scan DATA [--dataset D] [--workers N] [--channels C] [--list FILE]
 
 Ends with status 1 if there are any; --list writes their names to a file.
 """
@@ -15,7 +15,10 @@ from utils.config.arguments import make_parser, positive_integer, read_early
 def read_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = make_parser("-m tools.scan", __doc__)
-    parser.add_argument("data", metavar="DATA", help="a folder")
+    parser.add_argument("data", metavar="DATA", help="a folder, or a list such as train.csv")
+    parser.add_argument(
+        "--dataset", choices=("imagenet", "shards"), help="pictures of the folder, or of tar files"
+    )
     cores = os.cpu_count()
     parser.add_argument(
         "--workers", type=positive_integer, default=cores, metavar="N", help=f"[{cores}]"
@@ -23,19 +26,40 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--channels", type=positive_integer, default=3, metavar="C", help="of the model [3]"
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=positive_integer,
+        default=178_956_970,
+        metavar="N",
+        help="as DATA.MAX_PIXELS",
+    )
     parser.add_argument("--list", type=Path, metavar="FILE", help="write names of broken ones here")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.list:
+        require_writable(arguments.list)
+    return arguments
+
+
+def require_writable(path: Path) -> None:
+    """ValueError where a file cannot be written, before the scan takes hours."""
+    there = path if path.exists() else path.absolute().parent
+    if path.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"--list {path} cannot be written: {there} is no file or folder to write")
 
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds
     read_early(read_arguments)
 
-import functools
-import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 
+from data.first_look import first_look
+from data.labelled import csv_list
+from data.listing import find_pictures
+from data.pictures import Decoder
 from data.shards import Shards
 from data.sources import ImageFolder, PictureSet
 from logger import progress_bar
@@ -43,13 +67,19 @@ from utils.processes.exit_status import run_program
 from utils.processes.signals import follow_parent
 
 _CHUNK = 64  # pictures
+_scanned: list[PictureSet] = []  # in a worker, which thus gets the names only once
 
 
 def main() -> None:
     """Scan, print the unreadable pictures; exit with status 1 if there are any."""
     arguments = read_arguments()
-    is_tar = Path(arguments.data).is_dir() and any(Path(arguments.data).glob("*.tar"))
-    pictures = (Shards if is_tar else ImageFolder)(arguments.data, arguments.channels)
+    decode = Decoder(arguments.channels, fast=True, most_pixels=arguments.max_pixels)
+    pictures = pictures_of(arguments.data, arguments.dataset, decode)
+    if found := getattr(pictures, "found", ""):
+        print(found, flush=True)
+    look = first_look(pictures)
+    for line in (*look.notes, *look.warnings):
+        print(line, flush=True)
     start = time.perf_counter()
     broken = dict(scan(pictures, arguments.workers))
     seconds = time.perf_counter() - start
@@ -60,10 +90,29 @@ def main() -> None:
         f"{len(broken)} cannot be read"
     )
     if arguments.list:
-        names = [f"{pictures.name(index)}\n" for index in sorted(broken)]
-        arguments.list.write_text("".join(names), encoding="utf-8")
+        names = [os.fsencode(pictures.name(index)) + b"\n" for index in sorted(broken)]
+        arguments.list.write_bytes(b"".join(names))
     if broken:
         sys.exit(1)
+
+
+def pictures_of(data: str, dataset: str | None, decode: Decoder) -> PictureSet:
+    """What training reads of a folder with DATA.DATASET `dataset`, or of a CSV list.
+
+    ValueError where a folder holds pictures and tar files, and `dataset` does not say which.
+    """
+    if os.path.isfile(data):
+        return csv_list(data, None, decode)
+    num_tars = sum(1 for _ in Path(data).glob("*.tar"))
+    if dataset is None and num_tars:
+        num_pictures = len(find_pictures(data).names)
+        if num_pictures:
+            raise ValueError(
+                f"{data} holds {num_pictures} pictures and {num_tars} tar file(s): give --dataset "
+                "imagenet or --dataset shards, as training gets it in DATA.DATASET"
+            )
+        dataset = "shards"
+    return (Shards if dataset == "shards" else ImageFolder)(data, decode)
 
 
 def scan(pictures: PictureSet, workers: int) -> Iterator[tuple[int, str]]:
@@ -72,18 +121,32 @@ def scan(pictures: PictureSet, workers: int) -> Iterator[tuple[int, str]]:
         range(first, min(first + _CHUNK, len(pictures)))
         for first in range(0, len(pictures), _CHUNK)
     ]
-    with multiprocessing.Pool(workers, follow_parent) as pool:
-        results = pool.imap_unordered(functools.partial(read, pictures), chunks)
-        for found in progress_bar(results, "scan", rank=0, total=len(chunks)):
-            yield from found
+    with ProcessPoolExecutor(workers, initializer=start_worker, initargs=(pictures,)) as pool:
+        results = as_completed([pool.submit(read, chunk) for chunk in chunks])
+        try:
+            for done in progress_bar(results, "scan", rank=0, total=len(chunks)):
+                yield from done.result()
+        except BrokenProcessPool:
+            raise ValueError(
+                "a worker of the scan was killed, perhaps because memory was short: give fewer "
+                "--workers"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def read(pictures: PictureSet, indices: range) -> list[tuple[int, str]]:
+def start_worker(pictures: PictureSet) -> None:
+    """Prepare a worker process."""
+    follow_parent()
+    _scanned[:] = [pictures]
+
+
+def read(indices: range) -> list[tuple[int, str]]:
     """Read some pictures; index and reason of those that fail."""
     broken = []
     for index in indices:
         try:
-            pictures[index]
+            _scanned[0][index]
         except ValueError as error:
             broken.append((index, str(error)))
     return broken

@@ -1,8 +1,13 @@
 """Choose the device of a run and its precision."""
 
+import contextlib
 import os
+import platform
+from pathlib import Path
 
 import torch
+
+from utils.launch import read_launch
 
 PRECISIONS = {
     "bfloat16": torch.bfloat16,
@@ -17,13 +22,45 @@ def choose_device(wanted: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("DEVICE is cuda, but torch finds no CUDA GPU here; use --device cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if local_rank >= torch.cuda.device_count():
+    return torch.device("cuda", own_gpu(torch.cuda.device_count()))
+
+
+def own_gpu(visible: int) -> int:
+    """The index of this process's GPU among the visible ones of its machine."""
+    launch = read_launch()
+    if launch is None:
+        return 0
+    if visible == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return 0  # the launcher shows each process its own GPU, as srun --gpus-per-task does
+    if launch.local_rank is None and launch.size > 1:
         raise ValueError(
-            f"process {local_rank} of this machine has no GPU: {torch.cuda.device_count()} are "
-            "visible; start as many processes with --nproc_per_node"
+            f"this is process {launch.rank} of {launch.size}, but nothing tells which of the "
+            f"{visible} GPU(s) is its own: set LOCAL_RANK, its number on this machine, or start "
+            "all processes with torchrun or srun"
         )
-    return torch.device("cuda", local_rank)
+    local_rank = launch.local_rank or 0
+    if local_rank >= visible:
+        raise ValueError(
+            f"process {local_rank} of this machine has no GPU: {visible} are visible; start as "
+            "many processes as GPUs (torchrun --nproc_per_node, srun --ntasks-per-node)"
+        )
+    return local_rank
+
+
+def hardware_of(device: torch.device) -> dict[str, str]:
+    """The model of a device; results of different models may differ in their last digits."""
+    if device.type == "cuda":
+        return {"the GPU": torch.cuda.get_device_name(device)}
+    return {"the CPU": f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"}
+
+
+def cpu_name() -> str:
+    """The processor's name, where the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:

@@ -35,7 +35,8 @@ def shown(value: object) -> str:
 
 def short(name: str) -> str:
     """A name from a file or command line for a message: on one line, cut to 80 characters."""
-    text = "".join(letter if letter.isprintable() else " " for letter in name[:1000])
+    text = name[:1000].encode(errors="backslashreplace").decode()  # of bytes that are no UTF-8
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
     text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -33,6 +33,16 @@ def open_missing() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
+def escape_names() -> None:
+    """Have the standard streams write as escapes what their encoding lacks.
+
+    A file's name is bytes: those that are no UTF-8 are surrogates in a str, as PEP 383 has it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def lose_failures() -> None:
     """Discard output that the standard streams cannot take: the log file has it, too."""
     for name in ("stdout", "stderr"):

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from data.first_look import FirstLook, first_look
-from data.pictures import Decoder
+from data.pictures import Decoder, Picture
+from data.sources import Shapes
 from data.transforms import Normalizer
 from tests.support.raw_files import tiff_bytes
 
@@ -17,11 +18,14 @@ from tests.support.raw_files import tiff_bytes
 class Files:
     """Contents of files under the name of a type."""
 
-    def __init__(self, contents: list[bytes], suffix: str = "png") -> None:
-        self.contents, self.suffix = contents, suffix
+    def __init__(self, contents: list[bytes], suffix: str, decode: Decoder) -> None:
+        self.contents, self.suffix, self.decode = contents, suffix, decode
 
     def __len__(self) -> int:
         return len(self.contents)
+
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
+        return self.decode(self.contents[index], self.name(index)), 0
 
     def content(self, index: int) -> bytes:
         return self.contents[index]
@@ -34,7 +38,7 @@ def look(
     contents: list[bytes], channels: int = 3, suffix: str = "png", **options: Any
 ) -> FirstLook:
     normalize = Normalizer(**options, channels=channels)
-    return first_look(Files(contents, suffix), Decoder(channels), normalize)
+    return first_look(Files(contents, suffix, Decoder(channels)), normalize)
 
 
 def png(picture: Image.Image | np.ndarray, **options: Any) -> bytes:
@@ -120,5 +124,5 @@ def test_numbers_with_and_without_a_range_are_not_mixed_without_a_word() -> None
 
 
 def test_a_data_set_without_files_is_not_looked_at() -> None:
-    found = first_look(object(), Decoder(), Normalizer())
+    found = first_look(Shapes(10, 32, train=True), Normalizer())
     assert (found.notes, found.warnings) == ([], [])

@@ -59,8 +59,16 @@ def test_a_csv_list_gives_paths_and_labels(tmp_path: Path) -> None:
     assert greys(csv_list(str(path), ["ant", "bee", "cat"])) == [(200, 2), (10, 0)]
 
 
-def test_numbers_are_classes_by_value_or_indices_of_named_classes(tmp_path: Path) -> None:
-    path = tmp_path / "train.csv"
+@pytest.fixture
+def listable(tmp_path: Path) -> Path:
+    """A folder with the files that the lists below name."""
+    for name in ("a.png", "b.png"):
+        draw(tmp_path / name, 10)
+    return tmp_path
+
+
+def test_numbers_are_classes_by_value_or_indices_of_named_classes(listable: Path) -> None:
+    path = listable / "train.csv"
     path.write_text("path,label\na.png,10\nb.png,9\n")
     assert csv_list(str(path), None).classes == ["9", "10"]
     assert csv_list(str(path), None).labels.tolist() == [1, 0]
@@ -68,27 +76,36 @@ def test_numbers_are_classes_by_value_or_indices_of_named_classes(tmp_path: Path
     assert csv_list(str(path), names).labels.tolist() == [10, 9]
 
 
+def test_labels_of_one_value_are_classes_in_the_same_order_in_every_process(listable: Path) -> None:
+    """A set's order differs between processes."""
+    path, labels = listable / "train.csv", ["1", "01", "001", "2", "0001"]
+    rows = [f"{'./' * number}../{listable.name}/a.png,{x}" for number, x in enumerate(labels)]
+    path.write_text("\n".join(["path,label", *rows]))
+    assert csv_list(str(path), None).classes == ["0001", "001", "01", "1", "2"]
+    path.write_text(f"path,label\na.png,1\nb.png,{'9' * 5000}\n")
+    assert csv_list(str(path), None).classes == ["1", "9" * 5000]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no rows"),
+        ("", "not the columns"),
         ("path,label\n", "has no rows"),
-        ("a.png,cat\nb.png,dog\n", "not the columns path,label"),
+        ("a.png,cat\nb.png,dog\n", "not the columns path,label in its first line: 'a.png,cat'"),
         ("path,label\na.png,cat\nb.png,dog\n", r"line 3: label 'dog' is none of the 2 classes"),
-        ("path,label\na.png\n", r"line 2: label '' is none"),
         ("path,label\na.png,2\n", r"line 2: label '2' is none of the 2 classes \(ant, cat\)"),
         (b"\xff\xfe\x00", "is not text in UTF-8"),
     ],
 )
-def test_wrong_lists_say_where(tmp_path: Path, text: str | bytes, message: str) -> None:
-    path = tmp_path / "x.csv"
+def test_wrong_lists_say_where(listable: Path, text: str | bytes, message: str) -> None:
+    path = listable / "x.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message):
         csv_list(str(path), ["ant", "cat"])
 
 
-def test_a_label_that_names_two_classes_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.csv"
+def test_a_label_that_names_two_classes_is_refused(listable: Path) -> None:
+    path = listable / "x.csv"
     path.write_text("path,label\na.png,bee\nb.png,crane\n")
     with pytest.raises(ValueError, match=r"x\.csv, line 3: two classes are called 'crane'"):
         csv_list(str(path), ["crane", "bee", "crane"])
@@ -143,7 +160,11 @@ def test_the_development_kits_own_order_is_undone(flat: Path) -> None:
     [
         ("1\n2\n", "lists 2 labels, .*val holds 3 pictures"),
         ("0.png 0\n1.png 0\n3.png 0\n", r"not in both: 2\.png, 3\.png"),
-        ("0.png 0\n0.png 0\n1.png 0\n2.png 0\n", "lists 4 labels"),
+        ("0.png 0\n0.png 0\n1.png 0\n2.png 0\n", r"lines 1 and 2 are both of 0\.png"),
+        ("0.png 0\n\n./0.png 1\n1.png 0\n", r"lines 1 and 3 are both of \./0\.png"),
+        ("0\n1.png 0\n2\n", "line 1 is a label alone, line 2 is a name and a label: '1.png 0'"),
+        ("0.png 0\n1\n", "line 1 is a name and a label, line 2 is a label alone: '1'"),
+        ("0.png 0\n1.png\u20281 1\n2.png 0\n", r"not in both: 1\.png, 1\.png 1"),
         ("1\n2\n3\n", "line 3: label '3' is none of the 3 classes"),
         ("1\n2\n-1\n", "line 3: label '-1' is none of the 3 classes"),
     ],

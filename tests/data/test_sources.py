@@ -9,6 +9,7 @@ import pytest
 import torchvision
 from PIL import Image
 
+from data.pictures import Decoder
 from data.shapes import CLASSES, draw_shape
 from data.sources import Cifar10, ImageFolder, Shapes
 
@@ -20,7 +21,7 @@ def save(path: Path, image: Image.Image) -> Path:
 
 
 def read_one(folder: Path) -> np.ndarray:
-    picture, _ = ImageFolder(str(folder), decoder="pil")[0]
+    picture, _ = ImageFolder(str(folder), Decoder())[0]
     assert isinstance(picture, Image.Image)
     assert picture.mode == "RGB"
     return np.asarray(picture)

@@ -152,8 +152,8 @@ def with_recipes(command: Command) -> Command:
 def program_of(command: Command) -> tuple[str, list[str]]:
     """The module that a command starts, by way of torchrun or not, and its arguments."""
     words = list(command.words)
-    if words[0] == "srun":
-        words = words[1:]
+    if words[0] in ("srun", "mpirun"):  # then its own flags
+        words = words[min(words.index(name) for name in ("torchrun", "python") if name in words) :]
     if words[0] == "torchrun":
         parser: Any = get_args_parser()
         for flag in _NEW_FLAGS:

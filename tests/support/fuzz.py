@@ -36,7 +36,7 @@ from tests.support.training_parts import parts_of
 from utils.checkpoints.contents import save_checkpoint
 from utils.checkpoints.reading import model_weights, read_checkpoint
 from utils.checkpoints.resume import resume
-from utils.checkpoints.state import TrainState, training_content
+from utils.checkpoints.state import Data, TrainState, training_content
 from utils.config import get_config
 from utils.files import RunFolder
 
@@ -141,6 +141,7 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         parts = parts_of()
         update(parts)
+        parts.data = Data(40, "aa")
         self.state = training_content(parts, get_config())
         self.folder = RunFolder(folder / "none")
         save_checkpoint(folder / "whole.pth", self.state)
@@ -180,7 +181,8 @@ class Checkpoints:
             model_weights(read_checkpoint(path), path)
             return
         parts = parts_of()
-        resume(self.folder, parts, get_config(None, ["MODEL.RESUME", str(path)]), 10, CPU)
+        cfg = get_config(None, ["MODEL.RESUME", str(path)])
+        resume(self.folder, parts, cfg, 10, CPU, data=Data(40, "bb"))
         update(parts)
 
 

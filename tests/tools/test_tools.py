@@ -32,7 +32,15 @@ def test_a_checkpoint_is_drawn(
     checkpoint, picture = run_folder(tmp_path) / "ckpt_epoch_1.pth", tmp_path / "out.png"
     arguments = ["--cfg", cfg, "--resume", checkpoint, "--picture", picture, "--rows", 3]
     assert call(monkeypatch, reconstruct, *arguments) == 0
-    assert "original | masked | reconstruction, 3 rows" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "original | masked | reconstruction, 3 rows" in said
+    assert "prepared otherwise" not in said
+    other = ["--opts", "DATA.STD", "[0.5]", "DATA.INTERPOLATION", "nearest"]
+    assert call(monkeypatch, reconstruct, *arguments, *other) == 0
+    line = "ckpt_epoch_1.pth was trained with pictures prepared otherwise: DATA.STD [0.229, "
+    said = capsys.readouterr().out
+    assert line in said
+    assert "INTERPOLATION" not in said  # which pre-training does not use
     image = Image.open(picture)
     assert image.width > 3 * 100
     assert image.height > 3 * 100

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.device import choose_device, choose_precision
+from utils.device import choose_device, choose_precision, own_gpu
 
 CPU = torch.device("cpu")
 
@@ -19,3 +19,34 @@ def test_a_cpu_computes_in_bfloat16_or_float32_and_never_in_float16() -> None:
     assert choose_precision("float32", CPU) == torch.float32
     with pytest.raises(ValueError, match="needs a CUDA GPU"):
         choose_precision("float16", CPU)
+
+
+@pytest.mark.parametrize(
+    ("variables", "index"),
+    [
+        ({}, 0),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "2"}, 2),
+        ({"RANK": "3", "WORLD_SIZE": "4", "SLURM_LOCALID": "3"}, 3),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, 0),
+    ],
+)
+def test_a_process_takes_the_gpu_of_its_number_on_the_machine(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], index: int
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert own_gpu(visible=4) == index
+
+
+def test_no_process_of_several_takes_the_first_gpu_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match=r"process 3 of 4, .* set LOCAL_RANK"):
+        own_gpu(visible=4)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    with pytest.raises(ValueError, match="process 3 of this machine has no GPU: 2 are visible"):
+        own_gpu(visible=2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")  # what srun --gpus-per-task=1 shows it
+    assert own_gpu(visible=1) == 0

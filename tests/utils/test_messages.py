@@ -12,6 +12,7 @@ def test_a_name_is_whole_where_it_is_short_and_cut_where_it_is_long() -> None:
     assert short("layers.0.blocks.0.attn") == "layers.0.blocks.0.attn"
     assert short(LONG) == LONG[:77] + "..."
     assert short("two\nlines\x1b[31m") == "two lines [31m"
+    assert short("caf\udce9 é") == "caf\\udce9 é"  # a byte that is no UTF-8, as an escape
 
 
 def test_messages_can_show_large_integers() -> None:

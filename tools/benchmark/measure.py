@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
 
 from logger import progress_bar
+from utils.device import cpu_name
+from utils.launch import read_launch
 from utils.memory import HUGE_PAGES, keep_freed_memory
 
 WARM_UP = 2  # untimed calls: memory is allocated, kernels are chosen or compiled
@@ -141,12 +142,14 @@ def ratio(times: dict[str, list[float]]) -> dict[str, float]:
 
 def launched_rank() -> int:
     """Rank of this process from the launcher's environment; 0 without a launcher."""
-    return int(os.environ.get("RANK", 0))
+    launch = read_launch()
+    return launch.rank if launch else 0
 
 
 def launched_processes() -> int:
     """Number of processes from the launcher's environment; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    launch = read_launch()
+    return launch.size if launch else 1
 
 
 def machine(device: torch.device) -> dict[str, object]:
@@ -155,7 +158,7 @@ def machine(device: torch.device) -> dict[str, object]:
     return {
         "argv": sys.argv[1:],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": launched_processes(),
@@ -163,15 +166,6 @@ def machine(device: torch.device) -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

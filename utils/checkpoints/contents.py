@@ -106,6 +106,8 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "an epoch": lambda value: type(value) is int and -1 <= value < LARGEST_NUMBER,
     "a whole number": lambda value: type(value) is int and abs(value) < LARGEST_NUMBER,
     "a number": _is_number,
+    "a finite number": lambda value: isinstance(value, float) and math.isfinite(value),
+    "text": lambda value: isinstance(value, str),
     "names": _is_text_list,
     _FIGURES: _is_figures,
 }
@@ -119,11 +121,15 @@ _VALUES = {
     "lr_scheduler": "a section",
     "lr_scheduler.num_steps": "a count",
     "lr_scheduler.offset": "a whole number",
+    "lr_scheduler.lr": "a finite number",
     "progress": "a section",
     "progress.epoch": "a count",
     "progress.images": "a count",
     "progress.images_per_update": "a count",
     "progress.figures": _FIGURES,
+    "data": "a section",
+    "data.images": "a count",
+    "data.digest": "text",
     "best": "a section",
     "best.acc1": "a number",
     "best.epoch": "an epoch",
@@ -134,7 +140,7 @@ _VALUES = {
     "scaler.growth_interval": "a count",
     "scaler._growth_tracker": "a count",
 }
-_NEWER = ("lr_scheduler.offset",)  # older files of this project lack it
+_NEWER = ("lr_scheduler.offset", "lr_scheduler.lr")  # older files of this project lack it
 
 
 def _require_possible(content: Content, path: Path) -> None:

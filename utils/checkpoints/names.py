@@ -52,9 +52,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def an_example(folder: Path) -> str:
-    """Words for a message that name the newest checkpoint of a folder, if any."""
-    found = checkpoints_in(folder)
-    return f", for example {found[0]}" if found else ""
+    """Words for a message about a folder in place of a checkpoint: name its newest one, if any."""
+    found = starts_in(folder)
+    return (
+        f"name a checkpoint in it, for example {found[0]}" if found else "no checkpoint lies in it"
+    )
 
 
 def starts_in(folder: Path) -> list[Path]:

@@ -9,17 +9,17 @@ import errno
 import re
 import warnings
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from utils.checkpoints.kinds import HEAD, ZIP, require_checkpoint
 from utils.checkpoints.names import an_example
+from utils.checkpoints.stand_ins import STAND_INS, Section
 from utils.files import DamagedError
 from utils.messages import reason_of, short, shown
 
@@ -35,112 +35,15 @@ _MOST_SHARED = 8  # bytes of all tensors per byte of the file; tensors can share
 _RECOMPUTED = ("relative_position_index", "attn_mask")
 
 
-class _Dict:
-    """Stands for a class of dicts: its pickled objects become dicts."""
-
-    def __new__(cls, *arguments: object) -> Any:
-        return OrderedDict()
-
-
-class _Path:
-    """Stands for a class of paths: its pickled objects become text."""
-
-    def __new__(cls, *parts: object) -> Any:
-        return str(PurePosixPath(*map(str, parts)))
-
-
-class _Text:
-    """Stands for a class of text: its pickled objects become plain text."""
-
-    def __new__(cls, text: object = "", *arguments: object) -> Any:
-        return str(text)
-
-
-class _Object:
-    """Stands for the class of an object that is not needed: it becomes None."""
-
-    def __init__(self, *arguments: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None: ...
-
-
-class _Section(_Object):
-    """Stands for a class with named attributes: an object becomes a dict of them."""
-
-    values: Mapping[str, object] = {}
-
-    def __setstate__(self, state: object) -> None:
-        self.values = state if isinstance(state, dict) else {}
-
-
-class _NumpyType(_Object):
-    """Stands for NumPy's dtype: holds its code, for example "f8", and its byte order."""
-
-    def __init__(self, code: str = "", *arguments: object) -> None:
-        self.code, self.order = code, "="
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = state[1]
-
-
-def _numpy_scalar(dtype: _NumpyType, content: object = b"") -> object:
-    """Stands for NumPy's scalars: returns a plain number, or None for anything else."""
-    if not re.fullmatch(r"[biufc]\d{1,2}", dtype.code) or not isinstance(content, bytes):
-        return None
-    kind = np.dtype(dtype.code).newbyteorder(dtype.order)  # type: ignore[arg-type]  # any text
-    return np.frombuffer(content, kind).tolist()[0]
-
-
 # torch warns so about files that then fail to load with a clearer error.
 warnings.filterwarnings("ignore", "Detected pickle protocol")
 
-# Names in files of other programs besides tensors and plain values, which are never imported.
-_STAND_INS: Any = [
-    (_Dict, "yacs.config.CfgNode"),
-    (_Dict, "collections.defaultdict"),
-    (_Dict, "lightning_fabric.utilities.data.AttributeDict"),
-    (_Dict, "lightning.fabric.utilities.data.AttributeDict"),
-    (_Dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
-    (_Section, "argparse.Namespace"),
-    (_Section, "types.SimpleNamespace"),
-    (_Path, "pathlib.PosixPath"),
-    (_Path, "pathlib.PurePosixPath"),
-    (_Path, "pathlib.WindowsPath"),
-    (_Path, "pathlib._local.PosixPath"),
-    (_Path, "pathlib._local.WindowsPath"),
-    (_Text, "torch.torch_version.TorchVersion"),
-    (_Object, "builtins.list"),
-    (_Object, "builtins.dict"),
-    (_Object, "builtins.int"),
-    (_Object, "builtins.float"),
-    (_Object, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
-    (_Object, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
-    (_NumpyType, "numpy.dtype"),
-    (_Object, "numpy.ndarray"),
-    (_Object, "numpy.core.multiarray._reconstruct"),
-    (_Object, "numpy._core.multiarray._reconstruct"),
-    (_numpy_scalar, "numpy.core.multiarray.scalar"),
-    (_numpy_scalar, "numpy._core.multiarray.scalar"),
-]
-
-# First bytes of files that are mistaken for checkpoints.
-_OTHER_FILES = {
-    b"version https://git-lfs": "a Git LFS pointer (fetch the file itself with git lfs pull)",
-    b"<": "a web page (the download went wrong)",
-    b"\x89PNG": "a picture",
-    b"\xff\xd8\xff": "a picture",
-    b"GIF8": "a picture",
-    b"\x1f\x8b": "a gzip archive (unpack it first)",
-    b"\x89HDF": "an HDF5 file",
-    b"\x93NUMPY": "an array of NumPy",
-}
 # Errors of torch's archive reader in files that Python's zipfile accepts.
 _BROKEN_ARCHIVE = re.compile(
     "zip archive: (?:invalid header|unsupported|too many files|not a ZIP archive)"
     "|unexpected EOF, expected"  # a file of the format before torch 1.6
 )
 _FOLDER = 0x10  # an attribute of a zip archive's entry
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _PLAIN = str | bytes | bytearray | bool | int | float | complex | torch.dtype | torch.device
 
 
@@ -155,9 +58,11 @@ def read_checkpoint(path: str | Path) -> Any:
     with _one_line_errors(path):
         _require_file(path)
         if path.suffix == ".safetensors":
+            with open(path, "rb") as file:
+                require_checkpoint(file.read(HEAD), safetensors=True)
             return load_file(path)
         size = _verify(path)
-        with torch.serialization.safe_globals(_STAND_INS):
+        with torch.serialization.safe_globals(STAND_INS):
             content = torch.load(path, map_location="cpu", weights_only=True)
         return _Plain(_MOST_SHARED * size).of(content)
 
@@ -195,7 +100,7 @@ def _require_file(path: Path) -> None:
             f"(python -m tools.export --consolidate {path})"
         )
     if path.is_dir():
-        raise ValueError(f"it is a folder: name a checkpoint in it{an_example(path)}")
+        raise ValueError(f"it is a folder: {an_example(path)}")
     path.stat()  # an error of the file system says what is wrong
     if not path.is_file():
         raise ValueError("it is no file")
@@ -208,20 +113,13 @@ def _verify(path: Path) -> int:
     ValueError where it is a known other kind of file.
     """
     with open(path, "rb") as file:
-        head = file.read(64)
+        head = file.read(HEAD)
         size = file.seek(0, 2)
         file.seek(-min(size, 2**17), 2)
         file.read()  # the archive's directory: zipfile would report a failing disk as damage
-        if head.startswith(_ZIP):
+        require_checkpoint(head, safetensors=False)
+        if head.startswith(ZIP):
             _verify_archive(file, size)
-        elif not head:
-            raise DamagedError("it is empty")
-        elif not head.startswith(_PICKLE):
-            start = head.lstrip()
-            for begin, kind in _OTHER_FILES.items():
-                if start.startswith(begin):
-                    raise ValueError(f"it is {kind}")
-            raise DamagedError("it does not begin as a file of torch.save does")
     return size
 
 
@@ -230,6 +128,9 @@ def _verify_archive(file: IO[bytes], size: int) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
+            names = [entry.filename for entry in entries]
+            # Several parts, since a damaged name is no sign of another program.
+            _require_torch_save(names, ("/data.pkl", "/version", "/byteorder"))
             if sum(entry.file_size for entry in entries) > size:
                 raise DamagedError("its records claim to be larger than the file")
             for entry in entries:
@@ -241,7 +142,7 @@ def _verify_archive(file: IO[bytes], size: int) -> None:
                 with archive.open(entry) as record:
                     while entry.CRC and record.read(_BLOCK):
                         pass
-    except (DamagedError, MemoryError):
+    except (DamagedError, MemoryError, _OtherArchiveError):
         raise
     except OSError as error:
         if error.errno != errno.EINVAL:  # seek to a negative position
@@ -250,19 +151,39 @@ def _verify_archive(file: IO[bytes], size: int) -> None:
     except Exception as error:  # zipfile raises many kinds
         cut = "not a zip file" in str(error)  # although it begins as one
         raise DamagedError("its end is missing" if cut else _reason(error)) from None
-    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
-        raise ValueError("it is a zip archive, but not one that torch.save wrote")
+    _require_torch_save(names, ("/data.pkl",))
+
+
+class _OtherArchiveError(ValueError):
+    """A zip archive is not one of torch.save."""
+
+
+def _require_torch_save(names: Sequence[str], parts: tuple[str, ...]) -> None:
+    """`_OtherArchiveError` for a zip archive that has none of the parts, or is a program."""
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise _OtherArchiveError(
+            "it is a program (torch.jit.save): save its weights "
+            "(torch.save(torch.jit.load(FILE).state_dict(), NEW))"
+        )
+    if not any(name.endswith(parts) for name in names):
+        held = f" (it holds {short(names[0])})" if names else ""
+        raise _OtherArchiveError(f"it is a zip archive, but not one that torch.save wrote{held}")
 
 
 def _reason(error: BaseException) -> str:
     """One line for an error of torch or zipfile."""
     text = " ".join(str(error).split())
     if name := re.search(r"GLOBAL (\S+) w(?:as|hose)", text):
-        return f"it holds {name[1][:80]}, which is not plain data"
+        return (
+            f"it holds {name[1][:80]}, which is not plain data: save the weights alone "
+            "(torch.save(model.state_dict(), FILE))"
+        )
     if "Unsupported operand 149" in text:
         return (
             "it was pickled with protocol 4 or 5; torch.save writes 2 unless it is told otherwise"
         )
+    if "Invalid magic number" in text:
+        return "it is a pickle, but not one that torch.save wrote"
     # torch surrounds its reader's message with advice to read the file unprotected.
     inner = text.partition("WeightsUnpickler error: ")[2].partition(" Check the doc")[0]
     return reason_of(ValueError(inner)) if inner else reason_of(error)
@@ -283,7 +204,7 @@ class _Plain:
 
     def of(self, value: object, level: int = 0) -> Any:
         """The plain value; ValueError where it is too large, too deep, or an unusual tensor."""
-        if isinstance(value, _Section):
+        if isinstance(value, Section):
             value = value.values
         self._count(1, 0)
         if isinstance(value, Tensor):
@@ -350,6 +271,11 @@ def model_weights(
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(f"checkpoint {source} holds no weights: {shown(name)} is no tensor")
+    return without_recomputed(weights)
+
+
+def without_recomputed(weights: Mapping[str, Tensor]) -> Weights:
+    """The weights without buffers that models recompute."""
     return {name: value for name, value in weights.items() if not name.endswith(_RECOMPUTED)}
 
 

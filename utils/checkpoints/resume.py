@@ -10,6 +10,7 @@ import torch
 from yacs.config import CfgNode
 
 from utils.checkpoints.contents import load_checkpoint
+from utils.checkpoints.differences import changed_data, changed_settings
 from utils.checkpoints.names import (
     BEST,
     SHARDED_SUFFIX,
@@ -23,7 +24,7 @@ from utils.checkpoints.names import (
 )
 from utils.checkpoints.reading import Content
 from utils.checkpoints.sharded import complete_saves
-from utils.checkpoints.state import Position, TrainState, restore
+from utils.checkpoints.state import Data, Position, TrainState, restore
 from utils.files import DamagedError, RunFolder
 from utils.messages import require_same_classes
 from utils.processes.group import equal_in_all_processes, rank, together
@@ -76,16 +77,19 @@ def resume(
     updates_per_epoch: int,
     device: torch.device,
     classes: Sequence[str] = (),
+    data: Data | None = None,
 ) -> Start:
     """Restore the state from the run's checkpoint, if it has one; call it in all processes.
 
     This is the newest checkpoint in the folder. With MODEL.RESUME it is that file, or the newest
     checkpoint of the run that an earlier call of the same command started from it. Damaged
-    checkpoints are skipped. ValueError where a checkpoint cannot be read or does not fit, where
-    none of several can be used, where later ones would be overwritten, and where the processes see
-    different files.
+    checkpoints are skipped. `data` are the run's pictures, which its checkpoints remember; an epoch
+    that was begun with other ones, or another SEED, starts anew. ValueError where a checkpoint
+    cannot be read or does not fit, where none of several can be used, where later ones would be
+    overwritten, and where the processes see different files.
     """
     start = Start()
+    state.data = data
     images_per_update = state.position.images_per_update
     found = find(folder, cfg, is_sharded(state.model), start, device)
     for path in found:
@@ -99,14 +103,9 @@ def resume(
             start.damaged[path] = f"{error}; set aside as {aside(path).name}, using the one before"
             continue
         _require_safe(folder.path, start, path)
-        position = state.position
-        begun = f", {position.images} of its images" if position.images else ""
-        start.notes.append(
-            f"resumed from {path}: epoch {position.epoch}, update {position.update}{begun}"
-        )
-        if (seed := content.get("seed")) != cfg.SEED:
-            start.notes.append(f"SEED is {cfg.SEED}, the checkpoint's {seed}: another run")
-        start.notes += _adjust(position, updates_per_epoch, images_per_update)
+        start.notes += _place(content, state, path, cfg.SEED)
+        start.notes += _adjust(state.position, updates_per_epoch, images_per_update)
+        start.notes += changed_settings(content, state, cfg)
         if state.best and state.best.epoch >= 0 and not best_in(folder.path):
             start.notes.append(
                 f"{folder.path} holds no {BEST} of the epochs before: one comes with the next "
@@ -156,6 +155,21 @@ def read(path: Path, state: TrainState) -> Content:
         position = {"epoch": content["epoch"] + 1, "images": 0, "figures": []}
         content["progress"] = position | {"images_per_update": state.position.images_per_update}
     return content
+
+
+def _place(content: Content, state: TrainState, path: Path, seed: int) -> list[str]:
+    """Return in words where the run is; an epoch begins anew where its order is another one."""
+    position = state.position
+    begun = f", {position.images} of its images" if position.images else ""
+    notes = [f"resumed from {path}: epoch {position.epoch}, update {position.update}{begun}"]
+    if changed := changed_data(content, state.data):
+        notes.append(changed)
+    if content.get("seed") != seed:
+        notes.append(f"SEED is {seed}, the checkpoint's {content.get('seed')}: another run")
+    if begun and len(notes) > 1:
+        notes[-1] += f"; epoch {position.epoch}, which was begun otherwise, starts anew"
+        state.restart_epoch()
+    return notes
 
 
 def _adjust(position: Position, updates_per_epoch: int, images_per_update: int) -> list[str]:
@@ -249,9 +263,7 @@ def _twin(path: Path) -> Path:
 def _require_form(path: Path, sharded: bool) -> None:
     """ValueError where a sharded run meets an ordinary checkpoint, or the other way round."""
     if path.is_dir() and path.suffix != SHARDED_SUFFIX:
-        raise ValueError(
-            f"checkpoint {path} is a folder: name a checkpoint in it{an_example(path)}"
-        )
+        raise ValueError(f"checkpoint {path} is a folder: {an_example(path)}")
     if path.is_dir() and not sharded:
         raise ValueError(
             f"checkpoint {path} is a sharded one: go on with TRAIN.SHARDING full, or make one file "

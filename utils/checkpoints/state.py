@@ -36,7 +36,7 @@ class Position:
 
     All epochs before `epoch` are complete, with their validation; `images` images of `epoch` are
     trained on; `update` counts all updates since the run began. The learning-rate schedule is
-    `offset` updates ahead, after a resume with another number of images per update.
+    `offset` updates ahead, after a resume with another number of images per update or other data.
     """
 
     images_per_update: int
@@ -59,6 +59,11 @@ class Position:
         """Move to the beginning of the next epoch."""
         self.epoch, self.images = self.epoch + 1, 0
 
+    def restart_epoch(self) -> None:
+        """Move data and schedule to the beginning of the epoch; the updates stay counted."""
+        self.offset -= self.images // self.images_per_update
+        self.images = 0
+
 
 @dataclass
 class Best:
@@ -75,11 +80,20 @@ class Best:
         return is_best
 
 
+@dataclass(frozen=True)
+class Data:
+    """The pictures that a run trains on: their number, and a digest of names, order and labels."""
+
+    images: int
+    digest: str
+
+
 @dataclass
 class TrainState:
     """The state that a checkpoint holds; `best` and `average` only where a run fine-tunes.
 
     `figures` are those of the epoch so far: per process a row of EPOCH_FIGURES and STREAK_FIGURES.
+    `data` is known after `resume`.
     """
 
     model: nn.Module
@@ -90,6 +104,13 @@ class TrainState:
     best: Best | None = None
     average: "ModelEmaV3 | None" = None
     figures: list[list[float]] = field(default_factory=list)
+    data: Data | None = None
+
+    def restart_epoch(self) -> None:
+        """Begin the present epoch anew, and drop its figures."""
+        self.position.restart_epoch()
+        number = len(EPOCH_FIGURES)
+        self.figures = [[0.0] * number + row[number:] for row in self.figures]
 
     def models(self) -> dict[str, nn.Module]:
         """The trained model and the model with averaged weights, if any, by their keys."""
@@ -100,7 +121,12 @@ class TrainState:
         """Everything but tensors, under the keys of a checkpoint."""
         at = self.position
         values: Content = {
-            "lr_scheduler": {"num_steps": at.update, "offset": at.offset},
+            "lr_scheduler": {
+                "num_steps": at.update,
+                "offset": at.offset,
+                # Of the last update; a resume with another schedule names it.
+                "lr": float(max(self.scheduler.rates(at.place_in_schedule - 1))),
+            },
             "scaler": self.scaler.state_dict(),
             "progress": {
                 "epoch": at.epoch,
@@ -140,6 +166,8 @@ def training_content(state: TrainState, cfg: CfgNode, classes: Sequence[str] = (
     content |= state.values()
     if state.average is not None:
         content["model_ema"] = state.average.module.state_dict()
+    if state.data is not None:
+        content["data"] = asdict(state.data)
     # `epoch` is the last complete one, from 0; -1 before the first.
     content |= {"epoch": state.position.epoch - 1, "update": state.position.update}
     return content | {"seed": cfg.SEED, "config": to_plain(cfg), "classes": list(classes)}

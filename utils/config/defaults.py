@@ -35,7 +35,7 @@ DEFAULTS: dict[str, Any] = dict(
         MASK_RATIO=0.6,  # share of cells that are hidden, rounded up
         NUM_SHAPES=10000,  # images in one epoch of the `shapes` data set
         NUM_VAL_SHAPES=1000,  # images in the validation part of the `shapes` data set
-        MAX_BROKEN=0.01,  # share of training pictures that may be unreadable before a run stops
+        MAX_BROKEN=0.01,  # share of pictures that may be unreadable; of few, 1 in 8 up to 3
         VAL_LABELS="",  # file with a list of labels, where val/ has no class folders
         IMAGES_PER_CLASS=0,  # fine-tune on the first images of each class, this many; 0: on all
     ),

@@ -1,9 +1,12 @@
 """Run a program and end it with an exit status and one line that gives the reason."""
 
+import contextlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from torch import distributed
 
@@ -12,6 +15,7 @@ from utils.memory import keep_freed_memory
 from utils.messages import fail, reason_of
 from utils.processes import heartbeat, signals
 from utils.processes.group import CommonError, rank, stop_process_group, world_size
+from utils.processes.loading import shortage
 
 
 def run_program(main: Callable[[], None], resumes: bool = False) -> None:
@@ -21,11 +25,12 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
     so it saves and ends at signals (`utils.processes.signals`) and when its launcher ends.
     """
     streams.open_missing()
+    streams.escape_names()
     keep_freed_memory()
     if resumes:
         signals.listen()
     try:
-        main()
+        _call(main)
         heartbeat.stop()
         stop_process_group()
         if distributed.is_initialized():
@@ -34,8 +39,9 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
         if rank() == 0:
             print(stop, file=sys.stderr, flush=True)
         _end_at_once(stop.status)  # everything is written, and a loader may hang
-    except RuntimeError as error:
-        missing = heartbeat.lost(error)
+    except (RuntimeError, MemoryError, EOFError) as error:
+        _fail_if_short(error)
+        missing = heartbeat.lost(error) if isinstance(error, RuntimeError) else ""
         if not missing:
             raise
         heartbeat.leave(missing, reason_of(error))
@@ -44,11 +50,39 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
             print(f"rank {error.rank}: error: {error}", file=sys.stderr, flush=True)
         _end_at_once(2)
     except (ValueError, OSError) as error:
-        where = f"rank {rank()}: " if world_size() > 1 else ""
-        fail(f"{where}error: {_last_line(error)}", error)
+        _fail_if_short(error)
+        _fail(_last_line(error), error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _call(main: Callable[[], None]) -> None:
+    try:
+        main()
+    except BaseException:
+        # torch raises in the main thread when a worker dies, also while another error is handled.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        raise
+
+
+def _fail_if_short(error: Exception) -> None:
+    """End the program where memory, shared memory or open files were short."""
+    if why := shortage(error):
+        goes_on = signals.goes_on() or "start the same command again"
+        with contextlib.suppress(SystemExit):
+            _fail(f"{why}; {goes_on}", error)
+        _end_at_once(2)  # loaders that failed do not end cleanly
+
+
+def _fail(message: str, error: Exception) -> NoReturn:
+    """End the program with one line and status 2; at once where other threads use a group."""
+    where = f"rank {rank()}: " if world_size() > 1 else ""
+    try:
+        fail(f"{where}error: {message}", error)
+    finally:
+        if distributed.is_initialized():
+            _end_at_once(2)
 
 
 def _end_at_once(status: int) -> None:

@@ -3,15 +3,17 @@
 import contextlib
 import datetime
 import inspect
-import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.device import hardware_of
 from utils.files import DamagedError
+from utils.launch import read_launch
 from utils.messages import reason_of
 from utils.processes.rendezvous import Rendezvous
 from utils.processes.sharding import is_sharded, synchronize_gradients
@@ -21,6 +23,7 @@ Result = TypeVar("Result")
 _LONGEST_MESSAGE = 1000  # characters of an error that processes exchange
 
 _meetings: list[Rendezvous] = []  # the rendezvous of this process's group, once it exists
+_mixtures: list[str] = []  # words for the hardware that differs in this process's group
 
 
 class CommonError(ValueError):
@@ -42,34 +45,49 @@ def world_size() -> int:
 
 
 def launched() -> bool:
-    """Whether torchrun (or anything that sets its variables) started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """Whether a launcher started this process as one of a group."""
+    launch = read_launch()
+    return launch is not None and launch.joins
 
 
-def start_process_group(device: torch.device, lost_after: float = 600.0) -> None:
+def start_process_group(
+    device: torch.device, lost_after: float = 600.0, facts: Mapping[str, str] | None = None
+) -> None:
     """Join the launcher's group, nccl on GPUs, gloo on CPUs; do nothing without a launcher.
 
-    ValueError where the processes do not find each other within `lost_after` seconds. Collectives
-    time out 10 s later than that, so that the heartbeat first reports which process is missing.
+    ValueError where the processes do not find each other within `lost_after` seconds, and in all of
+    them where `facts` differ. Collectives time out 10 s later than that, so that the heartbeat
+    first reports which process is missing.
     """
-    if not launched() or distributed.is_initialized():
+    launch = read_launch()
+    if launch is None or not launch.joins or distributed.is_initialized():
         return
+    begun = time.monotonic()
     timeout = datetime.timedelta(seconds=lost_after + 10)
+    backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        meeting = Rendezvous(datetime.timedelta(seconds=lost_after))
+        meeting = Rendezvous(launch, lost_after)
+        mixture = meeting.agree(
+            {"the kind of device": device.type, **(facts or {})}, hardware_of(device)
+        )
         options: dict[str, Any] = {"rank": meeting.rank, "world_size": meeting.size}
         options |= {"device_id": device} if device.type == "cuda" else {}
-        backend = "nccl" if device.type == "cuda" else "gloo"
         store = meeting.store("group")
         distributed.init_process_group(backend, store=store, timeout=timeout, **options)
         barrier()
     except RuntimeError as error:
         raise ValueError(
-            f"the processes have not found each other within {lost_after:g} s (TRAIN.LOST_AFTER): "
-            f"{reason_of(error)}"
+            f"rank {launch.rank} could not join the other processes, tried for "
+            f"{time.monotonic() - begun:.0f} s (TRAIN.LOST_AFTER: {lost_after:g}): "
+            f"{' '.join(str(error).split())}"
         ) from None
     meeting.close()
-    _meetings[:] = [meeting]
+    _meetings[:], _mixtures[:] = [meeting], [mixture]
+
+
+def mixed_hardware() -> str:
+    """Words for devices that differ between processes; empty where all are of one model."""
+    return "".join(_mixtures)
 
 
 def shared_store(part: str) -> distributed.Store:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from torch.utils.data import DataLoader
 
+from utils.processes.differences import ranks_in_words
 from utils.processes.group import rank, shared_store, world_size
 from utils.processes.signals import end_at_once, requested
 
@@ -66,7 +67,8 @@ class Heartbeat:
             return "the launcher's store (torchrun's, else rank 0's) does not answer"
         silent = [other for other in self.seen if now - self.seen[other][1] > _PATIENCE]
         if silent:
-            return f"{_ranks(silent)} gave no sign of life for {_PATIENCE:.0f} s: dead or stopped"
+            who = ranks_in_words(silent)
+            return f"{who} gave no sign of life for {_PATIENCE:.0f} s: dead or stopped"
         return ""
 
     def missing(self) -> str:
@@ -76,7 +78,7 @@ class Heartbeat:
         steps = {other: int(beat.split()[1]) for other, (beat, _) in self.seen.items()}
         behind = [other for other in steps if steps[other] < max(steps.values())]
         if behind:
-            return f"{_ranks(behind)} did not get on while the others waited"
+            return f"{ranks_in_words(behind)} did not get on while the others waited"
         return "all processes wait, though each gives signs of life"
 
     def explain(self) -> str:
@@ -206,9 +208,3 @@ def _stack() -> Iterator[tuple[str, int]]:
 
 def _said(line: str) -> str:
     return f"rank {rank()}: {line}" if world_size() > 1 else line
-
-
-def _ranks(numbers: Iterable[int]) -> str:
-    """Ranks in words: "rank 3", "ranks 1, 5"."""
-    names = [str(number) for number in numbers]
-    return f"rank{'s' * (len(names) > 1)} {', '.join(names)}"

@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from utils.launch import is_launched
+
 STATUS = 75  # EX_TEMPFAIL of sysexits.h: the run resumes when started again
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _MAY_BE_IGNORED = (signal.SIGINT, signal.SIGHUP)  # by a shell's `&`, by nohup
@@ -49,7 +51,7 @@ def listen() -> None:
         if number not in _MAY_BE_IGNORED or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, frame: None)
     threading.Thread(target=_hear, args=(reader,), name="signals", daemon=True).start()
-    if "RANK" in os.environ:
+    if is_launched():
         _follow_launcher()
 
 

@@ -13,8 +13,10 @@ from utils.checkpoints.names import starts_in
 from utils.checkpoints.saving import BrokenWeightsError, Saver
 from utils.checkpoints.state import TrainState
 from utils.processes import heartbeat, signals
+from utils.processes.agreement import parted_replicas
 from utils.processes.consensus import Consensus
-from utils.processes.group import distribute, rank, world_size
+from utils.processes.group import distribute, mixed_hardware, rank, world_size
+from utils.processes.sharding import is_sharded
 from utils.training.divergence import write_bundle
 from utils.training.engine import Loop
 from utils.training.losses import ComputeLoss
@@ -55,6 +57,7 @@ class Training:
             report_every=cfg.PRINT_FREQ,
         )
         self.metrics.load(state.figures, rank())
+        self.compared = state.position.update  # the last update at which replicas were equal
         self.loop = Loop(
             run,
             state,
@@ -113,14 +116,40 @@ class Training:
             self._stop(number)
         self.consensus.ask()
 
+    def close_before_validation(self) -> None:
+        """Save a trained epoch, of which a resumed run repeats the validation, and close."""
+        self._save_inside()
+        self.close()
+
     def complete_epoch(self, save: bool, best: bool = False) -> None:
         """Count an epoch as complete after its validation, and save where that is due."""
         position = self.state.position
+        self._compare_replicas()
         with self._bundled():
             self.metrics.require_finite()
             position.complete_epoch()
             self.state.figures = self.metrics.state()
             self.saver.save_epoch(position.epoch - 1, save, best)
+
+    def _compare_replicas(self) -> None:
+        """ValueError in all processes where the weights of some differ, before they are saved."""
+        before, self.compared = self.compared, self.state.position.update
+        if is_sharded(self.state.model):
+            return  # every weight exists once
+        parted = parted_replicas(self.state.model.parameters())
+        if parted and not mixed_hardware():
+            raise ValueError(
+                f"the weights of {parted} processes are no longer those of rank 0: they have "
+                f"parted between update {before} and update {self.compared}, and are not saved; "
+                "test the machines' memory and devices, and start the same command again"
+            )
+        if parted:
+            self.log.warning(
+                "the weights of %s processes differ from those of rank 0, as expected of "
+                "different devices (%s)",
+                parted,
+                mixed_hardware(),
+            )
 
     def close(self) -> None:
         """Wait until everything is written, and unlock the folder."""

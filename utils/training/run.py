@@ -23,6 +23,7 @@ from utils.files import RunFolder, write_whole
 from utils.processes import heartbeat
 from utils.processes.group import (
     launched,
+    mixed_hardware,
     rank,
     start_process_group,
     together,
@@ -30,6 +31,7 @@ from utils.processes.group import (
 )
 from utils.processes.sharding import shard
 from utils.randomness import MODEL_STREAM, seed_all
+from utils.training.agreement import facts_of_start
 from utils.versions import versions
 
 
@@ -74,13 +76,15 @@ def start_run(command: Command) -> Run:
     cfg = command.cfg
     device = choose_device(cfg.DEVICE)
     amp_dtype = choose_precision(cfg.TRAIN.PRECISION, device)
-    start_process_group(device, cfg.TRAIN.LOST_AFTER)
+    start_process_group(device, cfg.TRAIN.LOST_AFTER, facts_of_start(cfg, device))
     heartbeat.start(cfg.TRAIN.LOST_AFTER)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
     seed_all(MODEL_STREAM, cfg.SEED)
-    return Run(cfg, device, amp_dtype, RunFolder(run_folder(cfg)), command.summary)
+    mixed = mixed_hardware()
+    warning = (f"the machines differ, and so may their last digits: {mixed}",) if mixed else ()
+    return Run(cfg, device, amp_dtype, RunFolder(run_folder(cfg)), (*command.summary, *warning))
 
 
 def run_folder(cfg: CfgNode) -> Path:
@@ -135,6 +139,13 @@ def build_state(
 
 def open_log(run: Run, state: TrainState, start: Start) -> RunLog:
     """Create the run's folder and log, and log what the run starts from."""
+    try:
+        str(run.folder).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"output folder {run.folder} has a name that is no text in UTF-8, where TensorBoard "
+            "cannot write (--output DIR)"
+        ) from None
     cfg, notes = run.cfg, start.notes
     config = yaml.safe_dump(to_plain(run.cfg), sort_keys=False)
 

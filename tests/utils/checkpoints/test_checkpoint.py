@@ -222,7 +222,7 @@ class Attack:
     ("content", "message"),
     [
         (b"", "is damaged, or no checkpoint: it is empty"),
-        (b"no checkpoint", "is damaged, or no checkpoint: it does not begin as"),
+        (b"no checkpoint", "is damaged, or no checkpoint: it is text"),
         (pickle.dumps(Attack()), "cannot be read"),
     ],
 )

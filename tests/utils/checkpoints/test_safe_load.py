@@ -2,16 +2,23 @@
 
 import argparse
 import collections
+import datetime
+import decimal
+import fractions
+import functools
 import os
 import pickle
+import sys
+import types
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torchvision.transforms import InterpolationMode
 from yacs.config import CfgNode
 
 from tests.support.golden_cases import GOLDEN
@@ -75,6 +82,15 @@ def test_what_files_of_other_programs_hold_beside_weights_comes_out_as_plain_val
         "version": torch.__version__,
         "random": np.random.get_state(),
         "size": torch.Size([1, 2]),
+        "recent": collections.deque([1, 2], maxlen=3),
+        "kinds": [collections.defaultdict(kind, a=1) for kind in (str, int, dict)],
+        "names": frozenset(["a"]),
+        "time": datetime.datetime.now(datetime.timezone.utc),
+        "rate": decimal.Decimal("1.5"),
+        "half": fractions.Fraction(1, 2),
+        "interpolation": InterpolationMode.BICUBIC,
+        "generator": np.random.RandomState(0),
+        "windows": PureWindowsPath("a"),
     }
     expected = {
         "args": {"lr": 1, "more": {"path": "/a/b"}},
@@ -90,11 +106,65 @@ def test_what_files_of_other_programs_hold_beside_weights_comes_out_as_plain_val
         "version": str(torch.__version__),
         "random": ("MT19937", None, *held["random"][2:]),
         "size": (1, 2),
+        "recent": [1, 2],
+        "kinds": [{"a": 1}] * 3,
+        "names": ["a"],
+        "time": None,
+        "rate": "1.5",
+        "half": None,
+        "interpolation": "bicubic",
+        "generator": None,
+        "windows": "a",
     }
     for old_format in (False, True):
         path = tmp_path / "x.pth"
         torch.save(held, path, _use_new_zipfile_serialization=not old_format)
         assert read_checkpoint(path) == expected
+
+
+def made_by(
+    monkeypatch: pytest.MonkeyPatch, module: str, name: str, base: type = object, **values: Any
+) -> Any:
+    """An object of a class `name` of a package that is not installed here."""
+    parts = module.split(".")
+    for number in range(1, len(parts) + 1):
+        part = ".".join(parts[:number])
+        monkeypatch.setitem(sys.modules, part, sys.modules.get(part, types.ModuleType(part)))
+    kind = type(name, (base,), {"__module__": module, "__qualname__": name})
+    setattr(sys.modules[module], name, kind)
+    made: Any = kind()
+    (made if base is dict else made.__dict__).update(values)
+    return made
+
+
+def test_settings_and_histories_of_training_programs_do_not_keep_the_weights_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = functools.partial(made_by, monkeypatch)
+    metadata = make("omegaconf.base", "ContainerMetadata", ref_type=Any, object_type=dict)
+    settings = make("omegaconf.dictconfig", "DictConfig", _metadata=metadata, _parent=None)
+    node = make("omegaconf.nodes", "FloatNode", _parent=settings, _val=0.1)
+    settings._content = {"lr": node, "list": make("omegaconf.listconfig", "ListConfig")}
+    log: Any = {"_log_history": np.arange(3.0), "_max_length": 10}
+    held: dict[str, Any] = {
+        "hyper_parameters": settings,
+        "more": make("lightning.fabric.utilities.data", "AttributeDict", dict, lr=1),
+        "history": make("mmengine.logging.history_buffer", "HistoryBuffer", **log),
+        "cfg": make("mmengine.config.config", "ConfigDict", dict, lr=1),
+        "args": make("easydict", "EasyDict", dict, lr=1),
+        "state_dict": {"a": torch.ones(2)},
+    }
+    torch.save(held, tmp_path / "x.pth")
+    found = read_checkpoint(tmp_path / "x.pth")
+    assert torch.equal(found.pop("state_dict")["a"], torch.ones(2))
+    lr = {"lr": 1}
+    assert found == {
+        "hyper_parameters": None,
+        "more": lr,
+        "history": None,
+        "cfg": lr,
+        "args": lr,
+    }
 
 
 @pytest.mark.slow
@@ -307,7 +377,7 @@ def test_another_zip_archive_is_refused(tmp_path: Path) -> None:
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not exist$"):
         read_checkpoint(tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"it is a folder: name a checkpoint in it$"):
+    with pytest.raises(ValueError, match=r"it is a folder: no checkpoint lies in it$"):
         read_checkpoint(tmp_path)
     for name in ("ckpt_epoch_9.pth", "ckpt_epoch_10.pth"):
         (tmp_path / name).touch()

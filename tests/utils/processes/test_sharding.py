@@ -245,7 +245,7 @@ def test_an_exported_file_lies_beside_the_checkpoint_and_no_run_takes_it_for_one
     shutil.copytree(run_folder(sharded, "full"), folder)
     before = set(folder.iterdir())
     assert call(monkeypatch, export, "--consolidate", folder) == 2
-    assert "is a run's folder: name a checkpoint, for example" in capsys.readouterr().err
+    assert "is a run's folder: name a checkpoint in it, for example" in capsys.readouterr().err
     assert call(monkeypatch, export, "--consolidate", folder / "ckpt_epoch_1.sharded") == 0
     (exported,) = set(folder.iterdir()) - before
     assert exported.name == "weights_epoch_1.pth"

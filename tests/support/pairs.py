@@ -1,0 +1,44 @@
+"""Two processes of one run by hand, each with its own command line and environment."""
+
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from tests.support.kills import forked, free_port, join, work
+
+
+def place_of(rank: int, port: str, size: int = 2) -> dict[str, str]:
+    """The variables by which a process finds the others."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+    return {name: str(number) for name, number in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"}
+
+
+def start_pair(
+    folder: Path,
+    commands: Sequence[Sequence[Any]],
+    program: str = "main_simmim",
+    environments: Sequence[Mapping[str, str]] = ({}, {}),
+) -> list[BaseProcess]:
+    """Start a process with each command line; what process N says is in FOLDER/N.log."""
+    port = free_port()
+    processes = []
+    for rank, (words, environment) in enumerate(zip(commands, environments, strict=True)):
+        log = str(folder / f"{rank}.log")
+        own = place_of(rank, port) | dict(environment)
+        task = (program, [str(word) for word in words], own, log)
+        processes.append(forked().Process(target=work, args=task))
+    for process in processes:
+        process.start()
+    return processes
+
+
+def end_of_pair(
+    folder: Path, processes: Sequence[BaseProcess], seconds: float = 40.0
+) -> tuple[list[int | None], list[str]]:
+    """Wait for a pair; its exit statuses and what each said last."""
+    statuses = join(list(processes), seconds)
+    for process in processes:
+        process.kill()
+    texts = [(folder / f"{rank}.log").read_text() for rank in range(len(processes))]
+    return statuses, [text.strip().splitlines()[-1] if text.strip() else "" for text in texts]
