@@ -218,9 +218,11 @@ def test_an_index_that_is_not_believed_costs_time_and_nothing_else(
             (np.save if kind == "old version" else np.savez)(file, np.zeros(3))
     elif kind in ("words", "empty"):
         index.write_text("nothing" if kind == "words" else "")
-    elif kind in ("cut", "bit"):
-        content[-4] ^= 1
-        index.write_bytes(content[:-1] if kind == "cut" else content)
+    elif kind == "cut":
+        index.write_bytes(content[:-1])
+    elif kind == "bit":
+        content[content.index(b"\n", content.index(b"\n") + 1) + 1 + 16] ^= 1  # of the first label
+        index.write_bytes(content)
     elif kind in ("pipe", "folder"):
         index.unlink()
         (os.mkfifo if kind == "pipe" else os.mkdir)(index)
@@ -237,21 +239,26 @@ def test_an_index_that_is_not_believed_costs_time_and_nothing_else(
     assert said.endswith(f"); python -m tools.shard --index {tmp_path} saves that")
 
 
-@pytest.mark.parametrize("times", ["new", "equal"])
+@pytest.mark.parametrize(("times", "number"), [("new", 2), ("equal", 2), ("new", 60)])
 def test_an_index_of_an_earlier_tar_file_of_the_same_size_is_not_believed(
-    tmp_path: Path, times: str
+    tmp_path: Path, times: str, number: int
 ) -> None:
-    """Its labels differ, and nothing else."""
-    path = tmp_path / "0.tar"
-    for labels in ((b"3", b"5"), (b"5", b"3")):
-        names = {"x.jpg": jpeg(), "x.cls": labels[0], "y.jpg": jpeg(), "y.cls": labels[1]}
-        write_tar(path, names)
+    """Two labels changed places; of 60 pictures not all are compared where the times are equal."""
+    path, labels = tmp_path / "0.tar", [index % 9 for index in range(number)]
+    changed = labels.copy()
+    one, other = (29, 58) if number == 60 else (0, 1)
+    changed[one], changed[other] = labels[other], labels[one]
+    for numbers in (labels, changed):
+        members: dict[str, bytes] = {}
+        for index, label in enumerate(numbers):
+            members |= {f"{index}.jpg": jpeg(), f"{index}.cls": b"%d" % label}
+        write_tar(path, members)
         if times == "equal":
             os.utime(path, (7, 7))
-        if labels[0] == b"3":
+        if numbers is labels:
             write_index(str(path), entries_of(str(path)))
     found = Shards(str(tmp_path))
-    assert found.labels.tolist() == [5, 3]
+    assert found.labels.tolist() == changed != labels
     assert "(0.tar: its index is of another tar file)" in found.found
 
 

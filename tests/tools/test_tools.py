@@ -196,7 +196,7 @@ def test_a_small_folder_is_drawn_without_repeating_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for index in range(3):
-        for stage in ("all", "sorted/train/a", "sorted/train/b"):
+        for stage in ("all", f"sorted/train/{index % 2}"):
             path = tmp_path / stage / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 40), (80 * index, 0, 0)).save(path)
