@@ -23,7 +23,7 @@ _HEADER = 26
 def picture_grid(columns: dict[str, Tensor], side: int = 144) -> Image.Image:
     """Draw columns of images (B, C, H, W) under their names, each image about `side` px large.
 
-    uint8. The first three channels are drawn; of fewer, only the first.
+    uint8, or floats from 0 to 1. The first three channels are drawn; of fewer, only the first.
     """
     num_rows, _, *size = next(iter(columns.values())).shape
     height, width = (length * max(1, round(side / max(size))) for length in size)
@@ -47,6 +47,7 @@ def picture_grid(columns: dict[str, Tensor], side: int = 144) -> Image.Image:
 
 def _as_rgb(images: Tensor) -> Tensor:
     """(B, C, H, W) -> uint8 (B, 3, H, W)."""
+    images = to_uint8(images)
     return images[:, :3] if images.shape[1] >= RGB else images[:, :1].expand(-1, 3, -1, -1)
 
 

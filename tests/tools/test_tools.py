@@ -216,7 +216,7 @@ def test_a_small_folder_is_drawn_without_repeating_a_picture(
 @pytest.mark.parametrize("size", [(32, 32), (64, 16), (16, 64), (192, 192)])
 def test_captions_have_room_in_their_columns(size: tuple[int, int]) -> None:
     names = ("augmented", "mixed and erased", "reconstruction")
-    grid = picture_grid({name: torch.zeros(1, 3, *size, dtype=torch.uint8) for name in names})
+    grid = picture_grid({name: torch.zeros(1, 3, *size) for name in names})
     caption = np.asarray(grid.convert("L"))[:26]
     width = (grid.width - 6) // 3
     for column in range(4):
