@@ -82,7 +82,7 @@ def draw_reconstructions(
     image, mask = image.to(device), mask.to(device)
     normalized = dataset.normalize(image)
     reconstruct: Any = model.reconstruct
-    reconstruction = dataset.normalize.undo(reconstruct(normalized, mask))
+    reconstruction = dataset.normalize.numbers(reconstruct(normalized, mask))
     model.train(was_training)
     original, reconstruction = visible(image, reconstruction)
     hidden = F.interpolate(mask.unsqueeze(1).float(), image.shape[-2:]) > 0
@@ -119,6 +119,6 @@ def draw_augmentation(
     image = torch.stack([image for image, _ in samples])
     label = torch.tensor([label for _, label in samples])
     normalize = dataset.normalize
-    seen = normalize.undo(augment(normalize(image.to(device)), label.to(device))[0])
+    seen = normalize.numbers(augment(normalize(image.to(device)), label.to(device))[0])
     image, seen = visible(image, seen.cpu())
     return picture_grid({"augmented": image, "mixed and erased": seen})

@@ -224,7 +224,11 @@ class Normalizer:
         return (pixels - self.mean) / self.std
 
     def undo(self, image: Tensor) -> Tensor:
-        """Float (B, C, H, W) -> float32, the numbers of the pictures; 0 to 1 for RGB."""
+        """Float (B, C, H, W) -> uint8, rounded and clamped, of numbers from 0 to 1."""
+        return to_uint8(self.numbers(image))
+
+    def numbers(self, image: Tensor) -> Tensor:
+        """Float (B, C, H, W) -> float32, the pictures' numbers: from 0 to 1, or of any unit."""
         self._move_to(image.device)
         return image.float() * self.std + self.mean
 
