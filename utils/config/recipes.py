@@ -1,12 +1,11 @@
 """Read recipes: YAML files, from untrusted sources, and the files that they include with BASE."""
 
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from utils.files import open_regular
 from utils.messages import reason_of, shown
 
 # Limits for a recipe with its BASE files together; an ordinary one has a few KB.
@@ -75,9 +74,11 @@ class _Reader:
         self.num_files += 1
         if self.num_files > _MOST_FILES:
             raise _LimitError(f"with its BASE files it has more than {_MOST_FILES}")
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise _LimitError("it is no file")
+        try:
+            descriptor = open_regular(path)
+        except ValueError:
+            raise _LimitError("it is no file") from None
+        with open(descriptor, "rb") as file:
             content = file.read(_MOST_BYTES + 1)
         self.num_bytes += len(content)
         if self.num_bytes > _MOST_BYTES:
