@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -205,6 +206,13 @@ ROWS: dict[str, list[Case]] = {
         for order in ORDERS
     ]
     + [Case(png_bytes(COLOUR_16, 2), LONG_COLOUR)],
+    "RGB of 16 bits with a transparent colour": [
+        Case(
+            png_bytes(COLOUR_16, 2, struct.pack(">3H", 0x0180, 0, 0x1400)),
+            {3: [[255, 255], [255, 10], [255, 0]], 1: [[1, 82 / 255]], 4: OTHER},
+        ),
+        Case(png_bytes(COLOUR_16, 2, struct.pack(">3H", 1, 0, 20)), LONG_COLOUR),
+    ],
     "RGB with alpha of 16 bits, PNG": [Case(png_bytes(ALPHA_16, 6), ON_WHITE | {4: "16 bits"})],
     "RGB with alpha of 16 bits, TIFF": [
         Case(
