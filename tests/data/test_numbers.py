@@ -230,7 +230,22 @@ ROWS: dict[str, list[Case]] = {
         Case(
             tiff_bytes(ALPHA, photometric=RGB),
             {3: [[10, 10], [20, 20], [30, 30]], 1: [[18 / 255, 18 / 255]], 4: ALPHA[0].T / 255},
-        )
+        ),
+        *[
+            Case(
+                tiff_bytes(pixels, photometric=RGB, planar=PLANAR),
+                {3: OTHER, 1: OTHER, 4: ALPHA[0].T / 255},
+            )
+            for pixels in (ALPHA, ALPHA_16)
+        ],
+        *[
+            Case(
+                tiff_bytes(as_type(dtype, *[[1, 2]] * 5), photometric=RGB, planar=planar),
+                {3: OTHER, 1: OTHER, 5: [[1 / largest, 2 / largest]] * 5},
+            )
+            for dtype, largest in (("u1", 255), ("u2", 65535))
+            for planar in (1, PLANAR)
+        ],
     ],
     "planes of 8 or 16 bits, TIFF": [
         Case(
