@@ -104,6 +104,9 @@ class Decoder:
                     raise ValueError(
                         "its colours have 16 bits, of which PIL keeps 8: save it as .npy"
                     )
+            transparent = image.info.get("transparency")
+            if isinstance(transparent, tuple) and has_16_bits(image):  # PIL keeps 8 of the pixels'
+                image.info["transparency"] = tuple(value >> 8 for value in transparent)
             image.load()
             if self.oriented:
                 ImageOps.exif_transpose(image, in_place=True)

@@ -116,6 +116,8 @@ class Shards:
             raise ValueError(f"{path} names {len(names)} classes, but a label is {number - 1}")
         lines: dict[str, int] = {}
         for line, name in enumerate(names, start=1):
+            if not name:
+                raise ValueError(f"{path}, line {line} is empty, expected the name of a class")
             if lines.setdefault(name, line) != line:
                 raise ValueError(
                     f"{path}, lines {lines[name]} and {line}: two classes {shown(name)}: "

@@ -122,13 +122,15 @@ def _suits_pil(page: TiffPage, channels: int) -> bool:
     few = channels in (1, RGB)
     if page.samplesperpixel == 1 and not few:
         return False  # the error names the number of pages
+    chunky = page.planarconfig == tifffile.PLANARCONFIG.CONTIG
     if page.bitspersample <= 8:
-        # PIL drops planes whose meaning the file does not say, which may follow those of RGB only.
-        named = 0 not in page.extrasamples or (page.photometric == PHOTOMETRIC.RGB and few)
+        # PIL drops planes whose meaning the file does not say, which may follow those of RGB only,
+        # and opens no such file of planes one by one.
+        dropped = page.photometric == PHOTOMETRIC.RGB and few and chunky
+        named = 0 not in page.extrasamples or dropped
         most = 2 if page.photometric in (*_GREY, PHOTOMETRIC.PALETTE) else 4
         return named and page.samplesperpixel <= most
-    chunky = page.planarconfig == tifffile.PLANARCONFIG.CONTIG
-    if page.bitspersample != 16:
+    if page.bitspersample != 16 or page.samplesperpixel > 4:
         return False
     if page.samplesperpixel == 1:
         return page.photometric == PHOTOMETRIC.MINISBLACK

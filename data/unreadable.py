@@ -66,7 +66,7 @@ class ReadablePictures:
             except ValueError as error:
                 self.unreadable[chosen] = True
                 reason = error
-        raise ValueError(f"{reason}; nor could {_TRIES - 1} others that were to take its place")
+        raise ValueError(f"{reason}; nor could those that were to take its place")
 
     def _try(self, index: int) -> tuple[Picture, int]:
         with without_pauses(bool(self.unreadable[index])):

@@ -42,9 +42,16 @@ def read_arguments() -> argparse.Namespace:
 
 def require_writable(path: Path) -> None:
     """ValueError where a file cannot be written, before the scan takes hours."""
-    there = path if path.exists() else path.absolute().parent
-    if path.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"--list {path} cannot be written: {there} is no file or folder to write")
+    folder = path.absolute().parent
+    if path.is_dir():
+        reason = "it is a folder, expected a file"
+    elif not folder.is_dir():
+        reason = f"there is no folder {folder}: make it first"
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        reason = "it may not be written"
+    else:
+        return
+    raise ValueError(f"--list {path} cannot be written: {reason}")
 
 
 if __name__ == "__main__":  # before torch is imported, which takes seconds

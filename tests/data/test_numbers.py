@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -205,6 +206,13 @@ ROWS: dict[str, list[Case]] = {
         for order in ORDERS
     ]
     + [Case(png_bytes(COLOUR_16, 2), LONG_COLOUR)],
+    "RGB of 16 bits with a transparent colour": [
+        Case(
+            png_bytes(COLOUR_16, 2, struct.pack(">3H", 0x0180, 0, 0x1400)),
+            {3: [[255, 255], [255, 10], [255, 0]], 1: [[1, 82 / 255]], 4: OTHER},
+        ),
+        Case(png_bytes(COLOUR_16, 2, struct.pack(">3H", 1, 0, 20)), LONG_COLOUR),
+    ],
     "RGB with alpha of 16 bits, PNG": [Case(png_bytes(ALPHA_16, 6), ON_WHITE | {4: "16 bits"})],
     "RGB with alpha of 16 bits, TIFF": [
         Case(
@@ -222,7 +230,22 @@ ROWS: dict[str, list[Case]] = {
         Case(
             tiff_bytes(ALPHA, photometric=RGB),
             {3: [[10, 10], [20, 20], [30, 30]], 1: [[18 / 255, 18 / 255]], 4: ALPHA[0].T / 255},
-        )
+        ),
+        *[
+            Case(
+                tiff_bytes(pixels, photometric=RGB, planar=PLANAR),
+                {3: OTHER, 1: OTHER, 4: ALPHA[0].T / 255},
+            )
+            for pixels in (ALPHA, ALPHA_16)
+        ],
+        *[
+            Case(
+                tiff_bytes(as_type(dtype, *[[1, 2]] * 5), photometric=RGB, planar=planar),
+                {3: OTHER, 1: OTHER, 5: [[1 / largest, 2 / largest]] * 5},
+            )
+            for dtype, largest in (("u1", 255), ("u2", 65535))
+            for planar in (1, PLANAR)
+        ],
     ],
     "planes of 8 or 16 bits, TIFF": [
         Case(

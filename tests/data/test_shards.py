@@ -468,6 +468,13 @@ def test_only_newlines_divide_the_names_of_classes(tmp_path: Path, end: str) -> 
         classes_text(["a", "a\nb"])
 
 
+def test_an_empty_line_is_no_name_of_a_class(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {"x.jpg": jpeg(), "x.cls": b"2"})
+    (tmp_path / "classes.txt").write_text("a\n\nb\n")
+    with pytest.raises(ValueError, match=r"classes\.txt, line 2 is empty, expected the name"):
+        _ = Shards(str(tmp_path)).classes
+
+
 def test_more_names_of_classes_than_labels_are_refused_where_they_are_learned(
     tmp_path: Path,
 ) -> None:

@@ -181,7 +181,7 @@ def test_a_folder_without_any_good_picture_ends_the_run(tmp_path: Path) -> None:
         (tmp_path / f"{index}.png").write_bytes(b"broken")
     keys = ["DATA.DATA_PATH", str(tmp_path), "DATA.IMG_SIZE", 32, "DATA.MASK_PATCH_SIZE", 8]
     dataset = build_pretrain_dataset(get_config(None, keys), patch_size=4)
-    with pytest.raises(ValueError, match="in no known format; nor could 15 others"):
+    with pytest.raises(ValueError, match="in no known format; nor could those"):
         dataset[0, 3]
 
 
@@ -264,7 +264,7 @@ def test_a_flat_folder_that_is_empty_all_at_once_ends_a_run_within_a_second(
     for path in pictures.iterdir():
         path.unlink()
     begin = time.perf_counter()
-    with pytest.raises(ValueError, match="No such file or directory; nor could 15 others"):
+    with pytest.raises(ValueError, match="No such file or directory; nor could those"):
         readable.read(0, 3)
     assert time.perf_counter() - begin < 1
 

@@ -50,13 +50,19 @@ def test_the_pictures_of_a_list_are_scanned(
     assert said.endswith(" 2 cannot be read\n")
 
 
-@pytest.mark.parametrize("name", ["none/list", "."])
+@pytest.mark.parametrize(
+    ("name", "reason"), [("none/list", "there is no folder"), (".", "it is a folder")]
+)
 def test_a_list_that_cannot_be_written_is_refused_before_the_scan(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    reason: str,
 ) -> None:
     assert call(monkeypatch, scan, folder, "--list", folder / name) == 2
     captured = capsys.readouterr()
-    assert f"--list {folder / name} cannot be written" in captured.err
+    assert f"--list {folder / name} cannot be written: {reason}" in captured.err
     assert captured.err.count("\n") == 1
     assert not captured.out
 

@@ -43,7 +43,9 @@ def require_same_parts(
     facts = {}
     for purpose, dataset in data.items():
         facts[f"the number of {purpose} pictures"] = str(len(dataset))
-        facts[f"the digest of {purpose} pictures"] = dataset.pictures.digest
+        facts[f"the digest of the names, order and labels of {purpose} pictures"] = (
+            dataset.pictures.digest
+        )
     facts["the number of classes"] = str(len(classes))
     facts["the digest of classes"] = digest("\n".join(classes).encode(errors="surrogateescape"))
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]

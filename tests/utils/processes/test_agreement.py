@@ -95,7 +95,7 @@ def other_class(folder: Path) -> None:
     ("change", "difference"),
     [
         (fewer, "the number of training pictures is 10 in rank 0, 9 in rank 1"),
-        (renamed, "the digest of training pictures is"),
+        (renamed, "the digest of the names, order and labels of training pictures is"),
     ],
     ids=["number", "names"],
 )
@@ -130,7 +130,13 @@ def test_processes_with_other_classes_or_starting_weights_are_refused(tmp_path: 
         for file, root in zip(files, roots, strict=True)
     ]
     line = refusal(tmp_path, *commands, program="main_finetune")
-    for what in ("training pictures", "validation pictures", "classes", "the weights"):
+    pictures = "the names, order and labels of"
+    for what in (
+        f"{pictures} training pictures",
+        f"{pictures} validation pictures",
+        "classes",
+        "the weights",
+    ):
         assert f"the digest of {what} is" in line
     assert "the digest of their names" not in line, "the models are equal"
 
