@@ -22,7 +22,7 @@ from utils.messages import shown
 from utils.processes.group import rank
 
 _FILES = 64
-_PIXELS = 2**16  # of each file that are measured
+_NUMBERS = 2**16  # of each file that are measured, in all its channels
 _SECONDS = 2.0  # storage may be slow
 _FRAMES_APART = ("GIF", "PNG", "WEBP")  # formats of animations; further ones of JPEG are previews
 _GREY_16 = ("I", "I;16", "I;16B")
@@ -84,14 +84,15 @@ def first_look(pictures: PictureSet, normalize: Normalizer | None = None) -> Fir
             break
         try:
             content, name = read(index), source.name(index)
-            headers.append(header_of(content, name, decode.channels))
+            header = header_of(content, name, decode.channels)
             picture = decode(content, name)
         except Exception:  # broken content raises exceptions of many types
             continue
+        headers.append(header)
         if isinstance(picture, Tensor) and picture.dtype == torch.float32:
-            numbers = picture.flatten(1)
-            images.append(numbers[:, :: max(1, numbers.shape[1] // _PIXELS)])
-        elif headers[-1].dtype == "uint16" and decode.channels == RGB:
+            step = max(1, picture.numel() // _NUMBERS)
+            images.append(picture.flatten(1)[:, ::step].clone())  # a view keeps the whole picture
+        elif header.dtype == "uint16" and decode.channels == RGB:
             largest.append(_largest(content, name, decode))
     _describe(look, headers, decode)
     _warn_of_narrow(look, largest)
@@ -157,14 +158,18 @@ def _warn_of_narrow(look: FirstLook, largest: list[float]) -> None:
 
 
 def _warn_of_odd(look: FirstLook, images: list[Tensor], normalize: Normalizer) -> None:
-    """Warn where numbers are far from a deviation of 1 after normalization; tell their own."""
+    """Warn where numbers are far from a deviation of 1 after normalization; tell their own.
+
+    A channel of one number only, such as opaque transparency, has no deviation to be normalized by.
+    """
     if not images:
         return
     numbers = torch.cat(images, dim=1).double()  # (C, pixels)
-    mean, std = numbers.mean(1), numbers.std(1)
+    mean, std = numbers.mean(1), numbers.std(1, correction=0)
     wanted_mean, wanted_std = (values.flatten() for values in (normalize.mean, normalize.std))
     deviation, offset = std / wanted_std, (mean - wanted_mean) / wanted_std
     usual = (deviation > 1 / _ODD) & (deviation < _ODD) & (offset.abs() < _ODD)
+    usual |= std == 0
     if not usual.all():
         own = [[float(f"{value:.3g}") for value in values.tolist()] for values in (mean, std)]
         look.warnings.append(

@@ -123,6 +123,22 @@ def test_numbers_with_and_without_a_range_are_not_mixed_without_a_word() -> None
     assert any("with and without a range" in line for line in warnings)
 
 
+def test_a_file_that_no_picture_comes_of_is_left_to_training() -> None:
+    wrong = [np.zeros((4, 4), [("a", "f4")]), np.array([["word"]])]
+    contents = [*map(array, wrong), array(np.eye(8, dtype=np.uint8) * 255)]
+    found = look(contents, 1, "npy", mean=[0.1], std=[0.3])
+    assert found.notes == ["a sample of 1 files holds numbers of these types: 1 of uint8"]
+    assert not look(
+        [tiff_bytes(np.zeros((4, 4), np.float32), bits=8)], 1, "tif", mean=[0], std=[1]
+    ).notes
+
+
+def test_a_channel_of_one_number_gives_no_deviation_to_normalize_by() -> None:
+    opaque = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    opaque[..., 3] = 255
+    assert not look([png(opaque)] * 2, 4, mean=[0.5], std=[0.25]).warnings
+
+
 def test_a_data_set_without_files_is_not_looked_at() -> None:
     found = first_look(Shapes(10, 32, train=True), Normalizer())
     assert (found.notes, found.warnings) == ([], [])
