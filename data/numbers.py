@@ -61,7 +61,7 @@ def as_bytes(planes: np.ndarray, bits: int | None = None) -> np.ndarray:
             "make: train with IN_CHANS 1, which keeps them (DATA.MEAN, DATA.STD), or scale them"
         )
     if largest < 255:
-        return (planes * (255 // largest)).astype(np.uint8)
+        return (planes.astype(np.uint16) * 255 // largest).astype(np.uint8)
     return (planes >> (largest.bit_length() - 8)).astype(np.uint8)
 
 

@@ -60,6 +60,11 @@ def palette() -> Image.Image:
     return image
 
 
+def big_endian_big_tiff(pixels: np.ndarray) -> bytes:
+    tifffile.imwrite(file := io.BytesIO(), pixels[..., 0], bigtiff=True, byteorder=">")
+    return file.getvalue()
+
+
 def bilevel() -> Image.Image:
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 1)
@@ -136,6 +141,7 @@ ROWS: dict[str, list[Case]] = {
         Case(tiff_bytes(u8([255, 55]), photometric=WHITE_IS_0), GREY),
         *[Case(saved(bilevel(), kind), BITS) for kind in ("PNG", "BMP", "TIFF", "PPM")],
         Case(saved(u8([0, 255]), "PNG", bits=2), BITS),
+        Case(tiff_bytes(u8([0, 0]), bits=6, packed=b"\x03\xf0"), BITS),
         Case(b"P2 2 1 15 0 15", BITS),
     ],
     "palette": [
@@ -172,12 +178,18 @@ ROWS: dict[str, list[Case]] = {
         )
         for kind in ("PNG", "TIFF")
     ],
-    "CMYK of 8 bits": [
+    "CMYK of 8 bits, or of 16 bits in TIFF": [
         Case(
-            tiff_bytes(u8([0, 255], [0, 0], [0, 0], [0, 0]), photometric=CMYK, planar=planar),
+            tiff_bytes(
+                as_type(dtype, [0, largest], [0, 0], [0, 0], [0, 0]),
+                photometric=CMYK,
+                planar=planar,
+                order=order,
+            ),
             {3: [[255, 0], [255, 255], [255, 255]], 4: [[0, 1], [0, 0], [0, 0], [0, 0]], 5: OTHER},
         )
-        for planar in (1, PLANAR)
+        for dtype, largest, planar in (("u1", 255, 1), ("u1", 255, PLANAR), ("u2", 65535, 1))
+        for order in ORDERS
     ],
     "grey of 9 to 16 bits": [
         Case(saved(as_type("u2", *SHORT), "PNG"), LONG),
@@ -188,13 +200,21 @@ ROWS: dict[str, list[Case]] = {
             for order in ORDERS
             for photometric, white in ((1, SHORT), (WHITE_IS_0, [[65535 - 384, 65535 - 65407]]))
         ],
+        Case(big_endian_big_tiff(as_type("u2", *SHORT)), LONG),
         Case(  # 0x018 and 0xFF7 in three bytes
             tiff_bytes(u8([0, 0]), bits=12, packed=b"\x01\x8f\xf7"),
             {3: [[1, 255]] * 3, 1: [[0x018 / 4095, 0xFF7 / 4095]]},
         ),
     ],
-    "grey of 16 bits with a transparent value": [
-        Case(saved(as_type("u2", *SHORT), "PNG", transparency=384), LONG_ON_WHITE)
+    "grey with a transparent value": [
+        Case(saved(as_type("u2", *SHORT), "PNG", transparency=384), LONG_ON_WHITE),
+        *[  # the value counts in the file's bits
+            Case(
+                saved(u8([step, 0]), "PNG", bits=bits, transparency=1),
+                {3: [[255, 0]] * 3, 1: [[1, 0]], 2: OTHER},
+            )
+            for bits, step in ((2, 85), (4, 17), (8, 1))
+        ],
     ],
     "RGB of 16 bits": [
         Case(
@@ -204,7 +224,13 @@ ROWS: dict[str, list[Case]] = {
         for planar in (1, PLANAR)
         for order in ORDERS
     ]
-    + [Case(png_bytes(COLOUR_16, 2), LONG_COLOUR)],
+    + [
+        Case(png_bytes(COLOUR_16, 2), LONG_COLOUR),
+        Case(
+            png_bytes(COLOUR_16, 2, transparent=b"\x01\x80\0\0\x14\0"),
+            {3: [[255, 255], [255, 10], [255, 0]], 1: [[1, 82 / 255]]},
+        ),
+    ],
     "RGB with alpha of 16 bits, PNG": [Case(png_bytes(ALPHA_16, 6), ON_WHITE | {4: "16 bits"})],
     "RGB with alpha of 16 bits, TIFF": [
         Case(
@@ -218,11 +244,19 @@ ROWS: dict[str, list[Case]] = {
         *of_planes(3),
         *of_planes(3, photometric=RGB),
     ],
-    "RGB and a further plane, TIFF": [
+    "RGB and up to three further planes, TIFF": [
+        *[
+            Case(
+                tiff_bytes(np.dstack([ALPHA, *[ALPHA[..., :1]] * more]), photometric=RGB),
+                {3: [[10, 10], [20, 20], [30, 30]], 1: [[18 / 255, 18 / 255]], 2: OTHER},
+            )
+            for more in (0, 1, 2)
+        ],
+        Case(tiff_bytes(ALPHA, photometric=RGB), {4: ALPHA[0].T / 255, 5: OTHER}),
         Case(
-            tiff_bytes(ALPHA, photometric=RGB),
-            {3: [[10, 10], [20, 20], [30, 30]], 1: [[18 / 255, 18 / 255]], 4: ALPHA[0].T / 255},
-        )
+            tiff_bytes(ALPHA, photometric=RGB, planar=PLANAR),
+            {3: "it is a TIFF of 4 x uint8, which is not read", 4: ALPHA[0].T / 255},
+        ),
     ],
     "planes of 8 or 16 bits, TIFF": [
         Case(
