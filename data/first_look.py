@@ -32,11 +32,15 @@ _ODD = 10.0  # times the deviation that is expected of normalized numbers, or a 
 
 @dataclass(frozen=True)
 class Header:
-    """A file's type of number, whether EXIF turns it, and its frames or pages that are not used."""
+    """A file's type of number, whether EXIF turns it, and its frames or pages that are not used.
+
+    `stacked`: whether its pages are the channels.
+    """
 
     dtype: str
     turned: bool = False
     unused: int = 0
+    stacked: bool = False
 
 
 @dataclass
@@ -85,7 +89,7 @@ def first_look(pictures: PictureSet, normalize: Normalizer | None = None) -> Fir
         try:
             content, name = read(index), source.name(index)
             header = header_of(content, name, decode.channels)
-            picture = decode(content, name)
+            picture = decode(content, name) if _is_measured(header, name, decode) else None
         except Exception:  # broken content raises exceptions of many types
             continue
         headers.append(header)
@@ -106,11 +110,17 @@ def header_of(content: bytes, name: str, channels: int) -> Header:
     if name.lower().endswith(ARRAY_SUFFIX):
         return Header(dtype_of_array(content))
     if content.startswith(tiff.MAGIC):
-        return Header(tiff.dtype_of(content), unused=tiff.num_unused_pages(content, channels))
+        used, unused = tiff.num_pages(content, channels)
+        return Header(tiff.dtype_of(content), unused=unused, stacked=used > 1)
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         frames = getattr(image, "n_frames", 1) if image.format in _FRAMES_APART else 1
         dtype = "uint16" if image.mode in _GREY_16 or has_16_bits(image) else "uint8"
         return Header(dtype, image.getexif().get(ORIENTATION, 1) != 1, frames - 1)
+
+
+def _is_measured(header: Header, name: str, decode: Decoder) -> bool:
+    """Whether a file's numbers tell something: those of 8-bit RGB have one range."""
+    return decode.channels != RGB or header.dtype != "uint8" or name.lower().endswith(ARRAY_SUFFIX)
 
 
 def _largest(content: bytes, name: str, decode: Decoder) -> float:
@@ -132,6 +142,11 @@ def _describe(look: FirstLook, headers: list[Header], decode: Decoder) -> None:
         look.notes.append(
             f"{turned} of {len(headers)} sampled files carry an EXIF orientation, {applied} "
             f"(DATA.EXIF_ORIENTATION {decode.oriented})"
+        )
+    if stacked := sum(header.stacked for header in headers):
+        look.notes.append(
+            f"{stacked} of {len(headers)} sampled files are TIFF of {decode.channels} pages, which "
+            "are read as channels"
         )
     if unused := sum(header.unused > 0 for header in headers):
         look.warnings.append(

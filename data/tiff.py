@@ -78,10 +78,11 @@ def require_pixels(width: int, height: int, most: int, planes: int = 1) -> None:
         )
 
 
-def num_unused_pages(content: bytes, channels: int) -> int:
-    """Number of full-resolution pages that `read_tiff` leaves out."""
+def num_pages(content: bytes, channels: int) -> tuple[int, int]:
+    """Numbers of full-resolution pages that `read_tiff` takes and leaves out."""
     with TiffFile(io.BytesIO(content)) as file:
-        return sum(1 for _ in _whole_pages(file)) - len(_pages(file, channels))
+        used = len(_pages(file, channels))
+        return used, sum(1 for _ in _whole_pages(file)) - used
 
 
 def dtype_of(content: bytes) -> str:

@@ -91,6 +91,12 @@ def test_frames_and_pages_that_are_not_used_are_counted(
     assert any("2 of 2 sampled files have frames or pages" in line for line in warnings) == unused
 
 
+def test_files_whose_pages_are_the_channels_are_counted() -> None:
+    page = np.zeros((8, 8), np.uint8)
+    note = "1 of 2 sampled files are TIFF of 3 pages, which are read as channels"
+    assert note in look([tiff_bytes(page, page, page), tiff_bytes(page, page)]).notes
+
+
 def ramp(bits: int) -> np.ndarray:
     return np.arange(2**bits, dtype=np.uint16).reshape(2 ** (bits // 2), -1)
 
