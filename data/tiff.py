@@ -121,7 +121,11 @@ def _pages(file: TiffFile, channels: int) -> list[TiffPage]:
 
 def _whole_pages(file: TiffFile) -> Iterator[TiffPage]:
     """Pages that are pictures of their own: no overviews, thumbnails or masks."""
+    seen: set[int] = set()
     for page in file.pages:
+        if page.offset in seen:  # a damaged file's pages may lead back, without end
+            return
+        seen.add(page.offset)
         if isinstance(page, TiffPage) and not page.subfiletype & (_REDUCED | _MASK):
             yield page
 

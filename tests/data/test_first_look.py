@@ -1,6 +1,7 @@
 """What the log says at the start of files that training would read otherwise than expected."""
 
 import io
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -89,6 +90,14 @@ def test_frames_and_pages_that_are_not_used_are_counted(
     mean, std = [0.0] * channels, [1.0] * channels
     warnings = look([content] * 2, channels, mean=mean, std=std).warnings
     assert any("2 of 2 sampled files have frames or pages" in line for line in warnings) == unused
+
+
+def test_pages_that_lead_back_to_the_first_end() -> None:
+    content = bytearray(tiff_bytes(np.zeros((8, 8), np.uint8)))
+    (first,) = struct.unpack_from("<I", content, 4)
+    (number,) = struct.unpack_from("<H", content, first)
+    struct.pack_into("<I", content, first + 2 + 12 * number, first)
+    assert not look([bytes(content)], 1, mean=[0], std=[1]).warnings
 
 
 def test_files_whose_pages_are_the_channels_are_counted() -> None:
