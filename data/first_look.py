@@ -168,7 +168,8 @@ def _warn_of_narrow(look: FirstLook, largest: list[float]) -> None:
         look.warnings.append(
             f"the largest number in {len(largest)} sampled files of 16 bits is {number} of "
             f"65535: 8-bit RGB keeps {number // 256 + 1} levels of it; train with IN_CHANS 1, "
-            "which keeps all bits, and the pictures' own DATA.MEAN and DATA.STD"
+            "which keeps all bits of grey files, and the pictures' own DATA.MEAN and DATA.STD; of "
+            "colours .npy keeps them"
         )
 
 

@@ -322,9 +322,9 @@ ROWS: dict[str, list[Case]] = {
     "array of complex numbers, words or objects": [
         Case(array(pixels), {1: words}, "x.npy")
         for pixels, words in (
-            (np.zeros((1, 2), np.complex64), "holds complex64, expected numbers"),
-            (np.array([["a", "b"]]), "expected numbers"),
-            (np.array([[{}, None]]), "x.npy cannot be read"),
+            (np.zeros((1, 2), np.complex64), "holds complex64, expected real numbers"),
+            (np.array([["a", "b"]]), "expected real numbers"),
+            (np.array([[{}, None]]), "holds object, expected real numbers"),
             (np.array([[0.0, np.nan]]), "1 of its 2 numbers are NaN or infinite"),
             (np.array([[0.0, 1e300]]), "1 of its 2 numbers are NaN or infinite"),
         )

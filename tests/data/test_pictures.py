@@ -106,7 +106,7 @@ def write_wrong(path: Path, kind: str) -> None:
     ("kind", "message"),
     [
         ("pickled objects", "cannot be read as a picture"),
-        ("words", "it holds <U1, expected numbers"),
+        ("words", "it holds <U1, expected real numbers"),
         ("cut off", "but the file ends before that"),
         ("lying header", r"its header tells of \(4, 99999999\) float64"),
         ("no array", "cannot be read as a picture"),
