@@ -133,7 +133,8 @@ def _whole_pages(file: TiffFile) -> Iterator[TiffPage]:
 def _suits_pil(page: TiffPage, channels: int) -> bool:
     """Whether PIL gives the numbers that the page holds."""
     known = page.sampleformat == _UNSIGNED and page.bitspersample in _BITS_OF_PIL
-    if not known or page.imagedepth > 1:
+    # Of parts that a sparse file leaves out, PIL reads the file's beginning.
+    if not known or page.imagedepth > 1 or 0 in page.dataoffsets:
         return False
     few, chunky = channels in (1, RGB), page.planarconfig == tifffile.PLANARCONFIG.CONTIG
     if page.samplesperpixel == 1 and not few:

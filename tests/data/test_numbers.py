@@ -362,6 +362,26 @@ def test_numbers_become_what_the_page_says(row: str) -> None:
                 np.testing.assert_allclose(pixels, wanted, rtol=1e-6, err_msg=where)
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("planes", [(), (3,)])
+def test_parts_that_a_sparse_tiff_leaves_out_are_its_value_for_missing_data(
+    compression: str | None, planes: tuple[int, ...]
+) -> None:
+    tiles = iter([np.full((16, 16, *planes), 7, np.uint8), None])
+    tifffile.imwrite(
+        file := io.BytesIO(),
+        tiles,
+        shape=(16, 32, *planes),
+        dtype=np.uint8,
+        tile=(16, 16),
+        photometric="rgb" if planes else "minisblack",
+        compression=compression,
+    )
+    found = np.asarray(Decoder(3)(file.getvalue(), "x.tif"))
+    assert (found[:, :16] == 7).all()
+    assert (found[:, 16:] == 0).all()
+
+
 def test_a_tiff_stands_as_its_tag_says_however_it_is_read() -> None:
     pixels = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
     for orientation in range(1, 9):
