@@ -16,13 +16,17 @@ from utils.randomness import SAMPLE_STREAM, seeded
 def collate(samples: list[tuple[Any, ...]]) -> list[Tensor]:
     """Stack the parts of samples; ValueError where only some images are of real numbers.
 
-    torch would convert 8-bit images to the others' type, but not their range.
+    torch would convert 8-bit images to the others' type, but not their range. Black images, which
+    stand for unreadable ones, are the same in both.
     """
     if len({image.dtype for image, *_ in samples}) > 1:
-        raise ValueError(
-            "a batch has pictures of 8-bit RGB and pictures of real numbers, whose ranges differ: "
-            "keep them in folders of their own"
-        )
+        kinds = {image.dtype for image, *_ in samples if image.any()}
+        if len(kinds) > 1:
+            raise ValueError(
+                "a batch has pictures of 8-bit RGB and pictures of real numbers, whose ranges "
+                "differ: keep them in folders of their own"
+            )
+        samples = [(image.to(*kinds), *rest) for image, *rest in samples]
     batch: list[Tensor] = default_collate(samples)
     return batch
 

@@ -22,7 +22,7 @@ from utils.messages import shown
 from utils.processes.group import rank
 
 _FILES = 64
-_PIXELS = 2**16  # of each file that are measured
+_NUMBERS = 2**16  # of each file that are measured, in all its channels
 _SECONDS = 2.0  # storage may be slow
 _FRAMES_APART = ("GIF", "PNG", "WEBP")  # formats of animations; further ones of JPEG are previews
 _GREY_16 = ("I", "I;16", "I;16B")
@@ -32,11 +32,15 @@ _ODD = 10.0  # times the deviation that is expected of normalized numbers, or a 
 
 @dataclass(frozen=True)
 class Header:
-    """A file's type of number, whether EXIF turns it, and its frames or pages that are not used."""
+    """A file's type of number, whether EXIF turns it, and its frames or pages that are not used.
+
+    `stacked`: whether its pages are the channels.
+    """
 
     dtype: str
     turned: bool = False
     unused: int = 0
+    stacked: bool = False
 
 
 @dataclass
@@ -84,14 +88,15 @@ def first_look(pictures: PictureSet, normalize: Normalizer | None = None) -> Fir
             break
         try:
             content, name = read(index), source.name(index)
-            headers.append(header_of(content, name, decode.channels))
-            picture = decode(content, name)
+            header = header_of(content, name, decode.channels)
+            picture = decode(content, name) if _is_measured(header, name, decode) else None
         except Exception:  # broken content raises exceptions of many types
             continue
+        headers.append(header)
         if isinstance(picture, Tensor) and picture.dtype == torch.float32:
-            numbers = picture.flatten(1)
-            images.append(numbers[:, :: max(1, numbers.shape[1] // _PIXELS)])
-        elif headers[-1].dtype == "uint16" and decode.channels == RGB:
+            step = max(1, picture.numel() // _NUMBERS)
+            images.append(picture.flatten(1)[:, ::step].clone())  # a view keeps the whole picture
+        elif header.dtype == "uint16" and decode.channels == RGB:
             largest.append(_largest(content, name, decode))
     _describe(look, headers, decode)
     _warn_of_narrow(look, largest)
@@ -105,11 +110,17 @@ def header_of(content: bytes, name: str, channels: int) -> Header:
     if name.lower().endswith(ARRAY_SUFFIX):
         return Header(dtype_of_array(content))
     if content.startswith(tiff.MAGIC):
-        return Header(tiff.dtype_of(content), unused=tiff.num_unused_pages(content, channels))
+        used, unused = tiff.num_pages(content, channels)
+        return Header(tiff.dtype_of(content), unused=unused, stacked=used > 1)
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         frames = getattr(image, "n_frames", 1) if image.format in _FRAMES_APART else 1
         dtype = "uint16" if image.mode in _GREY_16 or has_16_bits(image) else "uint8"
         return Header(dtype, image.getexif().get(ORIENTATION, 1) != 1, frames - 1)
+
+
+def _is_measured(header: Header, name: str, decode: Decoder) -> bool:
+    """Whether a file's numbers tell something: those of 8-bit RGB have one range."""
+    return decode.channels != RGB or header.dtype != "uint8" or name.lower().endswith(ARRAY_SUFFIX)
 
 
 def _largest(content: bytes, name: str, decode: Decoder) -> float:
@@ -132,6 +143,11 @@ def _describe(look: FirstLook, headers: list[Header], decode: Decoder) -> None:
             f"{turned} of {len(headers)} sampled files carry an EXIF orientation, {applied} "
             f"(DATA.EXIF_ORIENTATION {decode.oriented})"
         )
+    if stacked := sum(header.stacked for header in headers):
+        look.notes.append(
+            f"{stacked} of {len(headers)} sampled files are TIFF of {decode.channels} pages, which "
+            "are read as channels"
+        )
     if unused := sum(header.unused > 0 for header in headers):
         look.warnings.append(
             f"{unused} of {len(headers)} sampled files have frames or pages that are not used: the "
@@ -152,19 +168,24 @@ def _warn_of_narrow(look: FirstLook, largest: list[float]) -> None:
         look.warnings.append(
             f"the largest number in {len(largest)} sampled files of 16 bits is {number} of "
             f"65535: 8-bit RGB keeps {number // 256 + 1} levels of it; train with IN_CHANS 1, "
-            "which keeps all bits, and the pictures' own DATA.MEAN and DATA.STD"
+            "which keeps all bits of grey files, and the pictures' own DATA.MEAN and DATA.STD; of "
+            "colours .npy keeps them"
         )
 
 
 def _warn_of_odd(look: FirstLook, images: list[Tensor], normalize: Normalizer) -> None:
-    """Warn where numbers are far from a deviation of 1 after normalization; tell their own."""
+    """Warn where numbers are far from a deviation of 1 after normalization; tell their own.
+
+    A channel of one number only, such as opaque transparency, has no deviation to be normalized by.
+    """
     if not images:
         return
     numbers = torch.cat(images, dim=1).double()  # (C, pixels)
-    mean, std = numbers.mean(1), numbers.std(1)
+    mean, std = numbers.mean(1), numbers.std(1, correction=0)
     wanted_mean, wanted_std = (values.flatten() for values in (normalize.mean, normalize.std))
     deviation, offset = std / wanted_std, (mean - wanted_mean) / wanted_std
     usual = (deviation > 1 / _ODD) & (deviation < _ODD) & (offset.abs() < _ODD)
+    usual |= std == 0
     if not usual.all():
         own = [[float(f"{value:.3g}") for value in values.tolist()] for values in (mean, std)]
         look.warnings.append(

@@ -123,6 +123,8 @@ def require_files(rows: Sequence[Row], folder: str, path: str) -> None:
     hint = ""
     if os.path.isfile(os.path.join(folder, first.path.replace("\\", "/"))):
         hint = ", but with / in place of \\ it is"
+    elif os.path.isfile(os.path.join(folder, first.path.strip())):
+        hint = ", but without the space around its name it is"
     raise ValueError(
         f"{path}: {len(missing)} of {len(chosen)} files{sample} are not there; the first, in line "
         f"{first.line}, is {short(first.path)}{hint} (paths are relative to {folder or '.'})"

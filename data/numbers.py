@@ -33,10 +33,8 @@ def as_floats(planes: np.ndarray, bits: int | None = None) -> Tensor:
     """Convert numbers (C, H, W) of any type and byte order to float32.
 
     Numbers with a range (`largest_of`) become 0 to 1; signed, longer and real ones stay as they
-    are. ValueError for other types, and where a number is NaN or infinite in float32.
+    are. ValueError where a number is NaN or infinite in float32.
     """
-    if planes.dtype.kind not in "buif":
-        raise ValueError(f"it holds {planes.dtype}, expected numbers")
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, found below
         floats = np.array(planes, dtype=np.float32, order="C")
     if planes.dtype.kind == "f" and not (finite := np.isfinite(floats)).all():
@@ -61,7 +59,7 @@ def as_bytes(planes: np.ndarray, bits: int | None = None) -> np.ndarray:
             "make: train with IN_CHANS 1, which keeps them (DATA.MEAN, DATA.STD), or scale them"
         )
     if largest < 255:
-        return (planes * (255 // largest)).astype(np.uint8)
+        return (planes.astype(np.uint16) * 255 // largest).astype(np.uint8)
     return (planes >> (largest.bit_length() - 8)).astype(np.uint8)
 
 
@@ -96,11 +94,13 @@ def dtype_of_array(content: bytes) -> str:
 
 
 def _read_header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether columns come first, and type."""
+    """Shape, whether columns come first, and type; ValueError for other than real numbers."""
     version = npy.read_magic(file)
     if version not in _NPY_HEADERS:
         raise ValueError(f"version {version} of NumPy's format, expected 1.0 or 2.0")
     header: tuple[tuple[int, ...], bool, np.dtype] = _NPY_HEADERS[version](file)
+    if header[2].kind not in "buif":
+        raise ValueError(f"it holds {header[2]}, expected real numbers")
     return header
 
 

@@ -51,6 +51,7 @@ _JPEG = b"\xff\xd8\xff"  # the first bytes
 _PROGRESSIVE, _SCAN = b"\xff\xc2", b"\xff\xda"  # markers of a frame and of each scan
 _MOST_SCANS = 500  # of a progressive JPEG, which takes the time of as many pictures
 ORIENTATION = 0x0112  # of EXIF
+_GREYS_OF_FEW_BITS = {"L;2": 85, "L;4": 17}  # layout -> 255 / the largest number
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 # An RGB image of PIL; uint8 RGB (3, H, W); or float32 (C, H, W) (`numbers.as_floats`).
@@ -90,7 +91,7 @@ class Decoder:
                     return picture
             return self._by_pil(content)
         except UnidentifiedImageError:
-            reason = "it is empty" if not content else "it is in no known format"
+            reason = _of_no_format(content)
         except Exception as error:  # broken content raises exceptions of many types
             reason = reason_of(error)
         raise ValueError(f"{name} cannot be read as a picture: {reason}")
@@ -104,9 +105,7 @@ class Decoder:
                     raise ValueError(
                         "its colours have 16 bits, of which PIL keeps 8: save it as .npy"
                     )
-            transparent = image.info.get("transparency")
-            if isinstance(transparent, tuple) and has_16_bits(image):  # PIL keeps 8 of the pixels'
-                image.info["transparency"] = tuple(value >> 8 for value in transparent)
+            _scale_transparent(image)
             image.load()
             if self.oriented:
                 ImageOps.exif_transpose(image, in_place=True)
@@ -134,6 +133,13 @@ class Decoder:
         pixels = as_bytes(numbers, bits).transpose(1, 2, 0)  # (H, W, C)
         pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
         return as_channels(Image.fromarray(np.ascontiguousarray(pixels)), self.channels)
+
+
+def _of_no_format(content: bytes) -> str:
+    """Why PIL knows no format of a file."""
+    if content.startswith(tiff.MAGIC):
+        return f"it is {tiff.describe_content(content)}, which is not read: save it as .npy"
+    return "it is in no known format" if content else "it is empty"
 
 
 EXACT_RGB = Decoder()
@@ -221,12 +227,25 @@ def _can_be_listed(folder: str) -> bool:
     return True
 
 
+def _layouts(image: Image.Image) -> list[str]:
+    """How a file that is open but not yet decoded stores numbers, for example "RGBA;16B"."""
+    layouts = [entry[3] for entry in getattr(image, "tile", ())]
+    return [str(layout[0] if isinstance(layout, tuple) else layout) for layout in layouts]
+
+
 def has_16_bits(image: Image.Image) -> bool:
     """Whether a file that is open but not yet decoded stores 16-bit colours."""
-    layouts = [entry[3] for entry in getattr(image, "tile", ())]  # "RGBA;16B", or a tuple with it
-    return any(
-        "16" in str(layout[0] if isinstance(layout, tuple) else layout) for layout in layouts
-    )
+    # BMP's "BGR;16" are three colours in 16 bits.
+    return any("16" in layout and not layout.startswith("BGR") for layout in _layouts(image))
+
+
+def _scale_transparent(image: Image.Image) -> None:
+    """Scale the transparent colour of a PNG file to 8 bits, as PIL does the pixels only."""
+    value, layouts = image.info.get("transparency"), _layouts(image)
+    if isinstance(value, int) and layouts and layouts[0] in _GREYS_OF_FEW_BITS:
+        image.info["transparency"] = value * _GREYS_OF_FEW_BITS[layouts[0]]
+    elif isinstance(value, tuple) and has_16_bits(image):
+        image.info["transparency"] = tuple(number >> 8 for number in value)
 
 
 def as_channels(image: Image.Image, channels: int) -> Picture:

@@ -26,6 +26,7 @@ __all__ = [
     "Shards",
     "classes_text",
     "entries_of",
+    "tar_files",
     "write_index",
 ]
 
@@ -175,7 +176,12 @@ def _class_names(content: bytes) -> list[str]:
 def _find(root: str) -> _Found:
     """Locate the pictures of all tar files in a folder."""
     start, left_out = time.perf_counter(), LeftOut()
-    tars = _tar_files(root, left_out)
+    tars = tar_files(root, left_out)
+    if not tars:
+        raise ValueError(
+            f"DATA.DATA_PATH {root} holds no {_TAR_SUFFIX} file (python -m tools.shard)"
+            f"{left_out.words()}"
+        )
     progress, number = Progress(root), 0
     parts: list[Members] = []
     reread: dict[str, str] = {}
@@ -205,8 +211,11 @@ def _find(root: str) -> _Found:
     return _Found(listing, tars, tar_of, np.concatenate([part.places for part in parts]))
 
 
-def _tar_files(root: str, left_out: LeftOut) -> list[str]:
-    """Paths of the tar files in a folder, sorted; count other files."""
+def tar_files(root: str, left_out: LeftOut) -> list[str]:
+    """Paths of the tar files in a folder, sorted; count other files.
+
+    ValueError where the folder cannot be listed.
+    """
     paths = []
     try:
         with os.scandir(root) as entries:
@@ -223,11 +232,6 @@ def _tar_files(root: str, left_out: LeftOut) -> list[str]:
                     left_out.add(reason_against(name) or LOOSE, name)
     except OSError as error:
         raise unlisted(os.fsencode(root), error) from None
-    if not paths:
-        raise ValueError(
-            f"DATA.DATA_PATH {root} holds no {_TAR_SUFFIX} file (python -m tools.shard)"
-            f"{left_out.words()}"
-        )
     return sorted(paths)
 
 

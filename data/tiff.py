@@ -18,6 +18,8 @@ _WHITE_IS_0 = PHOTOMETRIC.MINISWHITE
 _GREY = (PHOTOMETRIC.MINISBLACK, _WHITE_IS_0)
 _PLANES = (*_GREY, PHOTOMETRIC.RGB, PHOTOMETRIC.SEPARATED)  # numbers that need no conversion
 _UNSIGNED, _COMPLEX = 1, (5, 6)  # of SampleFormat
+_BITS_OF_PIL = (1, 2, 4, 8, 16)
+_MOST_BESIDE_RGB = 6  # planes in all, of which PIL reads those of RGB
 _REDUCED, _MASK = 1, 4  # of NewSubfileType
 _ORIENTATION = 274
 
@@ -41,7 +43,9 @@ def read_tiff(content: bytes, channels: int, most_pixels: int) -> Planes | None:
     with TiffFile(io.BytesIO(content)) as file:
         pages = _pages(file, channels)
         page = pages[0]
-        if len(pages) == 1 and page.index == 0 and _suits_pil(page, channels):
+        # PIL does not know BigTIFF of the other byte order.
+        by_pil = page.index == 0 and not (file.is_bigtiff and file.byteorder == ">")
+        if len(pages) == 1 and by_pil and _suits_pil(page, channels):
             return None
         planes = len(pages) if len(pages) > 1 else page.samplesperpixel
         if page.dtype is None:
@@ -74,10 +78,11 @@ def require_pixels(width: int, height: int, most: int, planes: int = 1) -> None:
         )
 
 
-def num_unused_pages(content: bytes, channels: int) -> int:
-    """Number of full-resolution pages that `read_tiff` leaves out."""
+def num_pages(content: bytes, channels: int) -> tuple[int, int]:
+    """Numbers of full-resolution pages that `read_tiff` takes and leaves out."""
     with TiffFile(io.BytesIO(content)) as file:
-        return sum(1 for _ in _whole_pages(file)) - len(_pages(file, channels))
+        used = len(_pages(file, channels))
+        return used, sum(1 for _ in _whole_pages(file)) - used
 
 
 def dtype_of(content: bytes) -> str:
@@ -95,6 +100,12 @@ def describe(page: TiffPage) -> str:
     return f"a TIFF of {page.samplesperpixel} x {kind}{special}"
 
 
+def describe_content(content: bytes) -> str:
+    """A file's first full-resolution page in words."""
+    with TiffFile(io.BytesIO(content)) as file:
+        return describe(_pages(file, 1)[0])
+
+
 def _pages(file: TiffFile, channels: int) -> list[TiffPage]:
     """The pages that are the picture: one, or one for each of several channels."""
     whole = _whole_pages(file)
@@ -110,31 +121,36 @@ def _pages(file: TiffFile, channels: int) -> list[TiffPage]:
 
 def _whole_pages(file: TiffFile) -> Iterator[TiffPage]:
     """Pages that are pictures of their own: no overviews, thumbnails or masks."""
+    seen: set[int] = set()
     for page in file.pages:
+        if page.offset in seen:  # a damaged file's pages may lead back, without end
+            return
+        seen.add(page.offset)
         if isinstance(page, TiffPage) and not page.subfiletype & (_REDUCED | _MASK):
             yield page
 
 
 def _suits_pil(page: TiffPage, channels: int) -> bool:
     """Whether PIL gives the numbers that the page holds."""
-    if page.sampleformat != _UNSIGNED or not isinstance(page.bitspersample, int):
+    known = page.sampleformat == _UNSIGNED and page.bitspersample in _BITS_OF_PIL
+    # Of parts that a sparse file leaves out, PIL reads the file's beginning.
+    if not known or page.imagedepth > 1 or 0 in page.dataoffsets:
         return False
-    few = channels in (1, RGB)
+    few, chunky = channels in (1, RGB), page.planarconfig == tifffile.PLANARCONFIG.CONTIG
     if page.samplesperpixel == 1 and not few:
         return False  # the error names the number of pages
-    chunky = page.planarconfig == tifffile.PLANARCONFIG.CONTIG
     if page.bitspersample <= 8:
         # PIL drops planes whose meaning the file does not say, which may follow those of RGB only,
         # and opens no such file of planes one by one.
         dropped = page.photometric == PHOTOMETRIC.RGB and few and chunky
         named = 0 not in page.extrasamples or dropped
         most = 2 if page.photometric in (*_GREY, PHOTOMETRIC.PALETTE) else 4
+        most = _MOST_BESIDE_RGB if dropped else most
         return named and page.samplesperpixel <= most
-    if page.bitspersample != 16 or page.samplesperpixel > 4:
-        return False
     if page.samplesperpixel == 1:
         return page.photometric == PHOTOMETRIC.MINISBLACK
-    return few and chunky and page.photometric == PHOTOMETRIC.RGB
+    colours = page.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.SEPARATED)
+    return few and chunky and colours and page.samplesperpixel <= 4
 
 
 def _numbers(page: TiffPage, size: int) -> np.ndarray:

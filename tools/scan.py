@@ -65,9 +65,10 @@ from concurrent.futures.process import BrokenProcessPool
 
 from data.first_look import first_look
 from data.labelled import csv_list
+from data.left_out import LeftOut
 from data.listing import find_pictures
 from data.pictures import Decoder
-from data.shards import Shards
+from data.shards import Shards, tar_files
 from data.sources import ImageFolder, PictureSet
 from logger import progress_bar
 from utils.processes.exit_status import run_program
@@ -110,7 +111,7 @@ def pictures_of(data: str, dataset: str | None, decode: Decoder) -> PictureSet:
     """
     if os.path.isfile(data):
         return csv_list(data, None, decode)
-    num_tars = sum(1 for _ in Path(data).glob("*.tar"))
+    num_tars = len(tar_files(data, LeftOut())) if os.path.isdir(data) else 0
     if dataset is None and num_tars:
         num_pictures = len(find_pictures(data).names)
         if num_pictures:

@@ -46,6 +46,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.labelled import class_folders
+from data.left_out import LeftOut
 from data.listing import find_pictures
 from data.pictures import NO_LABEL, VanishedError, read_file
 from data.shards import (
@@ -54,6 +55,7 @@ from data.shards import (
     LABEL_SUFFIX,
     classes_text,
     entries_of,
+    tar_files,
     write_index,
 )
 from data.unreadable import most_unreadable
@@ -94,9 +96,9 @@ def main() -> None:
 
 def index_shards(folder: str) -> str:
     """Write an index beside every tar file of a folder."""
-    paths = sorted(str(path) for path in Path(folder).glob("*.tar"))
+    paths = tar_files(folder, left_out := LeftOut())
     if not paths:
-        raise ValueError(f"{folder} holds no .tar file")
+        raise ValueError(f"{folder} holds no .tar file{left_out.words()}")
     pictures = 0
     for path in progress_bar(paths, name="indexing", rank=0):
         Path(path + INDEX_SUFFIX).unlink(missing_ok=True)  # else entries_of would read it

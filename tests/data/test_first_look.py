@@ -1,6 +1,7 @@
 """What the log says at the start of files that training would read otherwise than expected."""
 
 import io
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -91,6 +92,20 @@ def test_frames_and_pages_that_are_not_used_are_counted(
     assert any("2 of 2 sampled files have frames or pages" in line for line in warnings) == unused
 
 
+def test_pages_that_lead_back_to_the_first_end() -> None:
+    content = bytearray(tiff_bytes(np.zeros((8, 8), np.uint8)))
+    (first,) = struct.unpack_from("<I", content, 4)
+    (number,) = struct.unpack_from("<H", content, first)
+    struct.pack_into("<I", content, first + 2 + 12 * number, first)
+    assert not look([bytes(content)], 1, mean=[0], std=[1]).warnings
+
+
+def test_files_whose_pages_are_the_channels_are_counted() -> None:
+    page = np.zeros((8, 8), np.uint8)
+    note = "1 of 2 sampled files are TIFF of 3 pages, which are read as channels"
+    assert note in look([tiff_bytes(page, page, page), tiff_bytes(page, page)]).notes
+
+
 def ramp(bits: int) -> np.ndarray:
     return np.arange(2**bits, dtype=np.uint16).reshape(2 ** (bits // 2), -1)
 
@@ -121,6 +136,22 @@ def test_numbers_with_and_without_a_range_are_not_mixed_without_a_word() -> None
     one, other = np.ones((8, 8), np.uint8), np.full((8, 8), -3, np.int16)
     warnings = look([tiff_bytes(one), tiff_bytes(other)], 1, mean=[0.0], std=[1.0]).warnings
     assert any("with and without a range" in line for line in warnings)
+
+
+def test_a_file_that_no_picture_comes_of_is_left_to_training() -> None:
+    wrong = [np.zeros((4, 4), [("a", "f4")]), np.array([["word"]])]
+    contents = [*map(array, wrong), array(np.eye(8, dtype=np.uint8) * 255)]
+    found = look(contents, 1, "npy", mean=[0.1], std=[0.3])
+    assert found.notes == ["a sample of 1 files holds numbers of these types: 1 of uint8"]
+    assert not look(
+        [tiff_bytes(np.zeros((4, 4), np.float32), bits=8)], 1, "tif", mean=[0], std=[1]
+    ).notes
+
+
+def test_a_channel_of_one_number_gives_no_deviation_to_normalize_by() -> None:
+    opaque = np.random.default_rng(0).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    opaque[..., 3] = 255
+    assert not look([png(opaque)] * 2, 4, mean=[0.5], std=[0.25]).warnings
 
 
 def test_a_data_set_without_files_is_not_looked_at() -> None:

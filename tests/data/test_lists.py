@@ -97,6 +97,8 @@ def test_files_that_are_not_there_are_counted_and_the_first_is_named(folder: Pat
         read(folder, f"{HEADER}a.png,cat\na,cat\nsub,cat\n")
     with pytest.raises(ValueError, match=r"1 of 1 files .* is sub\\g\.png, but with / in place of"):
         read(folder, f"{HEADER}sub\\g.png,cat\n")
+    with pytest.raises(ValueError, match=r"is a\.png, but without the space around its name it is"):
+        read(folder, f"{HEADER} a.png,cat\n")
 
 
 def test_of_a_long_list_some_files_are_looked_for(folder: Path) -> None:

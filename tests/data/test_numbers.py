@@ -61,6 +61,11 @@ def palette() -> Image.Image:
     return image
 
 
+def big_endian_big_tiff(pixels: np.ndarray) -> bytes:
+    tifffile.imwrite(file := io.BytesIO(), pixels[..., 0], bigtiff=True, byteorder=">")
+    return file.getvalue()
+
+
 def bilevel() -> Image.Image:
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 1)
@@ -137,6 +142,7 @@ ROWS: dict[str, list[Case]] = {
         Case(tiff_bytes(u8([255, 55]), photometric=WHITE_IS_0), GREY),
         *[Case(saved(bilevel(), kind), BITS) for kind in ("PNG", "BMP", "TIFF", "PPM")],
         Case(saved(u8([0, 255]), "PNG", bits=2), BITS),
+        Case(tiff_bytes(u8([0, 0]), bits=6, packed=b"\x03\xf0"), BITS),
         Case(b"P2 2 1 15 0 15", BITS),
     ],
     "palette": [
@@ -173,12 +179,18 @@ ROWS: dict[str, list[Case]] = {
         )
         for kind in ("PNG", "TIFF")
     ],
-    "CMYK of 8 bits": [
+    "CMYK of 8 bits, or of 16 bits in TIFF": [
         Case(
-            tiff_bytes(u8([0, 255], [0, 0], [0, 0], [0, 0]), photometric=CMYK, planar=planar),
+            tiff_bytes(
+                as_type(dtype, [0, largest], [0, 0], [0, 0], [0, 0]),
+                photometric=CMYK,
+                planar=planar,
+                order=order,
+            ),
             {3: [[255, 0], [255, 255], [255, 255]], 4: [[0, 1], [0, 0], [0, 0], [0, 0]], 5: OTHER},
         )
-        for planar in (1, PLANAR)
+        for dtype, largest, planar in (("u1", 255, 1), ("u1", 255, PLANAR), ("u2", 65535, 1))
+        for order in ORDERS
     ],
     "grey of 9 to 16 bits": [
         Case(saved(as_type("u2", *SHORT), "PNG"), LONG),
@@ -189,13 +201,21 @@ ROWS: dict[str, list[Case]] = {
             for order in ORDERS
             for photometric, white in ((1, SHORT), (WHITE_IS_0, [[65535 - 384, 65535 - 65407]]))
         ],
+        Case(big_endian_big_tiff(as_type("u2", *SHORT)), LONG),
         Case(  # 0x018 and 0xFF7 in three bytes
             tiff_bytes(u8([0, 0]), bits=12, packed=b"\x01\x8f\xf7"),
             {3: [[1, 255]] * 3, 1: [[0x018 / 4095, 0xFF7 / 4095]]},
         ),
     ],
-    "grey of 16 bits with a transparent value": [
-        Case(saved(as_type("u2", *SHORT), "PNG", transparency=384), LONG_ON_WHITE)
+    "grey with a transparent value": [
+        Case(saved(as_type("u2", *SHORT), "PNG", transparency=384), LONG_ON_WHITE),
+        *[  # the value counts in the file's bits
+            Case(
+                saved(u8([step, 0]), "PNG", bits=bits, transparency=1),
+                {3: [[255, 0]] * 3, 1: [[1, 0]], 2: OTHER},
+            )
+            for bits, step in ((2, 85), (4, 17), (8, 1))
+        ],
     ],
     "RGB of 16 bits": [
         Case(
@@ -226,25 +246,33 @@ ROWS: dict[str, list[Case]] = {
         *of_planes(3),
         *of_planes(3, photometric=RGB),
     ],
-    "RGB and a further plane, TIFF": [
-        Case(
-            tiff_bytes(ALPHA, photometric=RGB),
-            {3: [[10, 10], [20, 20], [30, 30]], 1: [[18 / 255, 18 / 255]], 4: ALPHA[0].T / 255},
-        ),
+    "RGB and up to three further planes, TIFF": [
         *[
             Case(
-                tiff_bytes(pixels, photometric=RGB, planar=PLANAR),
-                {3: OTHER, 1: OTHER, 4: ALPHA[0].T / 255},
+                tiff_bytes(np.dstack([ALPHA, *[ALPHA[..., :1]] * more]), photometric=RGB),
+                {3: [[10, 10], [20, 20], [30, 30]], 1: [[18 / 255, 18 / 255]], 2: OTHER},
             )
-            for pixels in (ALPHA, ALPHA_16)
+            for more in (0, 1, 2)
         ],
+        Case(tiff_bytes(ALPHA, photometric=RGB), {4: ALPHA[0].T / 255, 5: OTHER}),
+        Case(
+            tiff_bytes(ALPHA_16, photometric=RGB, planar=PLANAR),
+            {3: OTHER, 1: OTHER, 4: ALPHA[0].T / 255},
+        ),
+        Case(
+            tiff_bytes(ALPHA, photometric=RGB, planar=PLANAR),
+            {3: OTHER, 1: OTHER, 4: ALPHA[0].T / 255},
+        ),
         *[
             Case(
                 tiff_bytes(as_type(dtype, *[[1, 2]] * 5), photometric=RGB, planar=planar),
                 {3: OTHER, 1: OTHER, 5: [[1 / largest, 2 / largest]] * 5},
             )
-            for dtype, largest in (("u1", 255), ("u2", 65535))
-            for planar in (1, PLANAR)
+            for dtype, largest, planar in (
+                ("u1", 255, PLANAR),
+                ("u2", 65535, PLANAR),
+                ("u2", 65535, 1),
+            )
         ],
     ],
     "planes of 8 or 16 bits, TIFF": [
@@ -311,9 +339,9 @@ ROWS: dict[str, list[Case]] = {
     "array of complex numbers, words or objects": [
         Case(array(pixels), {1: words}, "x.npy")
         for pixels, words in (
-            (np.zeros((1, 2), np.complex64), "holds complex64, expected numbers"),
-            (np.array([["a", "b"]]), "expected numbers"),
-            (np.array([[{}, None]]), "x.npy cannot be read"),
+            (np.zeros((1, 2), np.complex64), "holds complex64, expected real numbers"),
+            (np.array([["a", "b"]]), "expected real numbers"),
+            (np.array([[{}, None]]), "holds object, expected real numbers"),
             (np.array([[0.0, np.nan]]), "1 of its 2 numbers are NaN or infinite"),
             (np.array([[0.0, 1e300]]), "1 of its 2 numbers are NaN or infinite"),
         )
@@ -349,6 +377,26 @@ def test_numbers_become_what_the_page_says(row: str) -> None:
                 assert pixels.dtype == np.float32, where
                 wanted = np.array(expected, np.float32)[:, None]
                 np.testing.assert_allclose(pixels, wanted, rtol=1e-6, err_msg=where)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("planes", [(), (3,)])
+def test_parts_that_a_sparse_tiff_leaves_out_are_its_value_for_missing_data(
+    compression: str | None, planes: tuple[int, ...]
+) -> None:
+    tiles = iter([np.full((16, 16, *planes), 7, np.uint8), None])
+    tifffile.imwrite(
+        file := io.BytesIO(),
+        tiles,
+        shape=(16, 32, *planes),
+        dtype=np.uint8,
+        tile=(16, 16),
+        photometric="rgb" if planes else "minisblack",
+        compression=compression,
+    )
+    found = np.asarray(Decoder(3)(file.getvalue(), "x.tif"))
+    assert (found[:, :16] == 7).all()
+    assert (found[:, 16:] == 0).all()
 
 
 def test_a_tiff_stands_as_its_tag_says_however_it_is_read() -> None:

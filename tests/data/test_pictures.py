@@ -106,7 +106,7 @@ def write_wrong(path: Path, kind: str) -> None:
     ("kind", "message"),
     [
         ("pickled objects", "cannot be read as a picture"),
-        ("words", "it holds <U1, expected numbers"),
+        ("words", "it holds <U1, expected real numbers"),
         ("cut off", "but the file ends before that"),
         ("lying header", r"its header tells of \(4, 99999999\) float64"),
         ("no array", "cannot be read as a picture"),
@@ -165,7 +165,7 @@ def test_samples_of_any_channels_reach_both_stages(tmp_path: Path, channels: int
 
 
 def test_a_batch_does_not_mix_8_bit_rgb_with_real_numbers(tmp_path: Path) -> None:
-    Image.new("RGB", (16, 16)).save(tmp_path / "a.tif")
+    Image.new("RGB", (16, 16), "white").save(tmp_path / "a.tif")
     (tmp_path / "b.tif").write_bytes(tiff_bytes(pixels((16, 16, 3), np.float32)))
     opts = ["DATA.DATA_PATH", str(tmp_path), "DATA.IMG_SIZE", 64, "DATA.BATCH_SIZE", 2]
     cfg = get_config(None, [*opts, "DATA.NUM_WORKERS", 0])

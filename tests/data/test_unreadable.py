@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import main_finetune
-from data.build import build_pretrain_dataset
+from data.build import build_eval_dataset, build_pretrain_dataset
+from data.datasets import collate
 from data.pictures import VanishedError, read_file, read_patiently, without_pauses
 from data.sources import ImageFolder
 from data.unreadable import ReadablePictures, most_unreadable
@@ -385,3 +387,17 @@ def test_a_validation_that_cannot_be_read_gives_no_accuracy_and_loses_no_epoch(
     lines = metrics_of(tmp_path, name="finetune")
     assert [line["update"] for line in lines if "loss" in line] == list(range(8))
     assert [line["epoch"] for line in lines if "val_loss" in line] == [0, 1]
+
+
+def test_an_unreadable_array_among_arrays_of_three_channels_counts_as_wrong(
+    tmp_path: Path,
+) -> None:
+    for index, name in enumerate(("a", "b")):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        np.save(tmp_path / "val" / name / "0.npy", np.full((8, 8, 3), index + 0.5, np.float32))
+    (tmp_path / "val" / "a" / "1.npy").write_bytes(b"broken")
+    opts = ["DATA.DATA_PATH", str(tmp_path), "DATA.IMG_SIZE", 32, "DATA.NUM_WORKERS", 0]
+    dataset = build_eval_dataset(get_config(None, opts), ["a", "b"])
+    images, labels = collate([dataset[0, index] for index in range(3)])
+    assert (images.dtype, labels.tolist()) == (torch.float32, [0, -1, 1])
+    assert [round(float(image.max()), 4) for image in images] == [0.5, 0, 1.5]

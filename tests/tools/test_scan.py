@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from data.pictures import Decoder
+from data.shards import Shards
+from data.sources import ImageFolder
 from tests.support.picture_files import jpeg, write_tar
 from tests.support.small_runs import ROOT, call
 from tools import scan
@@ -38,6 +41,14 @@ def test_tar_files_beside_pictures_have_to_be_chosen(
     assert said.endswith("1 cannot be read\n")
     assert call(monkeypatch, scan, folder, "--workers", 1, "--dataset", "shards") == 0
     assert "\n1 pictures in " in f"\n{capsys.readouterr().out}"
+
+
+def test_a_hidden_file_is_no_tar_file_and_an_upper_case_one_is(folder: Path) -> None:
+    (folder / "._a.tar").write_bytes(b"of a Mac")
+    assert isinstance(scan.pictures_of(str(folder), None, Decoder()), ImageFolder)
+    (folder / "tars").mkdir()
+    write_tar(folder / "tars/A.TAR", {"x.jpg": jpeg()})
+    assert isinstance(scan.pictures_of(str(folder / "tars"), None, Decoder()), Shards)
 
 
 def test_the_pictures_of_a_list_are_scanned(

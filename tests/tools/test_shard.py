@@ -57,9 +57,13 @@ def test_an_index_is_written_for_tar_files_of_others(
 ) -> None:
     path = write_tar(tmp_path / "0.tar", {"x.jpg": jpeg()})
     Path(f"{path}.index").write_text("an old one")
+    write_tar(tmp_path / "1.TAR", {"x.jpg": jpeg()})
+    (tmp_path / "._0.tar").write_bytes(b"of a Mac")
     assert call(monkeypatch, shard, "--index", tmp_path) == 0
-    assert "wrote the index of 1 pictures in 1 tar file(s)" in capsys.readouterr().out
-    assert len(Shards(str(tmp_path))) == 1
+    assert "wrote the index of 2 pictures in 2 tar file(s)" in capsys.readouterr().out
+    shards = Shards(str(tmp_path))
+    assert len(shards) == 2
+    assert "read the headers" not in shards.found
 
 
 @pytest.mark.parametrize(
