@@ -1,6 +1,7 @@
 """What the processes of a run compare with each other before the first update."""
 
 import math
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from utils.checkpoints.state import TrainState
+from utils.config import stage_of
 from utils.device import choose_precision, dtype_name
 from utils.processes.agreement import digest, digest_of_bits, require_agreement
 from utils.processes.sharding import is_sharded
@@ -21,13 +23,17 @@ _OF_A_MACHINE = ("DEVICE", "DATA.NUM_WORKERS")
 
 def facts_of_start(cfg: CfgNode, device: torch.device) -> dict[str, str]:
     """Configuration, precision, packages and code, as far as they must be equal."""
-    facts = packages()
+    # Results do not depend on the last part of Python's version, in which machines may differ.
+    facts = packages() | {"python": ".".join(platform.python_version_tuple()[:2])}
     for key, value in _flat(cfg):
         if key in _PATHS:
             facts[key] = "a path" if value else "not set"
         elif key not in _OF_A_MACHINE:
             facts[key] = repr(value)
-    for key, wanted in (("training", cfg.TRAIN.PRECISION), ("evaluation", cfg.TEST.PRECISION)):
+    precisions = {"training": cfg.TRAIN.PRECISION}
+    if stage_of(cfg) != "pre-training":
+        precisions["evaluation"] = cfg.TEST.PRECISION
+    for key, wanted in precisions.items():
         facts[f"the precision of {key}"] = dtype_name(choose_precision(wanted, device))
     return facts | {f"the digest of {file}": digest for file, digest in code().items()}
 
