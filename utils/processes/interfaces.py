@@ -53,7 +53,8 @@ def _interface_of(address: str) -> str:
     if wanted.is_loopback:
         return "lo"
     found = _interfaces_of_ipv4() if wanted.version == 4 else _interfaces_of_ipv6()
-    return found.get(wanted.packed, "")
+    name = found.get(wanted.packed, "")
+    return "" if name == "lo" else name  # gloo would take its first address, 127.0.0.1
 
 
 def _interfaces_of_ipv4() -> dict[bytes, str]:
