@@ -13,6 +13,7 @@ from utils.checkpoints.state import TrainState
 from utils.config import stage_of
 from utils.device import choose_precision, dtype_name
 from utils.processes.agreement import digest, digest_of_bits, require_agreement
+from utils.processes.group import world_size
 from utils.processes.sharding import is_sharded
 from utils.versions import code, packages
 
@@ -46,6 +47,8 @@ def require_same_parts(
     ValueError in all of them where one has others. `data` are data sets by their purpose. The model
     is not yet distributed: afterwards the weights of process 0 would replace the others'.
     """
+    if world_size() == 1:
+        return
     facts = {}
     for purpose, dataset in data.items():
         facts[f"the number of {purpose} pictures"] = str(len(dataset))
@@ -64,6 +67,8 @@ def require_same_state(state: TrainState) -> None:
 
     ValueError in all of them where one has others. Of a sharded model no process has all weights.
     """
+    if world_size() == 1:
+        return
     facts = {f"the position's {name}": str(value) for name, value in vars(state.position).items()}
     for name, model in ({} if is_sharded(state.model) else state.models()).items():
         facts[f"the digest of the weights of {name}"] = digest_of_bits(model.parameters())

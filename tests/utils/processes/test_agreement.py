@@ -256,7 +256,10 @@ def test_replicas_on_different_devices_may_part_with_a_warning(tmp_path: Path) -
     assert said.count("the weights of rank 1 of 2 processes differ from those of rank 0") == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.bfloat16, torch.float64, torch.uint8, torch.complex64, torch.complex128],
+)
 def test_the_digest_of_weights_tells_one_bit_apart(dtype: torch.dtype) -> None:
     weights = [torch.arange(6).to(dtype).view(2, 3), torch.ones(4, 2, dtype=dtype).T]
     before = digest_of_bits(weights)
