@@ -70,7 +70,7 @@ def _section(
         if len(fitting) > 1:
             raise ValueError(
                 f"checkpoint {source} holds weights for this model in its sections "
-                f"{' and '.join(fitting)}: save the ones that are meant alone"
+                f"{' and '.join(map(short, fitting[:3]))}: save the ones that are meant alone"
             )
         if fitting:
             return fitting[0], found[fitting[0]]
