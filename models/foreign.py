@@ -70,7 +70,7 @@ def _section(
         if len(fitting) > 1:
             raise ValueError(
                 f"checkpoint {source} holds weights for this model in its sections "
-                f"{' and '.join(fitting)}: save the ones that are meant alone"
+                f"{' and '.join(map(short, fitting[:3]))}: save the ones that are meant alone"
             )
         if fitting:
             return fitting[0], found[fitting[0]]
@@ -94,7 +94,8 @@ def _sections(
 def _is_whole(weights: Mapping[str, Tensor], prefix: str, known: Collection[str]) -> bool:
     """Whether the weights with the prefix are a whole model's, but for what files may lack."""
     needed = [name for name in known if not name.startswith(MAY_LACK) and name[-6:] != "_table"]
-    return all(f"{prefix}{name}" in weights for name in needed or known)
+    # Of a head alone nothing is told: other parts may have its names.
+    return bool(needed) and all(f"{prefix}{name}" in weights for name in needed)
 
 
 def _fits(weights: Mapping[str, Tensor], known: Collection[str]) -> bool:

@@ -30,8 +30,8 @@ def own_gpu(visible: int) -> int:
     launch = read_launch()
     if launch is None:
         return 0
-    if visible == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return 0  # the launcher shows each process its own GPU, as srun --gpus-per-task does
+    if visible == 1 and (launch.local_rank is None or os.environ.get("CUDA_VISIBLE_DEVICES")):
+        return 0  # the machine's only one, or all that srun --gpus-per-task shows this process
     if launch.local_rank is None and launch.size > 1:
         raise ValueError(
             f"this is process {launch.rank} of {launch.size}, but nothing tells which of the "
@@ -66,7 +66,7 @@ def cpu_name() -> str:
 def choose_precision(wanted: str, device: torch.device) -> torch.dtype:
     """`auto`: bfloat16 where it is native, else float16 on GPUs and float32 on CPUs."""
     if wanted == "float16" and device.type != "cuda":
-        raise ValueError("TRAIN.PRECISION is float16, which needs a CUDA GPU; choose bfloat16")
+        raise ValueError("a precision is float16, which needs a CUDA GPU: choose bfloat16")
     if wanted != "auto":
         return PRECISIONS[wanted]
     if device.type == "cuda":

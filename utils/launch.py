@@ -83,8 +83,12 @@ def read_launch() -> Launch | None:
 
 
 def is_launched() -> bool:
-    """Whether a launcher started this process; also where its variables are wrong."""
-    return _launcher_in(_known(os.environ)) is not None
+    """Whether a launcher started this process as one of a group; not where a variable is wrong."""
+    try:
+        launch = read_launch()
+    except ValueError:  # which ends the program as soon as it starts its group
+        return False
+    return launch is not None and launch.joins
 
 
 def meeting_place(launch: Launch) -> tuple[str, int]:
@@ -122,6 +126,9 @@ def _known(environment: Mapping[str, str]) -> dict[str, str]:
         return {name: value for name, value in known.items() if not name.startswith("SLURM_")}
     if _SRUN.rank in known and "SLURM_NTASKS" in known:
         known.setdefault(_SRUN.size, known["SLURM_NTASKS"])
+    sizes = ["1", *(known.get(other.size) for other in _LAUNCHERS if other.rank in known)]
+    if _BY_RANK.rank not in known and known.get(_BY_RANK.size) in sizes:
+        known.pop(_BY_RANK.size, None)  # a script has exported what the launcher knows better
     return known
 
 

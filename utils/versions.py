@@ -4,6 +4,7 @@ import hashlib
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
@@ -33,18 +34,34 @@ def versions() -> str:
 def code() -> dict[str, str]:
     """A digest of each file of the code that a run executes, also of a program from elsewhere.
 
-    A commit would not tell changed files apart, and a copied tree has none.
+    A commit would not tell changed files apart, and a copied tree has none. Files that nothing has
+    imported, such as an editor's copies, do not count.
     """
-    files = {path.name: path for path in _ROOT.glob("*.py")}
-    for folder in _FOLDERS:
-        paths = (_ROOT / folder).rglob("*.py")
-        files |= {str(path.relative_to(_ROOT)): path for path in paths}
+    paths = [*_ROOT.glob("*.py"), *(path for name in _FOLDERS for path in _python_in(name))]
+    files = {str(path.relative_to(_ROOT)): path for path in paths}
+    files = {name: path for name, path in files.items() if _module(name) in sys.modules}
     if started := getattr(sys.modules["__main__"], "__file__", None):
         files.setdefault(Path(started).name, Path(started))
-    return {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-        for name, path in sorted(files.items())
-    }
+    digests = {name: _digest(path) for name, path in sorted(files.items())}
+    return {name: digest for name, digest in digests.items() if digest}
+
+
+def _python_in(folder: str) -> Iterator[Path]:
+    return (_ROOT / folder).rglob("*.py")
+
+
+def _module(name: str) -> str:
+    """The name under which a file is imported."""
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _digest(path: Path) -> str:
+    """8 hex digits for any line ends; empty where a program came from no file or it is gone."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return ""
+    return hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest()[:8]
 
 
 def _git_commit() -> str:

@@ -18,6 +18,7 @@ from models import (
     load_pretrained,
     load_simmim,
 )
+from models.build import DECODERS
 from models.foreign import find_weights
 from tests.support.golden_cases import fill_by_rule
 from tests.support.small_encoders import SMALL
@@ -191,6 +192,31 @@ def test_the_other_stage_is_recognized_behind_a_prefix(tmp_path: Path) -> None:
     torch.save({"state_dict": PRETRAINED}, path)
     with pytest.raises(ValueError, match="has no classification head"):
         load_classifier(path, CFG)
+
+
+class _Decoder(torch.nn.Module):
+    """A head whose part has the name of a classifier's."""
+
+    def __init__(self, features: int, stride: int, channels: int) -> None:
+        super().__init__()
+        self.head = torch.nn.Conv2d(features, channels * stride**2, kernel_size=1)
+        self.shuffle = torch.nn.PixelShuffle(stride)
+
+    def forward(self, features: Tensor) -> Tensor:
+        shuffled: Tensor = self.shuffle(self.head(features))
+        return shuffled
+
+
+def test_a_decoder_with_a_part_named_head_is_no_classifier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DECODERS, "own", _Decoder)
+    cfg = get_config(None, [*SMALLEST, "MODEL.SIMMIM.DECODER", "own"])
+    weights = filled(build_pretrain_model(cfg)).state_dict()
+    torch.save({"model": weights}, path := tmp_path / "x.pth")
+    loaded = load_simmim(path, cfg).state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.items())
+    assert "decoder.head.weight" in load_pretrained(build_classifier(cfg, 3), path).left_over
 
 
 def test_names_of_countless_parts_are_compared_soon() -> None:

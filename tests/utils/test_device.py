@@ -38,6 +38,12 @@ def test_a_process_takes_the_gpu_of_its_number_on_the_machine(
     assert own_gpu(visible=4) == index
 
 
+def test_the_only_gpu_of_a_machine_needs_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")  # as in a cluster of containers, each with one
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert own_gpu(visible=1) == 0
+
+
 def test_no_process_of_several_takes_the_first_gpu_by_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -46,6 +46,7 @@ def launch_of(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> Lau
         (PLAIN | {"MASTER_ADDR": "host"}, ("host", 29500)),
         (STEP | {"MASTER_ADDR": "host", "MASTER_PORT": "123"}, ("host", 123)),
         (STEP, ("127.0.0.1", None)),
+        (STEP | {"WORLD_SIZE": "2"}, ("127.0.0.1", None)),  # a batch script has exported it
         (STEP | {"PMI_RANK": "1", "PMI_SIZE": "2"}, ("127.0.0.1", None)),  # srun --mpi=pmi2
         (MPI, ("127.0.0.1", 29500)),
         (MPI | {"PMIX_NAMESPACE": "1"}, ("127.0.0.1", None)),
@@ -75,7 +76,9 @@ def test_process_1_of_2_and_its_meeting_place_are_read(
     assert is_launched()
 
 
-@pytest.mark.parametrize("variables", [{}, JOB, BATCH, {"RANK": "", "WORLD_SIZE": ""}])
+@pytest.mark.parametrize(
+    "variables", [{}, JOB, BATCH, {"RANK": "", "WORLD_SIZE": ""}, {"WORLD_SIZE": "1"}]
+)
 def test_a_batch_script_and_a_shell_run_one_process(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
@@ -97,6 +100,7 @@ def test_a_process_that_is_the_only_one_joins_no_group(
     launch = launch_of(monkeypatch, variables)
     assert launch is not None
     assert not launch.joins
+    assert not is_launched()  # it must not end with the shell that started it
 
 
 @pytest.mark.parametrize(
@@ -125,7 +129,7 @@ def test_the_local_rank_is_that_of_a_launcher_that_numbers_alike(
     [
         ({"RANK": "0"}, "RANK is '0', but WORLD_SIZE is not set: set both, or neither"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is '2', but RANK is not set: set both, or neither"),
-        ({"WORLD_SIZE": "2"} | STEP, "RANK is not set"),
+        ({"WORLD_SIZE": "4"} | STEP, "RANK is not set"),
         ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK is 'one', expected a whole number from 0"),
         ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1', expected a whole number"),
         ({"RANK": "0", "WORLD_SIZE": "9" * 5000}, "WORLD_SIZE is '999.*expected a whole number"),

@@ -39,7 +39,8 @@ def require_checkpoint(head: bytes, safetensors: bool) -> None:
     if not head:
         raise DamagedError("it is empty")
     saved = head.startswith((ZIP, _PICKLE))
-    if saved and not safetensors:
+    header = head[8:9] == b"{"  # after its length, in 8 bytes that may look like another beginning
+    if header if safetensors else saved:
         return
     begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     kinds = [kind for beginning, kind in _BEGINNINGS.items() if begin.startswith(beginning)]
@@ -49,11 +50,8 @@ def require_checkpoint(head: bytes, safetensors: bool) -> None:
         raise ValueError(f"it is {kinds[0]}")
     if saved:
         raise ValueError("it is a file of torch.save: give it a name that ends with .pth")
-    header = head[8:9] == b"{"  # after its length, in 8 bytes
-    if header and not safetensors:
-        raise ValueError("it is a safetensors file: give it a name that ends with .safetensors")
     if header:
-        return
+        raise ValueError("it is a safetensors file: give it a name that ends with .safetensors")
     if not any(head):
         raise DamagedError("it begins with zeros, as a file that was not written to its end")
     text = head.decode(errors="replace").removesuffix("\ufffd")  # cut inside a letter

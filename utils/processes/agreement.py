@@ -33,7 +33,8 @@ def digest(content: bytes) -> str:
 
 def bits_of(tensors: Iterable[Tensor]) -> Tensor:
     """The sum of the bits of each tensor, read as integers: int64 (tensors,), on their device."""
-    whole = (tensor.detach().view(_BITS[tensor.element_size()]) for tensor in tensors)
+    parts = (torch.view_as_real(each) if each.is_complex() else each for each in tensors)
+    whole = (tensor.detach().view(_BITS[tensor.element_size()]) for tensor in parts)
     return torch.stack([tensor.sum(dtype=torch.int64) for tensor in whole])
 
 

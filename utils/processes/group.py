@@ -48,12 +48,6 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def launched() -> bool:
-    """Whether a launcher started this process as one of a group."""
-    launch = read_launch()
-    return launch is not None and launch.joins
-
-
 def start_process_group(
     device: torch.device, lost_after: float = 600.0, facts: Mapping[str, str] | None = None
 ) -> None:

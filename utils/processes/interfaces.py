@@ -1,5 +1,6 @@
 """The network interface by which this process reaches the others."""
 
+import contextlib
 import ipaddress
 import os
 import socket
@@ -39,8 +40,9 @@ def choose_interface(address: str) -> None:
     By default gloo takes the address to which the host's own name resolves, which often is one of
     the loopback interface. Nothing changes where the interface is not found.
     """
-    if name := "" if os.environ.get(VARIABLE) else _interface_of(address):
-        os.environ[VARIABLE] = name
+    with contextlib.suppress(OSError):  # a sandbox that does not tell its interfaces
+        if name := "" if os.environ.get(VARIABLE) else _interface_of(address):
+            os.environ[VARIABLE] = name
 
 
 def _interface_of(address: str) -> str:
@@ -53,7 +55,8 @@ def _interface_of(address: str) -> str:
     if wanted.is_loopback:
         return "lo"
     found = _interfaces_of_ipv4() if wanted.version == 4 else _interfaces_of_ipv6()
-    return found.get(wanted.packed, "")
+    name = found.get(wanted.packed, "")
+    return "" if name == "lo" else name  # gloo would take its first address, 127.0.0.1
 
 
 def _interfaces_of_ipv4() -> dict[bytes, str]:

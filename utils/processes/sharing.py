@@ -42,7 +42,9 @@ def make_once_per_machine(what: str, make: Callable[[], Made]) -> Made:
     if maker == rank():
         error = _attempt(lambda: made.append(make()))
         if made and places.count(places[maker]) > 1:
-            offer, descriptor = _offer(made.pop())
+            offer, descriptor = _offered(made[0])
+        if offer:
+            made.clear()
     offers = _exchange(store, "offer", offer)
     _raise_first(_exchange(store, "error", error))
     if not made:
@@ -92,6 +94,14 @@ def _raise_first(errors: list[str]) -> None:
             raise CommonError(message, other)
 
 
+def _offered(made: object) -> tuple[str, int]:
+    """The result of `_offer`; "" where this Python or system cannot, so that each makes its own."""
+    try:
+        return _offer(made)
+    except (AttributeError, OSError):  # Python for old systems, as of conda; a sandbox; a limit
+        return "", -1
+
+
 def _offer(made: object) -> tuple[str, int]:
     """Write something to memory outside this process; return how to open it, and its descriptor.
 
@@ -101,16 +111,22 @@ def _offer(made: object) -> tuple[str, int]:
     head = pickle.dumps(made, protocol=5, buffer_callback=buffers.append)
     descriptor = os.memfd_create("simmim")
     places: list[tuple[int, int]] = []
-    with open(descriptor, "wb", closefd=False) as file:
-        for part in (memoryview(head), *(buffer.raw() for buffer in buffers)):
-            file.write(bytes(-file.tell() % _ALIGNMENT))
-            places.append((file.tell(), part.nbytes))
-            file.write(part)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            for part in (memoryview(head), *(buffer.raw() for buffer in buffers)):
+                file.write(bytes(-file.tell() % _ALIGNMENT))
+                places.append((file.tell(), part.nbytes))
+                file.write(part)
+    except OSError:
+        os.close(descriptor)
+        raise
     return json.dumps([os.getpid(), descriptor, places]), descriptor
 
 
 def _accepted(offer: str, make: Callable[[], Made]) -> Made:
     """What another process offers, in shared memory; `make()` where it cannot be opened."""
+    if not offer:
+        return make()
     try:
         process, number, places = json.loads(offer)
         with open(f"/proc/{process}/fd/{number}", "rb") as file:

@@ -1,6 +1,7 @@
 """What the processes of a run compare with each other before the first update."""
 
 import math
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,10 @@ from torch import nn
 from yacs.config import CfgNode
 
 from utils.checkpoints.state import TrainState
+from utils.config import stage_of
 from utils.device import choose_precision, dtype_name
 from utils.processes.agreement import digest, digest_of_bits, require_agreement
+from utils.processes.group import world_size
 from utils.processes.sharding import is_sharded
 from utils.versions import code, packages
 
@@ -21,13 +24,17 @@ _OF_A_MACHINE = ("DEVICE", "DATA.NUM_WORKERS")
 
 def facts_of_start(cfg: CfgNode, device: torch.device) -> dict[str, str]:
     """Configuration, precision, packages and code, as far as they must be equal."""
-    facts = packages()
+    # Results do not depend on the last part of Python's version, in which machines may differ.
+    facts = packages() | {"python": ".".join(platform.python_version_tuple()[:2])}
     for key, value in _flat(cfg):
         if key in _PATHS:
             facts[key] = "a path" if value else "not set"
         elif key not in _OF_A_MACHINE:
             facts[key] = repr(value)
-    for key, wanted in (("training", cfg.TRAIN.PRECISION), ("evaluation", cfg.TEST.PRECISION)):
+    precisions = {"training": cfg.TRAIN.PRECISION}
+    if stage_of(cfg) != "pre-training":
+        precisions["evaluation"] = cfg.TEST.PRECISION
+    for key, wanted in precisions.items():
         facts[f"the precision of {key}"] = dtype_name(choose_precision(wanted, device))
     return facts | {f"the digest of {file}": digest for file, digest in code().items()}
 
@@ -40,6 +47,8 @@ def require_same_parts(
     ValueError in all of them where one has others. `data` are data sets by their purpose. The model
     is not yet distributed: afterwards the weights of process 0 would replace the others'.
     """
+    if world_size() == 1:
+        return
     facts = {}
     for purpose, dataset in data.items():
         facts[f"the number of {purpose} pictures"] = str(len(dataset))
@@ -60,6 +69,8 @@ def require_same_state(state: TrainState) -> None:
 
     ValueError in all of them where one has others. Of a sharded model no process has all weights.
     """
+    if world_size() == 1:
+        return
     facts = {f"the position's {name}": str(value) for name, value in vars(state.position).items()}
     for name, model in ({} if is_sharded(state.model) else state.models()).items():
         facts[f"the digest of the weights of {name}"] = digest_of_bits(model.parameters())

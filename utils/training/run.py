@@ -20,9 +20,9 @@ from utils.config import stage_of, to_plain
 from utils.config.arguments import Command
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.files import RunFolder, write_whole
+from utils.launch import is_launched
 from utils.processes import heartbeat
 from utils.processes.group import (
-    launched,
     mixed_hardware,
     rank,
     start_process_group,
@@ -98,7 +98,7 @@ def place_model(run: Run, model: nn.Module) -> nn.Module:
     The parts that TRAIN.COMPILE names are compiled at their first use.
     """
     sharded = run.cfg.TRAIN.SHARDING == "full"
-    if sharded and not launched():
+    if sharded and not is_launched():
         raise ValueError("TRAIN.SHARDING is full, which needs a launcher: start it with torchrun")
     if sharded and run.amp_dtype == torch.float16:
         raise ValueError("TRAIN.SHARDING is full, and TRAIN.PRECISION float16: choose bfloat16")

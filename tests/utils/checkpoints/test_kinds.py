@@ -117,6 +117,17 @@ def test_a_file_of_no_known_kind_counts_as_damaged(
         read_checkpoint(tmp_path / "x.pth")
 
 
+def test_a_safetensors_file_is_read_whatever_the_length_of_its_header(tmp_path: Path) -> None:
+    """The length comes first, and its bytes may be those with which other files begin."""
+    lengths = set()
+    for letters in range(1, 257, 8):
+        file = save({"w" * letters: torch.ones(3)})
+        lengths.add(file[0])
+        (tmp_path / "x.safetensors").write_bytes(file)
+        assert read_checkpoint(tmp_path / "x.safetensors")["w" * letters].sum() == 3
+    assert {0x20, 0x80} < lengths
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -36,6 +36,7 @@ from utils.processes.agreement import (
     require_agreement,
 )
 from utils.processes.differences import differences_in
+from utils.training.agreement import facts_of_start
 from utils.training.losses import ComputeLoss, pretrain_loss
 
 
@@ -262,7 +263,10 @@ def test_replicas_on_different_devices_may_part_with_a_warning(tmp_path: Path) -
     assert said.count("the weights of rank 1 of 2 processes differ from those of rank 0") == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.uint8])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.bfloat16, torch.float64, torch.uint8, torch.complex64, torch.complex128],
+)
 def test_the_digest_of_weights_tells_one_bit_apart(dtype: torch.dtype) -> None:
     weights = [torch.arange(6).to(dtype).view(2, 3), torch.ones(4, 2, dtype=dtype).T]
     before = digest_of_bits(weights)
@@ -292,3 +296,13 @@ def test_what_differs_is_named_with_the_values_of_the_first_processes() -> None:
 def test_one_process_agrees_with_itself() -> None:
     require_agreement({"a": "1"})
     assert parted_replicas([torch.ones(1)]) == ""
+
+
+def test_facts_are_only_those_that_a_stage_depends_on() -> None:
+    cpu = torch.device("cpu")
+    facts = facts_of_start(get_config(None, ["MODEL.NAME", "pretrain"]), cpu)
+    assert facts["python"].count(".") == 1  # 3.12.4 and 3.12.7 compute the same
+    only_evaluation = ["TEST.PRECISION", "float16"]  # which a CPU cannot
+    facts_of_start(get_config(None, ["MODEL.NAME", "pretrain", *only_evaluation]), cpu)
+    with pytest.raises(ValueError, match="a precision is float16, which needs a CUDA GPU"):
+        facts_of_start(get_config(None, ["MODEL.NAME", "finetune", *only_evaluation]), cpu)

@@ -14,6 +14,7 @@ from tests.support.kills import forked, free_port
 from tests.support.machines import two_machines, work_on
 from tests.support.pairs import end_of_pair, place_of, start_pair
 from tests.support.small_runs import checkpoint_of, equal, run_folder, write_config
+from utils.processes import interfaces
 from utils.processes.interfaces import VARIABLE, address_towards, choose_interface, is_loopback
 
 needs_namespaces = pytest.mark.skipif(
@@ -83,6 +84,9 @@ def test_gloo_uses_the_interface_of_an_address_unless_told_another_one(
 ) -> None:
     monkeypatch.setenv(VARIABLE, "")
     choose_interface("192.0.2.77")  # an address of nobody: gloo chooses as it does by default
+    assert os.environ[VARIABLE] == ""
+    monkeypatch.setattr(interfaces, "_interfaces_of_ipv4", lambda: {bytes([10, 9, 8, 7]): "lo"})
+    choose_interface("10.9.8.7")  # routed to the machine, not to one of its cards
     assert os.environ[VARIABLE] == ""
     choose_interface("127.0.1.1")
     assert os.environ[VARIABLE] == "lo"

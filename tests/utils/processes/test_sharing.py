@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,25 @@ def test_what_cannot_be_opened_is_made_again(tmp_path: Path) -> None:
         assert told_by(2, tmp_path, share_closed) == ["['0']", "['1']"]
     finally:
         sharing._offer = sharing_before
+
+
+def share_without_memory(rank: int, folder: Path) -> object:
+    del os.memfd_create
+    return make_once_per_machine("one", lambda: made_by(folder))[1]
+
+
+def share_beyond_a_limit(rank: int, folder: Path) -> object:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+    return make_once_per_machine("one", lambda: made_by(folder))[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("act", [share_without_memory, share_beyond_a_limit])
+def test_what_cannot_be_offered_is_made_by_each(
+    tmp_path: Path, act: Callable[[int, Path], object]
+) -> None:
+    """The Python of some packagers knows no files of memory."""
+    assert told_by(2, tmp_path, act) == ["['0']", "['1']"]
 
 
 def share_slowly(rank: int, folder: Path) -> object:
