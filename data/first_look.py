@@ -17,6 +17,7 @@ from data.datasets import LabelledDataset, PretrainDataset
 from data.numbers import dtype_of_array, largest_of
 from data.pictures import ARRAY_SUFFIX, FORMATS, ORIENTATION, RGB, Decoder, has_16_bits
 from data.sources import PictureSet, Selection
+from data.tiff import require_pixels
 from data.transforms import Normalizer
 from utils.messages import shown
 from utils.processes.group import rank
@@ -88,7 +89,7 @@ def first_look(pictures: PictureSet, normalize: Normalizer | None = None) -> Fir
             break
         try:
             content, name = read(index), source.name(index)
-            header = header_of(content, name, decode.channels)
+            header = header_of(content, name, decode)
             picture = decode(content, name) if _is_measured(header, name, decode) else None
         except Exception:  # broken content raises exceptions of many types
             continue
@@ -105,14 +106,16 @@ def first_look(pictures: PictureSet, normalize: Normalizer | None = None) -> Fir
     return look
 
 
-def header_of(content: bytes, name: str, channels: int) -> Header:
+def header_of(content: bytes, name: str, decode: Decoder) -> Header:
     """Read a file's header; exceptions of many types where it is broken."""
     if name.lower().endswith(ARRAY_SUFFIX):
         return Header(dtype_of_array(content))
     if content.startswith(tiff.MAGIC):
-        used, unused = tiff.num_pages(content, channels)
+        used, unused = tiff.num_pages(content, decode.channels)
         return Header(tiff.dtype_of(content), unused=unused, stacked=used > 1)
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        # PIL decodes a PNG file to look for EXIF behind its pixels.
+        require_pixels(image.width, image.height, decode.most_pixels)
         frames = getattr(image, "n_frames", 1) if image.format in _FRAMES_APART else 1
         dtype = "uint16" if image.mode in _GREY_16 or has_16_bits(image) else "uint8"
         return Header(dtype, image.getexif().get(ORIENTATION, 1) != 1, frames - 1)

@@ -1,6 +1,9 @@
 """What the log says at the start of files that training would read otherwise than expected."""
 
 import io
+import resource
+import struct
+import zlib
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -157,3 +160,14 @@ def test_a_channel_of_one_number_gives_no_deviation_to_normalize_by() -> None:
 def test_a_data_set_without_files_is_not_looked_at() -> None:
     found = first_look(Shapes(10, 32, train=True), Normalizer())
     assert (found.notes, found.warnings) == ([], [])
+
+
+def test_a_header_that_claims_gigabytes_takes_no_memory() -> None:
+    small = png(Image.new("RGB", (8, 8)))
+    side = struct.pack(">I", 60_000)
+    header = b"IHDR" + side + side + small[24:29]
+    huge = small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = look([huge, small])
+    assert found.notes == ["a sample of 1 files holds numbers of these types: 1 of uint8"]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
