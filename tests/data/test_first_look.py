@@ -4,7 +4,6 @@ import io
 import resource
 import struct
 import zlib
-import struct
 from collections.abc import Callable
 from typing import Any
 
