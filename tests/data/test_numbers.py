@@ -255,7 +255,10 @@ ROWS: dict[str, list[Case]] = {
         Case(tiff_bytes(ALPHA, photometric=RGB), {4: ALPHA[0].T / 255, 5: OTHER}),
         Case(
             tiff_bytes(ALPHA, photometric=RGB, planar=PLANAR),
-            {3: "it is a TIFF of 4 x uint8, which is not read", 4: ALPHA[0].T / 255},
+            {
+                3: r"it is a TIFF of 4 x uint8 \(compression NONE\), which is not read",
+                4: ALPHA[0].T / 255,
+            },
         ),
     ],
     "planes of 8 or 16 bits, TIFF": [
