@@ -101,9 +101,11 @@ def describe(page: TiffPage) -> str:
 
 
 def describe_content(content: bytes) -> str:
-    """A file's first full-resolution page in words."""
+    """A file's first full-resolution page in words, with its compression."""
     with TiffFile(io.BytesIO(content)) as file:
-        return describe(_pages(file, 1)[0])
+        page = _pages(file, 1)[0]
+        compression = getattr(page.compression, "name", page.compression)
+        return f"{describe(page)} (compression {compression})"
 
 
 def _pages(file: TiffFile, channels: int) -> list[TiffPage]:
