@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.listing import Names, digest_of, find_pictures, list_pictures, require_path
+from data.listing import Names, find_pictures, list_pictures, require_path
 from data.lists import (
     Row,
     development_kit_classes,
@@ -18,6 +18,7 @@ from data.lists import (
     rows_that_repeat,
 )
 from data.pictures import EXACT_RGB, Decoder, Picture, read_file
+from utils.digest import digest_of
 from utils.messages import short, shown
 from utils.processes.sharing import make_once_per_machine
 

@@ -1,7 +1,6 @@
 """Find the pictures below a folder, and store a million names compactly."""
 
 import errno
-import hashlib
 import itertools
 import os
 import stat
@@ -24,6 +23,7 @@ from data.left_out import (
     reason_against,
 )
 from data.pictures import ARRAY_SUFFIX
+from utils.digest import digest_of
 from utils.messages import short
 from utils.processes.group import rank
 from utils.processes.sharing import make_once_per_machine
@@ -99,18 +99,6 @@ def _ends_of(lengths: np.ndarray) -> np.ndarray:
     ends = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=ends[1:])
     return ends
-
-
-def digest_of(*parts: bytes | str | np.ndarray) -> str:
-    """Return 16 hex digits that tell data apart; each part counts with its length."""
-    found = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, str):
-            part = part.encode(errors="surrogateescape")
-        content = np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part
-        found.update(b"%d:" % memoryview(content).nbytes)
-        found.update(content)
-    return found.hexdigest()[:16]
 
 
 @dataclass

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from data.left_out import HIDDEN, HIDDEN_FOLDER, LeftOut, is_hidden, reason_against
-from data.listing import Listing, Names, Progress, digest_of, require_path, unlisted
+from data.listing import Listing, Names, Progress, require_path, unlisted
 from data.members import LABEL_SUFFIX, Members, read_members, require_inside
 from data.pictures import FAST_RGB, NO_LABEL, Decoder, Picture, read_patiently
 from data.tar_index import INDEX_SUFFIX, NotBelievedError, read_index, write_index
+from utils.digest import digest_of
 from utils.files import open_regular, read_regular
 from utils.messages import reason_of, short, shown
 from utils.processes.sharing import make_once_per_machine

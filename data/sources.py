@@ -8,7 +8,7 @@ import numpy as np
 import torchvision
 from timm.layers import to_2tuple
 
-from data.listing import digest_of, find_pictures, require_path
+from data.listing import find_pictures, require_path
 from data.pictures import (
     ARRAY_SUFFIX,
     FAST_RGB,
@@ -22,6 +22,7 @@ from data.pictures import (
 )
 from data.shapes import CLASSES, draw_shape
 from data.transforms import Size
+from utils.digest import digest_of
 from utils.messages import reason_of, short
 from utils.processes.group import barrier, rank
 

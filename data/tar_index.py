@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from data.left_out import LeftOut
-from data.listing import Names, digest_of
+from data.listing import Names
 from data.members import LABEL_SUFFIX, LONGEST_HEADER, PLACE, RANGE, Members, require_inside
 from data.pictures import ARRAY_SUFFIX, IMAGE_SUFFIXES
+from utils.digest import digest_of
 from utils.files import open_regular, read_regular, write_whole
 from utils.messages import reason_of
 

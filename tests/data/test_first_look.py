@@ -163,7 +163,7 @@ def test_a_data_set_without_files_is_not_looked_at() -> None:
 
 
 def test_the_first_look_decodes_no_picture_beyond_the_limit() -> None:
-    """PIL would, to find EXIF behind the pixels; freed memory that is kept is cleared, and so used."""
+    """PIL would, to find EXIF behind the pixels; memory that is kept is cleared, and so used."""
     keep_freed_memory()
     small = png(Image.new("RGB", (8, 8)))
     header = b"IHDR" + 2 * struct.pack(">I", 10_000) + small[24:29]

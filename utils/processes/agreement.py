@@ -1,12 +1,12 @@
 """Compare in a group what must be equal in all its processes: facts, and replicas of weights."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, distributed
 
-from utils.processes.differences import differences_in, disagreement, ranks_in_words
+from utils.digest import digest_of
+from utils.processes.comparison import differences_in, disagreement, ranks_in_words
 from utils.processes.group import barrier, gather_over_processes, world_size
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a number
@@ -26,11 +26,6 @@ def require_agreement(facts: Mapping[str, str]) -> None:
         raise disagreement(differences)
 
 
-def digest(content: bytes) -> str:
-    """16 hex digits that tell contents apart."""
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
 def bits_of(tensors: Iterable[Tensor]) -> Tensor:
     """The sum of the bits of each tensor, read as integers: int64 (tensors,), on their device."""
     parts = (torch.view_as_real(each) if each.is_complex() else each for each in tensors)
@@ -40,7 +35,7 @@ def bits_of(tensors: Iterable[Tensor]) -> Tensor:
 
 def digest_of_bits(tensors: Iterable[Tensor]) -> str:
     """16 hex digits that tell weights apart, also those that differ in one bit."""
-    return digest(bits_of(tensors).cpu().numpy().tobytes())
+    return digest_of(bits_of(tensors).cpu().numpy())
 
 
 def parted_replicas(tensors: Iterable[Tensor]) -> str:

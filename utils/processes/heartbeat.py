@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from torch.utils.data import DataLoader
 
-from utils.processes.differences import ranks_in_words
+from utils.processes.comparison import ranks_in_words
 from utils.processes.group import rank, shared_store, world_size
 from utils.processes.signals import end_at_once, requested
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from utils.launch import Launch, meeting_place
-from utils.processes.differences import differences_in, disagreement, ranks_in_words
+from utils.processes.comparison import differences_in, disagreement, ranks_in_words
 from utils.processes.interfaces import address_towards, choose_interface, is_loopback
 
 _HELLOS = "simmim/hellos"  # counts the processes that have asked so far, in all rounds

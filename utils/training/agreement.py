@@ -12,7 +12,8 @@ from yacs.config import CfgNode
 from utils.checkpoints.state import TrainState
 from utils.config import stage_of
 from utils.device import choose_precision, dtype_name
-from utils.processes.agreement import digest, digest_of_bits, require_agreement
+from utils.digest import digest_of
+from utils.processes.agreement import digest_of_bits, require_agreement
 from utils.processes.group import world_size
 from utils.processes.sharding import is_sharded
 from utils.versions import code, packages
@@ -56,10 +57,10 @@ def require_same_parts(
             dataset.pictures.digest
         )
     facts["the number of classes"] = str(len(classes))
-    facts["the digest of classes"] = digest("\n".join(classes).encode(errors="surrogateescape"))
+    facts["the digest of classes"] = digest_of("\n".join(classes).encode(errors="surrogateescape"))
     shapes = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     facts["the number of parameters"] = str(sum(math.prod(shape) for _, shape in shapes))
-    facts["the digest of their names and shapes"] = digest(repr(shapes).encode())
+    facts["the digest of their names and shapes"] = digest_of(repr(shapes).encode())
     facts["the digest of the weights"] = digest_of_bits(model.parameters())
     require_agreement(facts)
 

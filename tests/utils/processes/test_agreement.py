@@ -35,7 +35,7 @@ from utils.processes.agreement import (
     parted_replicas,
     require_agreement,
 )
-from utils.processes.differences import differences_in
+from utils.processes.comparison import differences_in
 from utils.training.agreement import facts_of_start
 from utils.training.losses import ComputeLoss, pretrain_loss
 
