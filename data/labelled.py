@@ -19,7 +19,7 @@ from data.lists import (
 )
 from data.pictures import EXACT_RGB, Decoder, Picture, read_file
 from utils.digest import digest_of
-from utils.messages import short, shown
+from utils.messages import one_line, short, shown
 from utils.processes.sharing import make_once_per_machine
 
 _DIGITS = 18  # of a label that is sorted by value
@@ -54,16 +54,20 @@ class LabelledPictures:
 
     def content(self, index: int) -> bytes:
         """A picture's file."""
-        return read_file(self.name(index))
+        return read_file(self.path(index))
 
     @property
     def digest(self) -> str:
         """Digest of names and labels."""
         return digest_of(self.names.digest, self.labels)
 
-    def name(self, index: int) -> str:
+    def path(self, index: int) -> str:
         """A picture's path."""
         return os.path.join(self.root, os.fsdecode(self.names[index]))
+
+    def name(self, index: int) -> str:
+        """A picture's path, as in messages."""
+        return one_line(self.path(index))
 
 
 def class_folders(root: str, decode: Decoder = EXACT_RGB) -> LabelledPictures:

@@ -80,7 +80,8 @@ class LeftOut:
         counts = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
         words = [self._words(reason, number) for reason, number in counts[:_SHOWN]]
         if rest := counts[_SHOWN:]:
-            words.append(f"{sum(number for _, number in rest)} of {len(rest)} more kinds")
+            kinds = "kinds" if len(rest) > 1 else "kind"
+            words.append(f"{sum(number for _, number in rest)} of {len(rest)} more {kinds}")
         return ", ".join(words)
 
     def words(self) -> str:

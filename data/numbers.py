@@ -39,8 +39,8 @@ def as_floats(planes: np.ndarray, bits: int | None = None) -> Tensor:
         floats = np.array(planes, dtype=np.float32, order="C")
     if planes.dtype.kind == "f" and not (finite := np.isfinite(floats)).all():
         raise ValueError(
-            f"{finite.size - np.count_nonzero(finite)} of its {finite.size} numbers are NaN or "
-            "infinite: replace them, for example by the data set's mean"
+            f"{finite.size - np.count_nonzero(finite)} of its {finite.size} numbers are NaN, "
+            "infinite or beyond float32: replace them, for example by the data set's mean"
         )
     if (largest := largest_of(planes.dtype, bits)) is not None:
         floats /= np.float32(largest)

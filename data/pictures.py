@@ -25,7 +25,7 @@ from data.numbers import (
 )
 from data.tiff import RGB, Planes, read_tiff, require_pixels
 from utils.files import read_regular
-from utils.messages import reason_of
+from utils.messages import one_line, reason_of, shown
 
 ARRAY_SUFFIX = ".npy"
 IMAGE_SUFFIXES = (
@@ -139,7 +139,8 @@ def _of_no_format(content: bytes) -> str:
     """Why PIL knows no format of a file."""
     if content.startswith(tiff.MAGIC):
         return f"it is {tiff.describe_content(content)}, which is not read: save it as .npy"
-    return "it is in no known format" if content else "it is empty"
+    begins = shown(content[:16])  # of a web page, a Git LFS pointer, a format by its name
+    return f"it is in no known format (it begins {begins})" if content else "it is empty"
 
 
 EXACT_RGB = Decoder()
@@ -185,9 +186,9 @@ def read_file(path: str) -> bytes:
         try:
             return read_regular(path, LARGEST_FILE)
         except ValueError as error:
-            raise ValueError(f"{path} cannot be read as a picture: {error}") from None
+            raise ValueError(f"{one_line(path)} cannot be read as a picture: {error}") from None
 
-    return read_patiently(read, path, os.path.dirname(path))
+    return read_patiently(read, one_line(path), os.path.dirname(path))
 
 
 def read_patiently(read: Callable[[], bytes], name: str, folder: str) -> bytes:

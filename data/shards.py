@@ -17,7 +17,7 @@ from data.pictures import FAST_RGB, NO_LABEL, Decoder, Picture, read_patiently
 from data.tar_index import INDEX_SUFFIX, NotBelievedError, read_index, write_index
 from utils.digest import digest_of
 from utils.files import open_regular, read_regular
-from utils.messages import reason_of, short, shown
+from utils.messages import one_line, reason_of, short, shown
 from utils.processes.sharing import make_once_per_machine
 
 __all__ = [
@@ -89,7 +89,7 @@ class Shards:
 
     def name(self, index: int) -> str:
         """Path of the tar file and the picture's name in it."""
-        return f"{self.tars[int(self.tar_of[index])]}: {os.fsdecode(self.names[index])}"
+        return one_line(f"{self.tars[int(self.tar_of[index])]}: {os.fsdecode(self.names[index])}")
 
     @functools.cached_property
     def classes(self) -> list[str]:

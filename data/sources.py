@@ -23,7 +23,7 @@ from data.pictures import (
 from data.shapes import CLASSES, draw_shape
 from data.transforms import Size
 from utils.digest import digest_of
-from utils.messages import reason_of, short
+from utils.messages import one_line, reason_of, short
 from utils.processes.group import barrier, rank
 
 Labels = Sequence[int] | np.ndarray
@@ -125,16 +125,20 @@ class ImageFolder:
 
     def content(self, index: int) -> bytes:
         """A picture's file."""
-        return read_file(self.name(index))
+        return read_file(self.path(index))
 
     @property
     def digest(self) -> str:
         """Digest of the names below the folder."""
         return self.names.digest
 
-    def name(self, index: int) -> str:
+    def path(self, index: int) -> str:
         """A picture's path."""
         return os.path.join(self.root, os.fsdecode(self.names[index]))
+
+    def name(self, index: int) -> str:
+        """A picture's path, as in messages."""
+        return one_line(self.path(index))
 
 
 class Cifar10:

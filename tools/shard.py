@@ -202,7 +202,7 @@ def find_samples(source: str, labels: bool) -> Source:
         pictures = class_folders(source)
     except ValueError as error:
         raise ValueError(f"{error} (or give --no-labels)") from None
-    paths = [pictures.name(index) for index in range(len(pictures))]
+    paths = [pictures.path(index) for index in range(len(pictures))]
     samples = list(zip(paths, pictures.labels.tolist(), strict=True))
     return Source(samples, pictures.classes, pictures.found)
 

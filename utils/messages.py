@@ -41,6 +41,11 @@ def short(name: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def one_line(path: str) -> str:
+    """A path for messages and lists of one name in each line, with line breaks escaped."""
+    return path.replace("\n", "\\n").replace("\r", "\\r")
+
+
 def reason_of(error: BaseException) -> str:
     """An error's message on one line: the system's text, else its own, else its class name."""
     if isinstance(error, MemoryError):

@@ -62,7 +62,7 @@ def test_pictures_keep_the_order_of_earlier_runs(tmp_path: Path) -> None:
     make_files(tmp_path, *reversed(ORDER), b"a/notes.txt", b"a/none", b"a/.hidden.jpg")
     pictures = ImageFolder(str(tmp_path))
     assert list(pictures.names) == ORDER
-    assert [pictures.name(index) for index in range(len(pictures))] == [
+    assert [pictures.path(index) for index in range(len(pictures))] == [
         os.path.join(tmp_path, os.fsdecode(name)) for name in ORDER
     ]
 

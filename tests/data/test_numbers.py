@@ -241,6 +241,12 @@ ROWS: dict[str, list[Case]] = {
         )
         for order in ORDERS
     ],
+    "grey with alpha of 16 bits, PNG": [
+        Case(
+            png_bytes(as_type("u2", [0x6400, 0x6400], [65535, 0]), 4),
+            {3: [[100, 255]] * 3, 1: [[100 / 255, 1]], 2: OTHER},
+        )
+    ],
     "grey, signed or of 32 bits or real, TIFF": of_planes(1),
     "three planes, signed or of 32 bits or real, TIFF": [
         *of_planes(3),
@@ -342,8 +348,8 @@ ROWS: dict[str, list[Case]] = {
             (np.zeros((1, 2), np.complex64), "holds complex64, expected real numbers"),
             (np.array([["a", "b"]]), "expected real numbers"),
             (np.array([[{}, None]]), "holds object, expected real numbers"),
-            (np.array([[0.0, np.nan]]), "1 of its 2 numbers are NaN or infinite"),
-            (np.array([[0.0, 1e300]]), "1 of its 2 numbers are NaN or infinite"),
+            (np.array([[0.0, np.nan]]), "1 of its 2 numbers are NaN, infinite or beyond float32"),
+            (np.array([[0.0, 1e300]]), "1 of its 2 numbers are NaN, infinite or beyond float32"),
         )
     ],
 }

@@ -155,3 +155,13 @@ def test_a_digest_tells_names_and_their_order_apart_but_not_where_they_lie(tmp_p
     a, b, c = (ImageFolder(str(tmp_path / folder)).digest for folder in "abc")
     assert a == b != c
     assert Shapes(10, 32, train=True).digest != Shapes(10, 32, train=False).digest
+
+
+def test_names_with_line_breaks_are_read_and_take_one_line_in_messages(tmp_path: Path) -> None:
+    save(tmp_path / "a\nb.png", Image.new("RGB", (4, 4), "red"))
+    (tmp_path / "c\rd.png").write_bytes(b"no picture")
+    pictures = ImageFolder(str(tmp_path))
+    assert pictures.name(0).endswith("a\\nb.png")
+    assert isinstance(pictures[0][0], Image.Image)
+    with pytest.raises(ValueError, match=r"c\\rd\.png cannot be read as a picture"):
+        pictures[1]

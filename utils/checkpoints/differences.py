@@ -83,7 +83,7 @@ def changed_settings(content: Content, state: TrainState, cfg: CfgNode) -> list[
         kind = next(kind for beginning, kind in _KINDS.items() if key.startswith(beginning))
         kinds.setdefault(kind, []).append(key)
     notes = {kind: changed_values(content.get("config"), cfg, keys) for kind, keys in kinds.items()}
-    if notes.get(_SCHEDULE):
+    if notes.get(_SCHEDULE) and state.position.epoch < cfg.TRAIN.EPOCHS:
         rate = max(state.scheduler.rates(state.position.place_in_schedule))
         before = content["lr_scheduler"].get("lr")
         was = "" if before is None else f"was {before:.3g} in the last update and "
@@ -102,7 +102,7 @@ def changed_data(content: Content, data: Data | None) -> str:
     if digest != data.digest:
         return (
             f"the data are {images} pictures as before, but not the same in the same order "
-            f"(digest {data.digest}, the checkpoint's {shown(digest)})"
+            f"(digest {shown(data.digest)}, the checkpoint's {shown(digest)})"
         )
     return ""
 

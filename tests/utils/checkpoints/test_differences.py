@@ -174,7 +174,7 @@ def test_one_number_for_all_channels_or_sides_equals_one_for_each() -> None:
         (
             Data(16, "bb"),
             "the data are 16 pictures as before, but not the same in the same order "
-            "(digest bb, the checkpoint's 'aa')",
+            "(digest 'bb', the checkpoint's 'aa')",
         ),
     ],
     ids=str,
