@@ -183,7 +183,7 @@ def test_a_folder_without_any_good_picture_ends_the_run(tmp_path: Path) -> None:
         (tmp_path / f"{index}.png").write_bytes(b"broken")
     keys = ["DATA.DATA_PATH", str(tmp_path), "DATA.IMG_SIZE", 32, "DATA.MASK_PATCH_SIZE", 8]
     dataset = build_pretrain_dataset(get_config(None, keys), patch_size=4)
-    with pytest.raises(ValueError, match="in no known format .*; nor could those"):
+    with pytest.raises(ValueError, match=r"in no known format .*; nor could those"):
         dataset[0, 3]
 
 

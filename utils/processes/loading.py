@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import signal
 import traceback
 
 from torch.utils.data import DataLoader
@@ -78,4 +79,18 @@ def _text_of(error: BaseException) -> str:
         text = text.splitlines()[-1]
     if isinstance(error.__cause__, RuntimeError):  # how a worker died
         text = f"{text}: {error.__cause__}"
+    elif "exited unexpectedly" in text:  # torch has noticed that before the signal's message
+        text = ": ".join([text, *_ends_of_workers(error)])
     return " ".join(text.split()) or reason_of(error)
+
+
+def _ends_of_workers(error: BaseException) -> list[str]:
+    """Names of the signals that ended workers of the loader in an error's traceback."""
+    loaders = {
+        id(frame.f_locals["self"]): frame.f_locals["self"]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename == _LOADING and "self" in frame.f_locals
+    }
+    workers = [worker for loader in loaders.values() for worker in getattr(loader, "_workers", ())]
+    codes = {worker.exitcode for worker in workers if (worker.exitcode or 0) < 0}
+    return sorted(filter(None, (signal.strsignal(-code) for code in codes)))

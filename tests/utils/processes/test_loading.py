@@ -136,6 +136,19 @@ def test_what_ended_a_worker_is_told(make: Callable[[], object], expected: str) 
     assert bool(words) == bool(expected)
 
 
+@pytest.mark.slow
+def test_a_crash_is_told_where_torch_notices_only_that_a_worker_is_gone() -> None:
+    """Two ways lead to the error, and either may be first: a signal, and a look at the workers."""
+    batches = iter(DataLoader(Samples(crashes), num_workers=1))
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        with pytest.raises(RuntimeError, match="exited unexpectedly") as caught:
+            next(batches)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert shortage(caught.value).startswith("a loader's worker has crashed: --opts")
+
+
 def told(make: Callable[[], object], log: Path) -> None:
     """A program that fails; what it says goes to a file."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
