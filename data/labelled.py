@@ -8,7 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data.listing import Names, find_pictures, list_pictures, require_path
+from data.listing import (
+    Names,
+    find_pictures,
+    list_pictures,
+    require_one_kind,
+    require_path,
+)
 from data.lists import (
     Row,
     development_kit_classes,
@@ -128,7 +134,8 @@ def csv_list(
             f"; {len(repeating)} row(s) repeat the path of an earlier one, the first is line "
             f"{first.line}: {short(first.path)}"
         )
-    paths = [os.fsencode(row.path) for row in rows]
+    paths = Names([os.fsencode(row.path) for row in rows])
+    require_one_kind(paths, path)
     return LabelledPictures(folder, paths, labels, names, decode, found)
 
 

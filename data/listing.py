@@ -168,7 +168,7 @@ def list_pictures(root: str, nested: bool = False) -> Listing:
     search = _Search(root, nested)
     search.follow_links()
     names = search.names()
-    _require_one_kind(names, root)
+    require_one_kind(names, root)
     seconds = time.perf_counter() - start
     return Listing(root, names, search.left_out, search.num_folders, 0, seconds, search.subfolders)
 
@@ -363,12 +363,13 @@ def unlisted(path: bytes, error: OSError) -> ValueError:
     )
 
 
-def _require_one_kind(names: Names, root: str) -> None:
+def require_one_kind(names: Names, where: str) -> None:
+    """ValueError where arrays and pictures are mixed, in a folder, its tar files or a list."""
     arrays = names.ending_with(ARRAY_SUFFIX)
     number = int(arrays.sum())
     if number not in (0, len(names)):
         raise ValueError(
-            f"{root} mixes {number} {ARRAY_SUFFIX} array(s), for example "
+            f"{where} mixes {number} {ARRAY_SUFFIX} array(s), for example "
             f"{short(os.fsdecode(names[int(arrays.argmax())]))}, with {len(names) - number} other "
             "pictures, whose numbers have other ranges: keep them in folders of their own"
         )

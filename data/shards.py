@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data.left_out import HIDDEN, HIDDEN_FOLDER, LeftOut, is_hidden, reason_against
-from data.listing import Listing, Names, Progress, require_path, unlisted
+from data.listing import Listing, Names, Progress, require_one_kind, require_path, unlisted
 from data.members import LABEL_SUFFIX, Members, read_members, require_inside
 from data.pictures import FAST_RGB, NO_LABEL, Decoder, Picture, read_patiently
 from data.tar_index import INDEX_SUFFIX, NotBelievedError, read_index, write_index
@@ -194,7 +194,9 @@ def _find(root: str) -> _Found:
         left_out.update(members.left_out, os.fsencode(f"{os.path.basename(path)}: "))
         number += len(members)
         progress(number)
-    listing = Listing(root, Names.joined([part.names for part in parts]), left_out)
+    names = Names.joined([part.names for part in parts])
+    require_one_kind(names, root)
+    listing = Listing(root, names, left_out)
     listing.num_tars, listing.seconds = len(tars), time.perf_counter() - start
     if reread:
         first = min(reread)

@@ -1,7 +1,9 @@
 """Pictures of other channels, depths and shapes, from files to what the network sees."""
 
 import struct
+import tarfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from data import (
     build_train_dataset,
     build_train_loader,
 )
+from data.labelled import csv_list
 from data.listing import find_pictures
 from data.masking import RandomMask
 from data.pictures import Decoder, Picture, read_file, read_picture
+from data.shards import Shards
 from data.transforms import Normalizer, eval_transform, pretrain_transform
 from tests.support.raw_files import tiff_bytes
 from utils.config import get_config
@@ -127,14 +131,24 @@ def test_a_picture_with_other_channels_than_wanted_is_named(tmp_path: Path) -> N
         read_picture(str(tmp_path / "x.jpg"), channels=13)
 
 
-def test_arrays_and_pictures_are_not_mixed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", ["folder", "tar file", "list"])
+def test_arrays_and_pictures_are_not_mixed(tmp_path: Path, read: str) -> None:
     np.save(tmp_path / "a.npy", np.zeros((8, 8, 3)))
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in ("a.npy", "b.png"):
+            tar.add(tmp_path / name, name)
+    (tmp_path / "x.csv").write_text("path,label\na.npy,one\nb.png,two\n")
+    open_set: dict[str, Callable[[], object]] = {
+        "folder": lambda: find_pictures(str(tmp_path)),
+        "tar file": lambda: Shards(str(tmp_path)),
+        "list": lambda: csv_list(str(tmp_path / "x.csv"), None),
+    }
     with pytest.raises(
         ValueError,
         match=r"mixes 1 \.npy array.*, for example \S+\.npy, with .* in folders of their own",
     ):
-        find_pictures(str(tmp_path))
+        open_set[read]()
 
 
 def write_arrays(root: Path, channels: int) -> None:

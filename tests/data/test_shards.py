@@ -99,8 +99,6 @@ def test_class_folders_become_labels(packed: Path) -> None:
 
 
 def test_tar_files_of_other_programs_are_read(tmp_path: Path) -> None:
-    array = io.BytesIO()
-    np.save(array, np.zeros((8, 8, 3), np.uint8))
     members = {
         "a/x.jpg": jpeg(),
         "a/x.cls": b"1\n",
@@ -110,7 +108,7 @@ def test_tar_files_of_other_programs_are_read(tmp_path: Path) -> None:
         "b/x.cls": b"0",
     }
     write_tar(tmp_path / "0.tar", members)
-    write_tar(tmp_path / "1.tar", {"z.cls": b"2", "z.npy": array.getvalue()})
+    write_tar(tmp_path / "1.tar", {"z.cls": b"2", "z.jpg": jpeg()})
     found = Shards(str(tmp_path))
     assert [int(label) for label in found.labels] == [1, -1, 0, 2]
     pictures: list[Any] = [found[index][0] for index in (0, 2, 3)]
@@ -119,6 +117,15 @@ def test_tar_files_of_other_programs_are_read(tmp_path: Path) -> None:
         found[1]
     with pytest.raises(ValueError, match=r"picture a/y\.seg\.png has no label"):
         _ = found.classes
+
+
+def test_arrays_in_tar_files_are_read(tmp_path: Path) -> None:
+    np.save(array := io.BytesIO(), np.full((8, 8, 3), 255, np.uint8))
+    write_tar(tmp_path / "0.tar", {"z.cls": b"2", "z.npy": array.getvalue()})
+    picture, label = Shards(str(tmp_path))[0]
+    assert label == 2
+    assert np.asarray(picture).shape == (3, 8, 8)
+    assert (np.asarray(picture) == 1).all()
 
 
 def test_classes_without_names_are_named_by_numbers(tmp_path: Path) -> None:
