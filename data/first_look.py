@@ -141,10 +141,9 @@ def _describe(look: FirstLook, headers: list[Header], decode: Decoder) -> None:
     text = ", ".join(f"{number} of {dtype}" for dtype, number in types.most_common())
     look.notes.append(f"a sample of {len(headers)} files holds numbers of these types: {text}")
     if turned := sum(header.turned for header in headers):
-        applied = "which is applied" if decode.oriented else "which is not applied"
+        applied = "is applied" if decode.oriented else "only DATA.EXIF_ORIENTATION True applies"
         look.notes.append(
-            f"{turned} of {len(headers)} sampled files carry an EXIF orientation, {applied} "
-            f"(DATA.EXIF_ORIENTATION {decode.oriented})"
+            f"{turned} of {len(headers)} sampled files carry an EXIF orientation, which {applied}"
         )
     if stacked := sum(header.stacked for header in headers):
         look.notes.append(
