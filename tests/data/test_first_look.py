@@ -71,7 +71,8 @@ def test_a_folder_of_ordinary_pictures_is_described_without_a_warning() -> None:
 def test_files_that_exif_turns_are_counted() -> None:
     found = look([turned(1), turned(6), turned(3), b"broken"])
     assert found.notes[1] == (
-        "2 of 3 sampled files carry an EXIF orientation, which only DATA.EXIF_ORIENTATION True applies"
+        "2 of 3 sampled files carry an EXIF orientation, "
+        "which only DATA.EXIF_ORIENTATION True applies"
     )
 
 
