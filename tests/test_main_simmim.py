@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.pairs import run_processes
 from tests.support.small_runs import (
     ROOT,
     checkpoint_of,
@@ -21,8 +22,8 @@ from tests.support.small_runs import (
     pictures_in,
     run_folder,
     run_here,
-    run_processes,
     snapshot,
+    under_torchrun,
     write_config,
 )
 
@@ -124,7 +125,7 @@ def test_two_processes_are_one_process_with_twice_the_batch(
     same = ["--amp-opt-level", "O0", "--opts", "MODEL.DROP_PATH_RATE", 0.0]
     one, two = tmp_path / "one", tmp_path / "two"
     assert run_here(monkeypatch, cfg, "--output", one, "--batch-size", 8, *same) == 0
-    result = run_processes(2, cfg, "--output", two, "--batch-size", 4, *same)
+    result = under_torchrun(2, cfg, "--output", two, "--batch-size", 4, *same)
     assert result.returncode == 0, result.stderr
     expected, found = checkpoint_of(one, 1), checkpoint_of(two, 1)
     for name, weight in expected["model"].items():
@@ -139,12 +140,12 @@ def test_two_processes_are_one_process_with_twice_the_batch(
 def test_two_processes_resume_and_accumulate(tmp_path: Path) -> None:
     cfg = write_config(tmp_path)
     arguments = ["--output", tmp_path, "--accumulation-steps", 2, "--use-checkpoint"]
-    first = run_processes(2, cfg, *arguments)
-    assert first.returncode == 0, first.stderr
+    statuses, said = run_processes(2, cfg, *arguments)
+    assert statuses == [0, 0], said
     expected = checkpoint_of(tmp_path, 1)
     (run_folder(tmp_path) / "ckpt_epoch_1.pth").unlink()
-    second = run_processes(2, cfg, *arguments)
-    assert second.returncode == 0, second.stderr
+    statuses, said = run_processes(2, cfg, *arguments)
+    assert statuses == [0, 0], said
     assert equal(checkpoint_of(tmp_path, 1), expected)
     assert len(metrics_of(tmp_path)) == 4
 

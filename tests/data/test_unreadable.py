@@ -20,6 +20,7 @@ from data.datasets import collate
 from data.pictures import VanishedError, read_file, read_patiently, without_pauses
 from data.sources import ImageFolder
 from data.unreadable import ReadablePictures, most_unreadable
+from tests.support.pairs import run_processes
 from tests.support.picture_files import make_tar
 from tests.support.small_runs import (
     call,
@@ -27,7 +28,6 @@ from tests.support.small_runs import (
     pictures_in,
     run_folder,
     run_here,
-    run_processes,
     write_config,
     write_finetune_config,
 )
@@ -107,7 +107,8 @@ def test_what_replaces_a_broken_picture_does_not_depend_on_workers_or_processes(
     assert run_here(monkeypatch, cfg, "--output", alone, "--batch-size", 8, *opts) == 0
     more = ["--output", workers, "--batch-size", 8, *opts, "DATA.NUM_WORKERS", 2]
     assert run_here(monkeypatch, cfg, *more) == 0
-    assert run_processes(2, cfg, "--output", pair, *opts).returncode == 0
+    statuses, said = run_processes(2, cfg, "--output", pair, *opts)
+    assert statuses == [0, 0], said
     losses = [[line["loss"] for line in metrics_of(folder)] for folder in (alone, workers, pair)]
     assert losses[0] == losses[1]
     assert losses[2] == pytest.approx(losses[0], rel=1e-5)

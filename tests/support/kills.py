@@ -79,7 +79,8 @@ SCENARIOS = (
 def forked() -> Any:
     """Processes that have imported everything and done nothing: a run then starts in no time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PROGRAMS.values(), "utils.processes.exit_status"])
+    more = ("utils.processes.exit_status", "tools.benchmark.__main__", "torch.utils.tensorboard")
+    context.set_forkserver_preload([*PROGRAMS.values(), *more])
     return context
 
 

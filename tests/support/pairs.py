@@ -1,5 +1,6 @@
 """Two processes of one run by hand, each with its own command line and environment."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,19 +19,34 @@ def start_pair(
     folder: Path,
     commands: Sequence[Sequence[Any]],
     program: str = "main_simmim",
-    environments: Sequence[Mapping[str, str]] = ({}, {}),
+    environments: Sequence[Mapping[str, str]] = (),
 ) -> list[BaseProcess]:
-    """Start a process with each command line; what process N says is in FOLDER/N.log."""
-    port = free_port()
+    """Start a process with each command line, of any number; what process N says is in N.log."""
+    port, size = free_port(), len(commands)
     processes = []
-    for rank, (words, environment) in enumerate(zip(commands, environments, strict=True)):
-        log = str(folder / f"{rank}.log")
-        own = place_of(rank, port) | dict(environment)
-        task = (program, [str(word) for word in words], own, log)
+    for rank, (words, own) in enumerate(zip(commands, environments or [{}] * size, strict=True)):
+        place = place_of(rank, port, size) | dict(own)
+        task = (program, [str(word) for word in words], place, str(folder / f"{rank}.log"))
         processes.append(forked().Process(target=work, args=task))
     for process in processes:
         process.start()
     return processes
+
+
+def run_processes(
+    number: int, cfg: Path, *arguments: Any, program: str = "main_simmim"
+) -> tuple[list[int | None], str]:
+    """A run of processes numbered by hand; their exit statuses, and what all of them said.
+
+    They are there in no time, while torchrun and what it starts import everything anew.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder, command = Path(name), ["--cfg", cfg, *arguments]
+        processes = start_pair(folder, [command] * number, program)
+        statuses = join(processes, 120)
+        for process in processes:
+            process.kill()
+        return statuses, "".join((folder / f"{rank}.log").read_text() for rank in range(number))
 
 
 def end_of_pair(

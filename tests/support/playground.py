@@ -22,8 +22,10 @@ from tests.support.commands import (
     small_options,
     with_recipes,
 )
+from tests.support.kills import forked
 from tests.support.picture_files import write_classes
 from tests.support.small_runs import ROOT, call
+from tools.benchmark import measure
 
 _LAST = "ckpt_epoch_4.pth"  # of the recipe that FILE stands for
 # What makes a measurement short.
@@ -40,6 +42,8 @@ class Playground:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.monkeypatch = folder, monkeypatch
         monkeypatch.chdir(folder)
+        forked()  # sides of the benchmark start in no time
+        monkeypatch.setattr(measure, "START_METHOD", "forkserver")
         (folder / "configs").symlink_to(ROOT / "configs")
         for part in ("train", "val"):
             write_classes(folder / "imagenet" / part, number=8)

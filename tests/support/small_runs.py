@@ -75,7 +75,7 @@ def run_here(
     return call(monkeypatch, program, "--cfg", cfg, *arguments)
 
 
-def run_processes(
+def under_torchrun(
     number: int, cfg: Path, *arguments: Any, program: str = "main_simmim.py"
 ) -> subprocess.CompletedProcess[str]:
     """The program under torchrun with `number` processes of one thread each."""

@@ -22,6 +22,7 @@ from utils.device import cpu_name
 from utils.launch import read_launch
 from utils.memory import HUGE_PAGES, keep_freed_memory
 
+START_METHOD = "spawn"  # each side imports torch anew, with its own environment
 WARM_UP = 2  # untimed calls: memory is allocated, kernels are chosen or compiled
 
 
@@ -51,7 +52,7 @@ class Side:
         as_here: bool = True,
     ) -> None:
         self.name = name
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START_METHOD)
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, make, arguments, as_here))
         setting = None if as_here else os.environ.pop(HUGE_PAGES, None)

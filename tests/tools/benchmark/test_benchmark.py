@@ -9,13 +9,21 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.kills import forked
 from tests.support.small_encoders import SMALL
-from tests.support.small_runs import call, run_processes, write_config, write_finetune_config
+from tests.support.small_runs import call, under_torchrun, write_config, write_finetune_config
 from tools.benchmark import __main__ as benchmark
-from tools.benchmark import kernels, rivals
+from tools.benchmark import kernels, measure, rivals
 from tools.benchmark.measure import Side, Work, in_turn, ratio
 from utils.config import get_config
 from utils.memory import HUGE_PAGES
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sides that start in no time, since they have imported everything already."""
+    forked()
+    monkeypatch.setattr(measure, "START_METHOD", "forkserver")
 
 
 def figures_of(said: str) -> dict[str, Any]:
@@ -24,6 +32,7 @@ def figures_of(said: str) -> dict[str, Any]:
     return figures
 
 
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.slow
 def test_updates_are_compared_with_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -45,6 +54,7 @@ def test_updates_are_compared_with_transformers(
     assert figures["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.slow
 def test_updates_of_fine_tuning_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -57,6 +67,7 @@ def test_updates_of_fine_tuning_are_measured(
     assert "ratio" not in figures
 
 
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.slow
 def test_the_input_pipeline_is_compared_with_plain_pil(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -70,6 +81,7 @@ def test_the_input_pipeline_is_compared_with_plain_pil(
     assert list(speeds) == ["this project", "pillow"]
 
 
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.slow
 def test_training_is_compared_with_updates_on_noise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -85,7 +97,7 @@ def test_training_is_compared_with_updates_on_noise(
 def test_processes_of_torchrun_are_measured_together(tmp_path: Path) -> None:
     cfg = write_config(tmp_path)
     arguments = ["--rounds", 2, "--updates", 20]  # 80 images of each: the data set begins again
-    done = run_processes(2, cfg, *arguments, program="-m tools.benchmark train")
+    done = under_torchrun(2, cfg, *arguments, program="-m tools.benchmark train")
     assert done.returncode == 0, done.stderr
     assert "Warning: Grad strides" not in done.stderr
     figures = figures_of(done.stdout)
@@ -103,6 +115,7 @@ def test_under_torchrun_nothing_is_compared(
     assert "under torchrun only step and train are measured" in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -180,6 +193,7 @@ def _end() -> Work:
     os._exit(7)
 
 
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.slow
 def test_an_error_in_one_side_of_a_comparison_is_reported() -> None:
     for make, message in ((_refuse, "no such picture"), (_end, "ended with status 7")):
@@ -189,6 +203,7 @@ def test_an_error_in_one_side_of_a_comparison_is_reported() -> None:
         side.close()
 
 
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.slow
 def test_a_side_that_is_abandoned_while_it_works_ends_by_itself(tmp_path: Path) -> None:
     side = Side("x", _append, (tmp_path / "order", "x"))

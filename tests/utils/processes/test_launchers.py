@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support import slurm
-from tests.support.small_runs import ROOT, checkpoint_of, equal, run_processes, write_config
+from tests.support.small_runs import ROOT, checkpoint_of, equal, under_torchrun, write_config
 
 SHORT = ("DATA.NUM_SHAPES", 16, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "PICTURE_FREQ", 0)
 SAYS = """
@@ -37,7 +37,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The checkpoint of two processes under torchrun."""
     folder = tmp_path_factory.mktemp("torchrun")
-    done = run_processes(2, write_config(folder), "--output", folder, "--opts", *SHORT)
+    done = under_torchrun(2, write_config(folder), "--output", folder, "--opts", *SHORT)
     assert done.returncode == 0, done.stderr
     return checkpoint_of(folder, 0)
 

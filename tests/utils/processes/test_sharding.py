@@ -11,6 +11,7 @@ import torch
 
 import main_finetune
 import main_simmim
+from tests.support.pairs import run_processes
 from tests.support.small_runs import (
     call,
     checkpoint_of,
@@ -18,7 +19,6 @@ from tests.support.small_runs import (
     metrics_of,
     run_folder,
     run_here,
-    run_processes,
     snapshot,
     write_config,
     write_finetune_config,
@@ -30,9 +30,10 @@ PLAIN = ["TRAIN.PRECISION", "float32", "MODEL.DROP_PATH_RATE", 0.0]
 
 def run(number: int, cfg: Path, output: Path, tag: str, *opts: Any, **options: str) -> str:
     """A run of some processes that must succeed; what it said."""
-    done = run_processes(number, cfg, "--output", output, "--opts", "TAG", tag, *opts, **options)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    arguments = ("--output", output, "--opts", "TAG", tag, *opts)
+    statuses, said = run_processes(number, cfg, *arguments, **options)
+    assert statuses == [0] * number, said[-2000:]
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def test_fine_tuning_shards_too_and_its_file_evaluates_the_same(
     weights_of(run_folder(sharded, "full") / "ckpt_epoch_1.sharded", tmp_path / "start.pth")
     keys = [*PLAIN, "TRAIN.SHARDING", "full", "PRETRAINED", tmp_path / "start.pth"]
     keys += ["DATA.BATCH_SIZE", 6]
-    run(2, cfg, tmp_path, "tiny", *keys, program="main_finetune.py")
+    run(2, cfg, tmp_path, "tiny", *keys, program="main_finetune")
     records = metrics_of(tmp_path, name="finetune")
     validated = [record["val_acc1"] for record in records if "val_acc1" in record]
     folder = run_folder(tmp_path, name="finetune")
@@ -267,10 +268,10 @@ def test_another_optimizer_does_not_go_on_with_a_runs_moments(
     keys = ["--opts", "TAG", "full", *PLAIN, "TRAIN.SHARDING", "full", "TRAIN.EPOCHS", 3]
     keys += ["TRAIN.OPTIMIZER.NAME", "sgd"]
     cfg = write_config(tmp_path.parent, "swinv2")
-    done = run_processes(2, cfg, "--output", tmp_path, *keys)
-    assert done.returncode != 0
+    statuses, said = run_processes(2, cfg, "--output", tmp_path, *keys)
+    assert statuses == [2, 2]
     names = r"\['exp_avg', 'exp_avg_sq', 'step'\], SGD keeps \['momentum_buffer'\]"
-    assert re.search(rf"rank 0: error: checkpoint \S+ holds the moments {names}", done.stderr)
+    assert re.search(rf"rank 0: error: checkpoint \S+ holds the moments {names}", said)
     assert snapshot(tmp_path) == before
 
 
@@ -314,9 +315,9 @@ def test_an_ordinary_checkpoint_does_not_go_on_sharded(sharded: Path, tmp_path: 
     shutil.copytree(run_folder(sharded, "ddp"), run_folder(tmp_path, "full"))
     cfg = write_config(tmp_path, "swinv2")
     keys = ["--output", tmp_path, "--opts", "TAG", "full", "TRAIN.SHARDING", "full"]
-    done = run_processes(1, cfg, *keys)
-    assert done.returncode != 0
-    assert "is not a sharded one, and TRAIN.SHARDING is full" in done.stderr
+    statuses, said = run_processes(1, cfg, *keys)
+    assert statuses == [2]
+    assert "is not a sharded one, and TRAIN.SHARDING is full" in said
 
 
 @pytest.mark.slow
