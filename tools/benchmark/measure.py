@@ -52,7 +52,7 @@ class Side:
         as_here: bool = True,
     ) -> None:
         self.name = name
-        context = multiprocessing.get_context(START_METHOD)
+        context: Any = multiprocessing.get_context(START_METHOD)
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, make, arguments, as_here))
         setting = None if as_here else os.environ.pop(HUGE_PAGES, None)
