@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+_ALIGNMENT = 8  # elements
+
 
 def project_qkv(
     tokens: Tensor, weight: Tensor, q_bias: Tensor | None, v_bias: Tensor | None, num_heads: int
@@ -39,10 +41,33 @@ def fused_attention(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     In bfloat16 on CPUs it is slower than plain matrix products.
     """
     query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, L, d)
-    if bias is not None and len(bias) > 1:
-        bias = bias.repeat(len(query) // len(bias), 1, 1, 1)
+    if bias is not None:
+        # The kernels repeat a bias over the whole batch, but not over every G-th sample of it.
+        bias = aligned_bias(bias, len(query) // len(bias) if len(bias) > 1 else 1)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
     return mixed.transpose(1, 2).flatten(2)
+
+
+def aligned_bias(bias: Tensor, repeats: int = 1) -> Tensor:
+    """Repeat a bias (G, heads, L, L) along its first axis, and lay it out as fused kernels read it.
+
+    On GPUs they take only a bias whose last axis is contiguous, and copy one whose rows do not
+    begin at multiples of 8 elements, so rows are stored with padding. A bias that fits stays.
+    """
+    fits = bias.stride(-1) == 1 and not any(stride % _ALIGNMENT for stride in bias.stride()[:-1])
+    if fits and repeats == 1:
+        return bias
+    length = bias.shape[-1]
+    # Three axes: padding would keep the order in memory of four, which is that of the table.
+    rows = F.pad(bias.flatten(0, 1), (0, -length % _ALIGNMENT)).contiguous()
+    rows = rows.unflatten(0, bias.shape[:2])
+    return (rows if repeats == 1 else rows.repeat(repeats, 1, 1, 1))[..., :length]
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which layers compute on a tensor's device: autocast's, else the tensor's."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 def plain_attention(qkv: Tensor, bias: Tensor | None, scale: float) -> Tensor:

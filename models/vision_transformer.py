@@ -1,12 +1,13 @@
 """Vision Transformer as in BEiT (arXiv 2106.08254): layer scale, relative position bias."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
-from models.attention import attend, project_qkv
+from models.attention import aligned_bias, attend, compute_dtype, project_qkv
 from models.layers import (
     Mlp,
     PatchEmbed,
@@ -92,7 +93,7 @@ class Attention(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, tokens: Tensor, shared_bias: Tensor | None = None) -> Tensor:
-        """(B, L, C) -> (B, L, C); `shared_bias` (heads, L, L) is added to the scores."""
+        """(B, L, C) -> (B, L, C); `shared_bias` (1, heads, L, L) is added to the scores."""
         qkv = project_qkv(tokens, self.qkv.weight, self.q_bias, self.v_bias, self.num_heads)
         return self.drop(self.proj(attend(qkv, self._bias(shared_bias), self.scale)))
 
@@ -103,8 +104,8 @@ class Attention(nn.Module):
             own = gather_position_bias(
                 self.relative_position_bias_table, self.relative_position_index
             )
-            bias = own if bias is None else bias + own
-        return None if bias is None else bias.unsqueeze(0)
+            bias = own.unsqueeze(0) if bias is None else bias + own
+        return bias
 
 
 class ViTBlock(nn.Module):
@@ -230,11 +231,18 @@ class VisionTransformer(nn.Module):
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
         tokens = self.pos_drop(tokens)
-        shared_bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
-        for block in self.blocks:
+        for block, bias in zip(self.blocks, self._shared_biases(tokens), strict=True):
             recompute = self.use_checkpoint and self.training
-            tokens = run_block(block, tokens, shared_bias, recompute=recompute)
+            tokens = run_block(block, tokens, bias, recompute=recompute)
         return self.norm(tokens)
+
+    def _shared_biases(self, tokens: Tensor) -> Sequence[Tensor | None]:
+        """The shared position bias for each block, (1, heads, L, L), as attention takes it."""
+        if self.rel_pos_bias is None:
+            return [None] * self.num_layers
+        bias = aligned_bias(self.rel_pos_bias().unsqueeze(0).to(compute_dtype(tokens)))
+        # One view for each block: their gradients are summed together, and rounded only then.
+        return bias.expand(self.num_layers, 1, -1, -1, -1).unbind()
 
     def forward_features(self, image: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, num_features, H/patch, W/patch), without CLS.
