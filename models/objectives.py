@@ -73,17 +73,24 @@ class NormalizedPixelTarget(PixelTarget):
 
     def _statistics(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Window mean and square root of (unbiased variance + 1e-6), each (B, C, H, W)."""
-        mean = self._window_mean(image)
-        count = self.patch_size**2 * F.avg_pool2d(
-            torch.ones_like(image), self.patch_size, 1, self.patch_size // 2
-        )
-        biased = self._window_mean(image.square()) - mean.square()
+        means = self._window_mean(torch.cat((image, image.square()), dim=1))
+        mean, mean_square = means.chunk(2, dim=1)
+        rows, columns = (self._window_counts(side, image.device) for side in image.shape[-2:])
+        count = rows[:, None] * columns
+        biased = mean_square - mean.square()
         variance = (biased * count / (count - 1).clamp(min=1)).clamp(min=0)
         return mean, (variance + 1e-6).sqrt()
 
     def _window_mean(self, image: Tensor) -> Tensor:
-        side = self.patch_size
-        return F.avg_pool2d(image, side, 1, side // 2, count_include_pad=False)
+        """The mean of the columns' means: 2 patch_size numbers a pixel, not patch_size squared."""
+        side, reach = self.patch_size, self.patch_size // 2
+        columns = F.avg_pool2d(image, (side, 1), 1, (reach, 0), count_include_pad=False)
+        return F.avg_pool2d(columns, (1, side), 1, (0, reach), count_include_pad=False)
+
+    def _window_counts(self, length: int, device: torch.device) -> Tensor:
+        """How many of `length` pixels along an axis lie in the window around each: (length,)."""
+        place, reach = torch.arange(length, device=device), self.patch_size // 2
+        return (place + reach).clamp(max=length - 1) - (place - reach).clamp(min=0) + 1
 
 
 def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
