@@ -95,7 +95,8 @@ def _decoder(cfg: CfgNode, exact: bool = False) -> Decoder:
     """The decoder of pre-training, or the one that fine-tuning and evaluation use (`exact`)."""
     keys = cfg.DATA
     fast = keys.DECODER == "fast" and not exact
-    return Decoder(_channels(cfg), fast, keys.EXIF_ORIENTATION, keys.MAX_PIXELS)
+    reduction = pretrain_transform(keys.IMG_SIZE).reduction if fast else None
+    return Decoder(_channels(cfg), fast, keys.EXIF_ORIENTATION, keys.MAX_PIXELS, reduction)
 
 
 def _normalizer(cfg: CfgNode) -> Normalizer:
@@ -258,9 +259,10 @@ def _loader(
         drop_last=drop_last,
         collate_fn=collate,
         persistent_workers=cfg.DATA.NUM_WORKERS > 0,
-        worker_init_fn=_follow_main_process,
+        worker_init_fn=_start_worker,
     )
 
 
-def _follow_main_process(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    torch.set_flush_denormal(True)  # as in the main process
     follow_parent()

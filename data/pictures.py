@@ -54,8 +54,18 @@ ORIENTATION = 0x0112  # of EXIF
 _GREYS_OF_FEW_BITS = {"L;2": 85, "L;4": 17}  # layout -> 255 / the largest number
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
+
+@dataclass(frozen=True)
+class Reduced:
+    """An RGB picture of height x width pixels, of which fewer were decoded, for a small crop."""
+
+    pixels: Image.Image
+    height: int
+    width: int
+
+
 # An RGB image of PIL; uint8 RGB (3, H, W); or float32 (C, H, W) (`numbers.as_floats`).
-Picture = Image.Image | Tensor
+Picture = Image.Image | Tensor | Reduced
 
 
 Image.init()  # PIL finds formats by name only after their plugins are loaded
@@ -67,13 +77,15 @@ class Decoder:
     """Decodes a file's content as `channels` channels: 3 are RGB, 1 is grey, others are planes.
 
     `fast` decodes JPEG with simplejpeg, to PIL's pixels in less time. `oriented` turns pictures as
-    EXIF says. `most_pixels` is the largest size.
+    EXIF says. `most_pixels` is the largest size. `reduction` (height, width) -> 1, 2, 4 or 8 is the
+    divisor of sides that a crop leaves enough pixels; where it is not 1, `fast` decodes `Reduced`.
     """
 
     channels: int = RGB
     fast: bool = False
     oriented: bool = False
     most_pixels: int = MOST_PIXELS
+    reduction: Callable[[int, int], int] | None = None
 
     def __call__(self, content: bytes, name: str) -> Picture:
         """Decode; ValueError with the file's `name` where that fails."""
@@ -100,7 +112,9 @@ class Decoder:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             require_pixels(image.width, image.height, self.most_pixels)
             if self.channels not in (1, RGB):
-                require_channels(len(image.getbands()), self.channels)
+                # PIL opens grey with alpha of 16 bits as RGB with alpha.
+                planes = 2 if "LA;16B" in _layouts(image) else len(image.getbands())
+                require_channels(planes, self.channels)
                 if has_16_bits(image):
                     raise ValueError(
                         "its colours have 16 bits, of which PIL keeps 8: save it as .npy"
@@ -111,7 +125,7 @@ class Decoder:
                 ImageOps.exif_transpose(image, in_place=True)
             return as_channels(image, self.channels)
 
-    def _fast_jpeg(self, content: bytes) -> Tensor | None:
+    def _fast_jpeg(self, content: bytes) -> Tensor | Reduced | None:
         """Decode a JPEG file to uint8 RGB (3, H, W); None for what only PIL decodes, or reports."""
         if not self.fast or self.channels != RGB or (self.oriented and _is_turned(content)):
             return None
@@ -119,6 +133,11 @@ class Decoder:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
             if colours not in _JPEG_COLOURS or height * width > self.most_pixels:
                 return None
+            divisor = 1 if self.reduction is None else self.reduction(height, width)
+            if divisor > 1:  # libjpeg leaves out the finest frequencies
+                least = {"min_height": -(-height // divisor), "min_width": -(-width // divisor)}
+                pixels = simplejpeg.decode_jpeg(content, **least)
+                return Reduced(Image.fromarray(pixels), height, width)
             return torch.from_numpy(simplejpeg.decode_jpeg(content)).permute(2, 0, 1)
         except ValueError:
             return None
@@ -273,6 +292,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "F":
         image = Image.fromarray(as_bytes(np.asarray(image)))  # an error that names the way
     elif image.mode in _ALPHA or "transparency" in image.info:
+        image = image.convert("LA") if image.mode == "La" else image  # PIL knows no other way
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)

@@ -154,9 +154,9 @@ class Shards:
 
 
 def classes_text(names: Sequence[str]) -> bytes:
-    """The content of `classes.txt`: one class a line; ValueError where a name has a newline."""
+    """The content of `classes.txt`: one class a line; ValueError where a name has a line's end."""
     for name in names:
-        if "\n" in name:
+        if "\n" in name or name.endswith("\r"):
             raise ValueError(
                 f"class {shown(name)} has a newline in its name, and {CLASSES_FILE} has one class "
                 "in a line: rename its folder"

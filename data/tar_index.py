@@ -11,7 +11,7 @@ import numpy as np
 from data.left_out import LeftOut
 from data.listing import Names
 from data.members import LABEL_SUFFIX, LONGEST_HEADER, PLACE, RANGE, Members, require_inside
-from data.pictures import ARRAY_SUFFIX, IMAGE_SUFFIXES
+from data.pictures import ARRAY_SUFFIX, IMAGE_SUFFIXES, NO_LABEL
 from utils.digest import digest_of
 from utils.files import open_regular, read_regular, write_whole
 from utils.messages import reason_of
@@ -105,6 +105,8 @@ def _parse(path: str) -> tuple[Members, int, np.ndarray]:
         about, rest = json.loads(head), memoryview(body)
         number = about["pictures"]
         places, rest = _cut(rest, PLACE, number)
+        if number and places["label"].min() < NO_LABEL:
+            raise NotBelievedError("its index is damaged or of another version")
         ends, rest = _cut(rest, _END, number + 1)
         content, rest = _cut(rest, np.dtype(np.uint8), int(ends[-1]))
         checks, rest = _cut(rest, _CHECK, about["members"])

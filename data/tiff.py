@@ -18,6 +18,7 @@ _WHITE_IS_0 = PHOTOMETRIC.MINISWHITE
 _GREY = (PHOTOMETRIC.MINISBLACK, _WHITE_IS_0)
 _PLANES = (*_GREY, PHOTOMETRIC.RGB, PHOTOMETRIC.SEPARATED)  # numbers that need no conversion
 _UNSIGNED, _COMPLEX = 1, (5, 6)  # of SampleFormat
+_PREMULTIPLIED = tifffile.EXTRASAMPLE.ASSOCALPHA
 _BITS_OF_PIL = (1, 2, 4, 8, 16)
 _MOST_BESIDE_RGB = 6  # planes in all, of which PIL reads those of RGB
 _REDUCED, _MASK = 1, 4  # of NewSubfileType
@@ -82,7 +83,9 @@ def num_pages(content: bytes, channels: int) -> tuple[int, int]:
     """Numbers of full-resolution pages that `read_tiff` takes and leaves out."""
     with TiffFile(io.BytesIO(content)) as file:
         used = len(_pages(file, channels))
-        return used, sum(1 for _ in _whole_pages(file)) - used
+        # ImageJ stores a large stack as one page.
+        stack = int((file.imagej_metadata or {}).get("images", 1))
+        return used, max(sum(1 for _ in _whole_pages(file)), stack) - used
 
 
 def dtype_of(content: bytes) -> str:
@@ -139,6 +142,8 @@ def _suits_pil(page: TiffPage, channels: int) -> bool:
     if not known or page.imagedepth > 1 or 0 in page.dataoffsets:
         return False
     few, chunky = channels in (1, RGB), page.planarconfig == tifffile.PLANARCONFIG.CONTIG
+    if _PREMULTIPLIED in page.extrasamples and not few:
+        return False  # PIL divides the colours by it
     if page.samplesperpixel == 1 and not few:
         return False  # the error names the number of pages
     if page.bitspersample <= 8:

@@ -1,6 +1,7 @@
 """Transforms of a picture to a tensor, and of a batch to the network's input."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,12 +15,14 @@ from torchvision.transforms import functional
 from torchvision.transforms.functional import pil_to_tensor
 from torchvision.transforms.v2.functional import resize_image
 
-from data.pictures import RGB, Picture
+from data.pictures import RGB, Picture, Reduced
 from utils.messages import short, shown
 
 Size = int | tuple[int, int]  # a side, or height and width
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_DIVISORS = (8, 4, 2)  # of a JPEG's sides, what libjpeg decodes fast
+_MARGIN = 3.0  # pixels of a reduced crop per pixel of the result; fewer would blur it
 
 
 def _posterize(picture: Image.Image, bits_to_keep: int, **_: object) -> Image.Image:
@@ -43,18 +46,44 @@ class CropAndFlip:
         self.size, self.scale = [height, width], list(scale)
         self.ratio = list(_ratio(height, width))
         self.mode = transforms.InterpolationMode(interpolation)
+        self.pil_mode = Image.Resampling[interpolation.upper()]
 
     def __call__(self, picture: Picture) -> Tensor:
         """Crop and flip with the same random numbers as torchvision's two transforms."""
-        crop = transforms.RandomResizedCrop.get_params(picture, self.scale, self.ratio)
+        whole = picture
+        if isinstance(picture, Reduced):  # its size is all that the random numbers depend on
+            whole = torch.empty(1, 1, 1).expand(RGB, picture.height, picture.width)
+        crop = transforms.RandomResizedCrop.get_params(whole, self.scale, self.ratio)
         mirrored = bool(torch.rand(1) < 0.5)
-        if not isinstance(picture, Tensor):
+        if isinstance(picture, Reduced):
+            cropped = self._part_of(picture, *crop)
+        elif not isinstance(picture, Tensor):
             cropped = pil_to_tensor(functional.resized_crop(picture, *crop, self.size, self.mode))
         else:  # on uint8, several times as fast as PIL
             top, left, height, width = crop
             part = picture[:, top : top + height, left : left + width]
             cropped = resize_image(part, self.size, self.mode)
         return cropped.flip(-1) if mirrored else cropped
+
+    def reduction(self, height: int, width: int) -> int:
+        """By what a picture's sides may be divided (1, 2, 4 or 8), so that crops stay the same."""
+        narrow, wide = self.ratio
+        area = self.scale[0] * height * width
+        # The smallest sides of a crop; where none of such an area fits, it has an extreme ratio.
+        smallest = (
+            min(height, math.sqrt(area / wide), width / narrow),
+            min(width, math.sqrt(area * narrow), height * wide),
+        )
+        factor = min(side / wanted for side, wanted in zip(smallest, self.size, strict=True))
+        return next((divisor for divisor in _DIVISORS if divisor * _MARGIN <= factor), 1)
+
+    def _part_of(self, picture: Reduced, top: int, left: int, height: int, width: int) -> Tensor:
+        """The crop of a reduced picture: PIL resizes from a box whose sides are no whole pixels."""
+        pixels = picture.pixels
+        rows, columns = pixels.height / picture.height, pixels.width / picture.width
+        box = (left * columns, top * rows, (left + width) * columns, (top + height) * rows)
+        size = (self.size[1], self.size[0])
+        return pil_to_tensor(pixels.resize(size, self.pil_mode, box=box))
 
 
 def pretrain_transform(image_size: Size) -> CropAndFlip:
@@ -78,7 +107,7 @@ class TrainTransform:
     def __init__(
         self,
         for_rgb: Callable[[Image.Image], Tensor],
-        for_others: Callable[[Tensor], Tensor],
+        for_others: Callable[[Picture], Tensor],
         changes_colours: bool,
     ) -> None:
         self.for_rgb, self.for_others = for_rgb, for_others
@@ -86,7 +115,7 @@ class TrainTransform:
 
     def __call__(self, picture: Picture) -> Tensor:
         """Picture -> tensor; ValueError for a tensor if `changes_colours`."""
-        if not isinstance(picture, Tensor):
+        if isinstance(picture, Image.Image):
             return torch.as_tensor(self.for_rgb(picture))
         if self.changes_colours:
             raise ValueError(
@@ -231,6 +260,10 @@ class Normalizer:
         """Float (B, C, H, W) -> float32, the pictures' numbers: from 0 to 1, or of any unit."""
         self._move_to(image.device)
         return image.float() * self.std + self.mean
+
+    def __getstate__(self) -> dict[str, Tensor]:
+        """Loader workers, which get a copy, have no GPU."""
+        return {"mean": self.mean.cpu(), "std": self.std.cpu()}
 
     def _move_to(self, device: torch.device) -> None:
         # Only once: a copy to the device in every step would make the host wait.

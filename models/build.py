@@ -177,8 +177,8 @@ def load_simmim(
         )
     model = build_pretrain_model(_config_in(content, path) if cfg is None else cfg)
     weights, origin = find_weights(content, path, model.state_dict())
-    _restore(rename_weights(model.encoder, weights), model, path)
     _say_origin(say, path, origin, content, cfg, PRETRAIN_INPUT)
+    _restore(rename_weights(model.encoder, weights), model, path)
     return model.eval()
 
 
@@ -191,8 +191,8 @@ def load_classifier(
     num_classes = head_size(weights, path)
     names = class_names(content, num_classes, path)
     model = build_classifier(_config_in(content, path) if cfg is None else cfg, num_classes)
-    _restore(rename_weights(model, weights), model, path)
     _say_origin(say, path, origin, content, cfg, EVAL_INPUT)
+    _restore(rename_weights(model, weights), model, path)
     return model.eval(), names
 
 

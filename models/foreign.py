@@ -2,20 +2,18 @@
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor
 
 from utils.checkpoints.reading import Weights, without_recomputed
-from utils.messages import short
+from utils.messages import prefix_before, short
 
 # Names of sections in files of this project, of timm, torchvision, Lightning, DeepSpeed and others.
 _AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
 _TRAINED = ("model", "state_dict", "model_state_dict", "module", "net", "network", "weights")
 _OWN = ("model_ema", "model")  # of this project; no other section beside them counts
 _MOST_LEVELS = 3  # of sections in each other
-_MOST_PARTS = 8  # of a name, which may belong to a prefix
 # What torch.compile, FSDP and activation checkpointing insert into names of parameters.
 _INSERTED = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 MAY_LACK = ("head.", "fc_norm.")  # parameters of a classifier that not every file holds
@@ -27,22 +25,15 @@ def find_weights(content: object, source: object, known: Collection[str]) -> tup
 
     They lie in a section (averaged weights win) or alone, and a prefix that all names share is
     removed; return words for the log that say so, "" where a file is as this project writes it. The
-    caller compares names and shapes. ValueError where there are no weights, where two sections
-    could be meant, and where only some names have the prefix.
+    caller compares names and shapes. ValueError where there are no weights, and where two sections
+    could be meant.
     """
     section, stored = _section(content, source, known)
     stored = without_recomputed(stored)
     if _COUNTER not in known:
         stored.pop(_COUNTER, None)
-    prefix, _ = _prefix_of(stored, known)
+    prefix, _ = prefix_before(stored, known)
     shared = _common(_common(*stored) if stored else "", prefix)
-    if prefix.removeprefix(shared) not in ("", "encoder.") and _is_whole(stored, prefix, known):
-        others = [name for name in stored if not name.startswith(prefix)]
-        raise ValueError(
-            f"checkpoint {source} does not fit the model: {len(stored) - len(others)} of its "
-            f"{len(stored)} names have the prefix {_quoted(prefix)} before the model's, the others "
-            f"do not (first: {short(others[0])}): save the weights without the prefix"
-        )
     weights = {_INSERTED.sub("", name.removeprefix(shared)): stored[name] for name in stored}
     if len(weights) < len(stored):
         raise ValueError(f"checkpoint {source} holds a parameter under two names")
@@ -91,30 +82,8 @@ def _sections(
             yield from _sections(value[name], f"{path}.{name}".lstrip("."), level + 1)
 
 
-def _is_whole(weights: Mapping[str, Tensor], prefix: str, known: Collection[str]) -> bool:
-    """Whether the weights with the prefix are a whole model's, but for what files may lack."""
-    needed = [name for name in known if not name.startswith(MAY_LACK) and name[-6:] != "_table"]
-    # Of a head alone nothing is told: other parts may have its names.
-    return bool(needed) and all(f"{prefix}{name}" in weights for name in needed)
-
-
 def _fits(weights: Mapping[str, Tensor], known: Collection[str]) -> bool:
-    return 2 * _prefix_of(weights, known)[1] > len(known)
-
-
-def _prefix_of(names: Collection[str], known: Collection[str]) -> tuple[str, int]:
-    """The prefix with which most of the names are known ones, and how many are."""
-    counts: Counter[str] = Counter()
-    for name in names:
-        prefix, rest = "", name
-        for _ in range(_MOST_PARTS):
-            counts[prefix] += rest in known
-            part, dot, rest = rest.partition(".")
-            prefix += part + dot
-            if not dot:
-                break
-    best = min(counts, key=lambda prefix: (-counts[prefix], len(prefix)), default="")
-    return best, counts[best]
+    return 2 * prefix_before(weights, known)[1] > len(known)
 
 
 def _common(*names: str) -> str:

@@ -124,10 +124,13 @@ def head_size(weights: Weights, source: str | Path) -> int:
     """
     head = weights.get("head.weight")
     if head is None or head.ndim != 2:
-        raise ValueError(
-            f"checkpoint {source} has no classification head: a pre-trained model is fine-tuned "
-            "first (--pretrained CKPT)"
+        other = next((name for name in weights if name.endswith(f".{HEAD[0]}")), "")
+        hint = (
+            f"its {short(other)} has a prefix that other names lack: save it without"
+            if other
+            else ("a pre-trained model is fine-tuned first (--pretrained CKPT)")
         )
+        raise ValueError(f"checkpoint {source} has no classification head: {hint}")
     if not head.numel() or len(head) > _MOST_CLASSES:
         raise ValueError(
             f"checkpoint {source}: head.weight has shape {tuple(head.shape)}, expected 1 to "

@@ -91,6 +91,17 @@ def is_launched() -> bool:
     return launch is not None and launch.joins
 
 
+def idle_tasks() -> str:
+    """Words for a job of several tasks of which this process is the only one; else empty."""
+    tasks = os.environ.get("SLURM_NTASKS", "")
+    if not tasks.isdecimal() or int(tasks) < 2 or _launcher_in(_known(os.environ)) is not None:
+        return ""
+    return (
+        f"Slurm's job has {int(tasks)} tasks, of which this is one process alone: "
+        "srun python ... starts all of them"
+    )
+
+
 def meeting_place(launch: Launch) -> tuple[str, int]:
     """Address and port at which the processes meet: MASTER_ADDR and MASTER_PORT where they are set.
 

@@ -4,7 +4,8 @@ import os
 import reprlib
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
 Part = TypeVar("Part")
@@ -12,6 +13,7 @@ Shape = tuple[int, ...]
 
 
 _LONGEST_REASON = 300  # characters
+_MOST_PARTS = 8  # of a parameter's name, which may belong to a prefix
 
 
 class _Short(reprlib.Repr):
@@ -104,7 +106,28 @@ def require_same_shapes(
     ]
     if differences:
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+        prefix, number = prefix_before(found, expected)
+        if prefix and 2 * number > len(expected):
+            more += (
+                f'; {number} of its {len(found)} names have the prefix "{short(prefix)}" before '
+                "the model's, the others do not: save the weights without the prefix"
+            )
         raise ValueError(f"{what} does not fit the model: {'; '.join(differences[:3])}{more}")
+
+
+def prefix_before(names: Collection[str], known: Collection[str]) -> tuple[str, int]:
+    """The parts before most of the names that are then known ones, and how many are."""
+    counts: Counter[str] = Counter()
+    for name in names:
+        prefix, rest = "", name
+        for _ in range(_MOST_PARTS):
+            counts[prefix] += rest in known
+            part, dot, rest = rest.partition(".")
+            prefix += part + dot
+            if not dot:
+                break
+    best = min(counts, key=lambda prefix: (-counts[prefix], len(prefix)), default="")
+    return best, counts[best]
 
 
 def require_same_classes(found: Sequence[str], expected: Sequence[str], what: str) -> None:

@@ -13,9 +13,11 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from data.pictures import Decoder
+from data.tiff import num_pages
 from tests.support.raw_files import CMYK, PLANAR, RGB, WHITE_IS_0, png_bytes, tiff_bytes
 
 PAGE = Path(__file__).parents[2] / "docs/pictures.md"
@@ -244,7 +246,7 @@ ROWS: dict[str, list[Case]] = {
     "grey with alpha of 16 bits, PNG": [
         Case(
             png_bytes(as_type("u2", [0x6400, 0x6400], [65535, 0]), 4),
-            {3: [[100, 255]] * 3, 1: [[100 / 255, 1]], 2: OTHER},
+            {3: [[100, 255]] * 3, 1: [[100 / 255, 1]], 2: "16 bits", 4: OTHER},
         )
     ],
     "grey, signed or of 32 bits or real, TIFF": of_planes(1),
@@ -281,7 +283,7 @@ ROWS: dict[str, list[Case]] = {
             )
         ],
     ],
-    "planes of 8 or 16 bits, TIFF": [
+    "two, four or more planes of 8 or 16 bits, TIFF": [
         Case(
             tiff_bytes(as_type(dtype, *[numbers] * 13), planar=planar, order=order, photometric=ph),
             {13: [[value / largest for value in given]] * 13, 1: OTHER, 3: OTHER, 12: OTHER},
@@ -422,7 +424,7 @@ def test_exif_turns_pictures_only_where_that_is_wanted(kind: str) -> None:
     exif[0x0112] = 6  # the left side is the top
     content = saved(image, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     for fast in (False, True):
-        found = Decoder(fast=fast)(content, "x.jpg")
+        found: Any = Decoder(fast=fast)(content, "x.jpg")
         shape = found.shape if not isinstance(found, Image.Image) else np.asarray(found).shape
         assert sorted(shape) == [3, 16, 32]
         assert (found.size if isinstance(found, Image.Image) else found.shape[:0:-1]) == (32, 16)
@@ -486,3 +488,31 @@ def test_compressed_planes_need_a_package_that_the_message_names(tmp_path: Path)
     said = run.stdout
     assert "x.tif cannot be read as a picture: " in said
     assert "imagecodecs" in said
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_colours_multiplied_by_alpha_stay_so_as_planes_and_lie_on_white_as_rgb(bits: int) -> None:
+    kind = np.dtype(f"u{bits // 8}")
+    pixel = np.array([[[100, 50, 0, 128]]], kind) * kind.type(257 if bits == 16 else 1)
+    file = io.BytesIO()
+    tifffile.imwrite(
+        file, np.tile(pixel, (8, 8, 1)), photometric="rgb", extrasamples=["assocalpha"]
+    )
+    planes: Any = Decoder(4)(file.getvalue(), "x.tif")
+    torch.testing.assert_close(planes[:, 0, 0], torch.tensor([100.0, 50, 0, 128]) / 255)
+    rgb = np.asarray(Decoder()(file.getvalue(), "x.tif"))
+    np.testing.assert_allclose(rgb[0, 0], [227, 177, 127], atol=1)  # premultiplied + 255 - alpha
+
+
+def test_grey_multiplied_by_alpha_lies_on_white() -> None:
+    file = io.BytesIO()
+    pixels = np.tile(np.array([[[100, 128]]], np.uint8), (8, 8, 1))
+    tifffile.imwrite(file, pixels, photometric="minisblack", extrasamples=["assocalpha"])
+    assert np.asarray(Decoder()(file.getvalue(), "x.tif"))[0, 0].tolist() == [227] * 3
+
+
+def test_a_stack_of_imagej_in_one_page_has_unused_pages() -> None:
+    file = io.BytesIO()
+    stack = np.zeros((3, 8, 9), np.uint8)
+    tifffile.imwrite(file, stack, imagej=True, truncate=True)
+    assert num_pages(file.getvalue(), 1) == (1, 2)

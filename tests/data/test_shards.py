@@ -473,6 +473,8 @@ def test_only_newlines_divide_the_names_of_classes(tmp_path: Path, end: str) -> 
     assert Shards(str(tmp_path)).classes == names
     with pytest.raises(ValueError, match=r"class 'a\\nb' has a newline in its name"):
         classes_text(["a", "a\nb"])
+    with pytest.raises(ValueError, match=r"class 'a\\r' has a newline"):
+        classes_text(["a\r"])
 
 
 def test_an_empty_line_is_no_name_of_a_class(tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ def test_cifar10_is_read_from_a_local_root(tmp_path: Path, monkeypatch: pytest.M
     pictures = Cifar10(str(tmp_path), train=True)
     assert len(pictures) == 2
     picture, label = pictures[1]
+    assert isinstance(picture, Image.Image)
     assert (picture.size, picture.mode, label) == ((32, 32), "RGB", 8)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.launch import Launch, first_host, is_launched, meeting_place, read_launch
+from utils.launch import Launch, first_host, idle_tasks, is_launched, meeting_place, read_launch
 
 # What real ones set (Slurm 22.05, Open MPI 4.1), shortened.
 JOB = {
@@ -84,6 +84,8 @@ def test_a_batch_script_and_a_shell_run_one_process(
 ) -> None:
     assert launch_of(monkeypatch, variables) is None
     assert not is_launched()
+    told = "Slurm's job has 2 tasks, of which this is one process alone: srun python ... starts"
+    assert idle_tasks().startswith(told) == (variables in (JOB, BATCH))
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from utils.checkpoints.state import Best, Position, TrainState
 from utils.compilation import compile_parts, require_blocks
 from utils.config import stage_of, to_plain
 from utils.config.arguments import Command
-from utils.device import choose_device, choose_precision, dtype_name
+from utils.device import choose_device, choose_precision, dtype_name, use_device
 from utils.files import RunFolder, write_whole
-from utils.launch import is_launched
+from utils.launch import idle_tasks, is_launched
 from utils.processes import heartbeat
 from utils.processes.group import (
     mixed_hardware,
@@ -74,17 +74,22 @@ class Run:
 def start_run(command: Command) -> Run:
     """Choose the device, join the process group, seed the random numbers; write no files yet."""
     cfg = command.cfg
-    device = choose_device(cfg.DEVICE)
+    device = set_up_device(cfg)
     amp_dtype = choose_precision(cfg.TRAIN.PRECISION, device)
     start_process_group(device, cfg.TRAIN.LOST_AFTER, facts_of_start(cfg, device))
     heartbeat.start(cfg.TRAIN.LOST_AFTER)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True
     seed_all(MODEL_STREAM, cfg.SEED)
     mixed = mixed_hardware()
-    warning = (f"the machines differ, and so may their last digits: {mixed}",) if mixed else ()
-    return Run(cfg, device, amp_dtype, RunFolder(run_folder(cfg)), (*command.summary, *warning))
+    warning = f"the machines differ, and so may their last digits: {mixed}" if mixed else ""
+    summary = (*command.summary, *filter(None, (warning, idle_tasks())))
+    return Run(cfg, device, amp_dtype, RunFolder(run_folder(cfg)), summary)
+
+
+def set_up_device(cfg: CfgNode) -> torch.device:
+    """Choose the device and how it computes, before this process has a tensor or a group."""
+    device = choose_device(cfg.DEVICE)
+    use_device(device, tf32=cfg.TRAIN.TF32, deterministic=cfg.TRAIN.DETERMINISTIC)
+    return device
 
 
 def run_folder(cfg: CfgNode) -> Path:
