@@ -199,7 +199,9 @@ class VisionTransformer(nn.Module):
             block = ViTBlock(embed_dim, attention, mlp_ratio, drop_rate, rate, init_values)
             self.blocks.append(block)
         self.norm = nn.Identity() if use_mean_pooling else nn.LayerNorm(embed_dim, eps=_EPS)
-        self.fc_norm = nn.LayerNorm(embed_dim, eps=_EPS) if use_mean_pooling else None
+        # Only a classifier pools; a parameter without a gradient would stop DDP.
+        pools = use_mean_pooling and not use_mask_token
+        self.fc_norm = nn.LayerNorm(embed_dim, eps=_EPS) if pools else None
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else None
         # Normals of std 0.02 are cut at 1 std in pre-training, at 100 in fine-tuning, as published.
         self._init_weights(cut=0.02 if use_mask_token else 2.0)

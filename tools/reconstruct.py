@@ -36,9 +36,8 @@ from data.drawing import COLUMNS, draw_reconstructions, save_picture
 from models import load_simmim
 from utils.checkpoints.contents import newest_checkpoint
 from utils.config import is_finetuning
-from utils.device import choose_device
 from utils.processes.exit_status import run_program
-from utils.training.run import run_folder
+from utils.training.run import run_folder, set_up_device
 
 
 def main() -> None:
@@ -47,7 +46,7 @@ def main() -> None:
     cfg = read_config(arguments)
     if is_finetuning(cfg):
         raise ValueError(f"{arguments.cfg} is for fine-tuning, expected a recipe of pre-training")
-    device = choose_device(cfg.DEVICE)
+    device = set_up_device(cfg)
     path = Path(cfg.MODEL.RESUME) if cfg.MODEL.RESUME else None
     if path is None:
         path, _ = newest_checkpoint(run_folder(cfg), warn=print)

@@ -34,12 +34,13 @@ from models import build_classifier, build_criterion, build_pretrain_model
 from utils.checkpoints.reading import Content, model_weights, read_checkpoint
 from utils.checkpoints.state import restore_model
 from utils.config import config_of
-from utils.device import PRECISIONS, choose_device, choose_precision
+from utils.device import PRECISIONS, choose_precision
 from utils.messages import one_of
 from utils.processes.exit_status import run_program
 from utils.processes.sharding import clip_gradients, mixed_precision
 from utils.randomness import UPDATE_STREAM, seed_all
 from utils.training.losses import ComputeLoss, finetune_loss, pretrain_loss
+from utils.training.run import set_up_device
 
 _NAMED = 3
 
@@ -91,7 +92,7 @@ def _is_number(value: object) -> bool:
 
 def replay(state: Content, cfg: CfgNode, source: Path) -> None:
     """Repeat the forward and backward passes of all processes, one after the other."""
-    device, bad = choose_device(cfg.DEVICE), state["diverged"]
+    device, bad = set_up_device(cfg), state["diverged"]
     dtype = choose_precision(bad["precision"], device)
     dataset, model, compute_loss = build(state, cfg, device)
     restore_model(model_weights(state, source, ("model",)), model, source)

@@ -25,6 +25,21 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda", own_gpu(torch.cuda.device_count()))
 
 
+def use_device(device: torch.device, *, tf32: bool = False, deterministic: bool = False) -> None:
+    """Make a device this process's own, and set how it computes; call it before a group starts.
+
+    `tf32` rounds factors of float32 products and convolutions on GPUs to 10 bits. `deterministic`
+    has each operation sum in a fixed order, and raise RuntimeError where it cannot.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = not deterministic  # try all kernels of a convolution
+    torch.use_deterministic_algorithms(deterministic)
+    if device.type == "cuda":
+        if deterministic:  # read when cuBLAS starts
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.cuda.set_device(device)
+
+
 def own_gpu(visible: int) -> int:
     """The index of this process's GPU among the visible ones of its machine."""
     launch = read_launch()

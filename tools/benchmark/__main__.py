@@ -70,6 +70,7 @@ from tools.plan import count_operations
 from utils.config import is_finetuning
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.processes.exit_status import run_program
+from utils.training.run import set_up_device
 
 OURS = "this project"
 
@@ -102,7 +103,7 @@ def measure_sides(sides: Sequence[Side], rounds: int) -> tuple[dict[str, list[fl
 
 def measure_step(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
     """Measure whole updates on one batch of noise."""
-    device = choose_device(cfg.DEVICE)
+    device = set_up_device(cfg)
     dtype = choose_precision(cfg.TRAIN.PRECISION, device)
     updates = arguments.updates or (10 if device.type == "cuda" else 1)
     if arguments.vs:

@@ -19,8 +19,9 @@ from tools.benchmark.kernels import synchronize
 from tools.benchmark.measure import Work
 from tools.benchmark.workloads import passes_over, synthetic_batch
 from utils.config import is_finetuning
-from utils.device import choose_device, choose_precision
+from utils.device import choose_precision
 from utils.training.metrics import peak_memory_mb
+from utils.training.run import set_up_device
 
 
 def require_transformers(cfg: CfgNode) -> None:
@@ -66,7 +67,7 @@ def build_transformers_model(cfg: CfgNode, stride: int) -> nn.Module:
 
 def transformers_work(cfg: CfgNode, num_updates: int) -> Work:
     """Updates as in a plain loop: autocast, backward, clipping, fused AdamW."""
-    device = choose_device(cfg.DEVICE)
+    device = set_up_device(cfg)
     amp_dtype = choose_precision(cfg.TRAIN.PRECISION, device)
     encoder = build_pretrain_model(cfg).encoder
     model = build_transformers_model(cfg, encoder.stride).to(device).train()

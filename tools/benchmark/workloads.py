@@ -36,7 +36,7 @@ from utils.processes.group import distribute, start_process_group
 from utils.training.engine import Loop, train_one_epoch
 from utils.training.losses import ComputeLoss, finetune_loss, pretrain_loss
 from utils.training.metrics import TrainingMetrics, peak_memory_mb
-from utils.training.run import Run, build_state, place_model
+from utils.training.run import Run, build_state, place_model, set_up_device
 
 
 def build_stage(cfg: CfgNode, device: torch.device) -> tuple[nn.Module, ComputeLoss]:
@@ -87,7 +87,7 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: boo
     Under torchrun, all processes train together. `profiles` adds the time by kind of operation
     to the figures.
     """
-    device = choose_device(cfg.DEVICE)
+    device = set_up_device(cfg)
     start_process_group(device)
     run = Run(cfg, device, choose_precision(cfg.TRAIN.PRECISION, device), RunFolder(Path()))
     model, compute_loss = build_stage(cfg, device)

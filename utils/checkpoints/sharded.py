@@ -50,8 +50,14 @@ class _Reader(checkpoint.FileSystemReader):
 class _Writer(checkpoint.FileSystemWriter):
     """torch's writer, which also writes a checksum file beside each file."""
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
     def write_data(self, plan: Any, planner: Any) -> Any:
         """Write this process's pieces and their checksums."""
+        if self.gpu is not None:  # this is another thread, which would start to use GPU 0
+            torch.cuda.set_device(self.gpu)
         done = super().write_data(plan, planner)
         for name in {result.storage_data.relative_path for result in done.value()}:
             write_checksum(Path(self.path, name))

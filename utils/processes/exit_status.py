@@ -5,16 +5,18 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+import torch
 from torch import distributed
 
 from utils import streams
 from utils.memory import keep_freed_memory
 from utils.messages import fail, reason_of
 from utils.processes import heartbeat, signals
-from utils.processes.group import CommonError, rank, stop_process_group, world_size
+from utils.processes.group import CommonError, rank, world_size
 from utils.processes.loading import shortage
 
 
@@ -27,13 +29,14 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
     streams.open_missing()
     streams.escape_names()
     keep_freed_memory()
+    torch.set_flush_denormal(True)  # before torch starts threads, which do the same
     if resumes:
         signals.listen()
     try:
         _call(main)
         heartbeat.stop()
-        stop_process_group()
         if distributed.is_initialized():
+            distributed.barrier()
             _end_at_once(0)
     except signals.PreemptedError as stop:
         if rank() == 0:
@@ -43,7 +46,7 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
         _fail_if_short(error)
         missing = heartbeat.lost(error) if isinstance(error, RuntimeError) else ""
         if not missing:
-            raise
+            _raise()
         heartbeat.leave(missing, reason_of(error))
     except CommonError as error:  # all processes raise it: rank 0 prints it
         if rank() == 0:
@@ -54,7 +57,11 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
         _fail(_last_line(error), error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
+        if distributed.is_initialized():
+            _end_at_once(130)
         sys.exit(130)
+    except Exception:
+        _raise()
 
 
 def _call(main: Callable[[], None]) -> None:
@@ -85,8 +92,20 @@ def _fail(message: str, error: Exception) -> NoReturn:
             _end_at_once(2)
 
 
-def _end_at_once(status: int) -> None:
-    """End this process without cleaning up, during which gloo's threads can abort it."""
+def _raise() -> NoReturn:
+    """Raise the present exception; print its traceback and end where other threads use a group."""
+    if not distributed.is_initialized():
+        raise
+    traceback.print_exc()
+    _end_at_once(1)
+
+
+def _end_at_once(status: int) -> NoReturn:
+    """End this process without cleaning up.
+
+    Destroying a group of gloo right after a collective, or leaving it to Python's end, can hang or
+    abort the process (torch 2.6 to 2.15); beside nccl, sharded saves use such groups as well.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -108,14 +108,6 @@ def shared_store(part: str) -> distributed.Store:
     return _meetings[0].store(part)
 
 
-def stop_process_group() -> None:
-    """Wait for all processes, then destroy the group if it is of nccl."""
-    barrier()
-    # Destroying gloo right after a collective can hang or abort the process (torch 2.6 to 2.15).
-    if distributed.is_initialized() and distributed.get_backend() == "nccl":
-        distributed.destroy_process_group()
-
-
 def gloo_group() -> distributed.ProcessGroup:
     """A new gloo group of all processes, for the caller alone; call it in all of them."""
     group = distributed.new_group(backend="gloo")

@@ -18,6 +18,7 @@ from utils.processes.group import (
     gather_over_processes,
     largest_over_processes,
     mean_over_processes,
+    sum_over_processes,
     world_size,
 )
 
@@ -122,6 +123,8 @@ class TrainingMetrics:
         """Add the figures of an update, on the device."""
         self.latest = torch.stack((loss.detach(), grad_norm.detach())).to(self.sums)
         finite_loss, finite_norm = self.latest.isfinite()
+        if self.scales:  # else the averaged gradients alone tell all processes to skip
+            finite_loss = sum_over_processes((~finite_loss).float()) == 0
         skipped, first, adjustments = self.streak
         good = finite_loss & finite_norm
         adjusted = finite_loss & ~finite_norm & (adjustments < _MOST_ADJUSTMENTS) & self.scales

@@ -9,9 +9,9 @@ import torch
 from tests.support.kills import forked, free_port, join
 from utils.processes.group import (
     CommonError,
+    barrier,
     raise_everywhere,
     start_process_group,
-    stop_process_group,
 )
 
 
@@ -26,7 +26,7 @@ def meet(rank: int, port: str, errors: list[str | None], folder: Path) -> None:
         raise_everywhere(None if own is None else ValueError(own))
     except CommonError as error:
         (folder / str(rank)).write_text(f"{error.rank} {error}")
-    stop_process_group()
+    barrier()
     os._exit(0)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from tests.support.kills import forked, free_port, join
 from utils.processes import heartbeat, sharing
-from utils.processes.group import CommonError, barrier, start_process_group, stop_process_group
+from utils.processes.group import CommonError, barrier, start_process_group
 from utils.processes.sharing import make_once_per_machine
 
 LOST_AFTER = 3.0  # seconds, after which 10 s more end a collective
@@ -40,7 +40,7 @@ def meet(rank: int, port: str, size: int, folder: Path, act: Callable[[int, Path
         (folder / str(rank)).write_text(f"{error.rank} {error}")
     barrier()
     heartbeat.stop()
-    stop_process_group()
+    barrier()
     os._exit(0)
 
 
