@@ -8,9 +8,9 @@ python -m tools.benchmark data --cfg FILE [--vs pillow] [--data-path DIR]
 python -m tools.benchmark train --cfg FILE [--data-path DIR]
     updates with real data: share of time that waits for data, and speed relative to noise
 
-Without DIR, JPEG files of 500 x 375 pixels are generated. The last line is JSON: all figures, with
-hardware, versions and settings. Under torchrun, step and train measure all processes together,
-without a second side.
+Without DIR, JPEG files of 500 x 375 pixels (--picture-size) are generated. The last line is JSON:
+all figures, with hardware, versions and settings. Under torchrun, step and train measure all
+processes together, without a second side.
 """
 
 import argparse
@@ -33,6 +33,9 @@ def read_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--pictures", type=positive_integer, default=256, metavar="N", help="of data [256]"
+    )
+    parser.add_argument(
+        "--picture-size", default="500x375", metavar="WxH", help="of those drawn [500x375]"
     )
     arguments = parser.parse_args()
     rival = {"step": "transformers", "data": "pillow"}.get(arguments.what)
@@ -58,21 +61,25 @@ from tools.benchmark.kernels import matmul_peak
 from tools.benchmark.measure import (
     Figures,
     Side,
+    as_it_comes,
     in_turn,
     launched_processes,
     launched_rank,
     machine,
     ratio,
+    without_denormals,
 )
 from tools.benchmark.rivals import pillow_work, require_transformers, transformers_work
 from tools.benchmark.workloads import collect_pictures, loading_work, settings, training_work
 from tools.plan import count_operations
 from utils.config import is_finetuning
 from utils.device import choose_device, choose_precision, dtype_name
+from utils.messages import shown
 from utils.processes.exit_status import run_program
 from utils.training.run import set_up_device
 
 OURS = "this project"
+_LONGEST_SIDE = 10000  # pixels
 
 
 def main() -> None:
@@ -111,8 +118,11 @@ def measure_step(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
     operations = 3 * count_operations(cfg)  # of an image: backward takes twice as many as forward
     peak = matmul_peak(device, dtype)
     sides = [Side(OURS, training_work, (cfg, updates, False, True))]
-    if arguments.vs:
-        sides.append(Side(arguments.vs, transformers_work, (cfg, updates), as_here=False))
+    rivals = {arguments.vs: as_it_comes} if arguments.vs else {}
+    if arguments.vs and device.type == "cpu":  # what one line brings it
+        rivals[f"{arguments.vs}, no denormals"] = without_denormals
+    for name, prepare in rivals.items():
+        sides.append(Side(name, transformers_work, (cfg, updates), prepare))
     times, extra = measure_sides(sides, arguments.rounds)
     peak = max(peak, matmul_peak(device, dtype))
     images = updates * images_per_update(cfg)
@@ -130,11 +140,15 @@ def measure_step(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
     print_table(rows)
     print_ratio(times)
     tell(f"\nmatrix products reach {peak / 1e12:.2f} TFLOP/s here in {dtype_name(dtype)}")
-    tell(f"where the time of {OURS} goes:")
+    slower = extra[OURS]["profiled"]
+    tell(f"where the time of {OURS} goes (profiled updates take {slower:.2f} times as long):")
+    if slower > 1.1:
+        tell("  more than 1.1 times: the profiler takes part of these shares")
     for kind, share in shares.items():
         if share >= 0.001:
             tell(f"  {kind:<28}{share:>7.1%}")
-    return summary(times) | {"rows": rows, "peak_tflops": peak / 1e12, "breakdown": shares}
+    more = {"peak_tflops": peak / 1e12, "breakdown": shares, "profiled": slower}
+    return summary(times) | {"rows": rows} | more
 
 
 def measure_data(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
@@ -143,14 +157,15 @@ def measure_data(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
         raise ValueError(f"data is measured for pre-training, not for {cfg.MODEL.NAME}")
     patch_size = build_pretrain_model(cfg).encoder.patch_size
     with tempfile.TemporaryDirectory() as folder:
-        number = collect_pictures(cfg.DATA.DATA_PATH, Path(folder), arguments.pictures)
+        size = picture_size(arguments.picture_size)
+        number = collect_pictures(cfg.DATA.DATA_PATH, Path(folder), arguments.pictures, size)
         batch = min(cfg.DATA.BATCH_SIZE, number)
         arguments.data_path, arguments.batch_size = folder, batch
         arguments.opts += ["DATA.DATASET", "imagenet", "DATA.NUM_WORKERS", 1]
         cfg = read_config(arguments)
         sides = [Side(OURS, loading_work, (cfg, patch_size))]
         if arguments.vs:
-            sides.append(Side(arguments.vs, pillow_work, (cfg, patch_size), as_here=False))
+            sides.append(Side(arguments.vs, pillow_work, (cfg, patch_size), as_it_comes))
         times, _ = measure_sides(sides, arguments.rounds)
     number = number // batch * batch
     speeds = {name: number / statistics.median(seconds) for name, seconds in times.items()}
@@ -164,7 +179,8 @@ def measure_training(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
     updates = arguments.updates or 10
     with tempfile.TemporaryDirectory() as folder:
         if cfg.DATA.DATASET == "imagenet" and not cfg.DATA.DATA_PATH and not is_finetuning(cfg):
-            collect_pictures("", Path(folder), updates * images_per_update(cfg))
+            size = picture_size(arguments.picture_size)
+            collect_pictures("", Path(folder), updates * images_per_update(cfg), size)
             arguments.data_path = folder
             cfg = read_config(arguments)
         sides = [Side("training", training_work, (cfg, updates, True))]
@@ -183,6 +199,17 @@ def measure_training(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
     print_table(rows)
     print_ratio(times)
     return summary(times) | {"rows": rows, "workers": cfg.DATA.NUM_WORKERS}
+
+
+def picture_size(text: str) -> tuple[int, int]:
+    """Width and height of the pictures to draw, from "500x375"."""
+    sides = [int(side) if side.isdecimal() else 0 for side in text.split("x")]
+    if len(sides) != 2 or not all(0 < side <= _LONGEST_SIDE for side in sides):
+        raise ValueError(
+            f"--picture-size is {shown(text)}, expected two sides of at most {_LONGEST_SIDE} "
+            "pixels, for example 4000x3000"
+        )
+    return sides[0], sides[1]
 
 
 def images_per_update(cfg: CfgNode) -> int:
@@ -205,25 +232,28 @@ COLUMNS = {
 def print_table(rows: dict[str, Figures]) -> None:
     """Print a row for each side."""
     names = list(next(iter(rows.values())))
-    tell(" " * 14 + "".join(f"{COLUMNS[name][0]:>16}" for name in names))
+    width = max(14, *map(len, rows))
+    tell(" " * width + "".join(f"{COLUMNS[name][0]:>16}" for name in names))
     for side, figures in rows.items():
-        tell(f"{side:<14}" + "".join(f"{COLUMNS[n][1].format(figures[n]):>16}" for n in names))
+        tell(f"{side:<{width}}" + "".join(f"{COLUMNS[n][1].format(figures[n]):>16}" for n in names))
 
 
 def print_ratio(times: dict[str, list[float]]) -> None:
-    """Print the speed of the first side relative to the second, if there is one."""
-    if len(times) == 2:
-        first, second = times
-        middle, smallest, largest = ratio(times).values()
+    """Print the speed of the first side relative to each other one."""
+    first, *others = times
+    for other in others:
+        middle, smallest, largest = ratio(times[first], times[other]).values()
         tell(
-            f"{first} is {middle:.2f} times as fast as {second} "
+            f"{first} is {middle:.2f} times as fast as {other} "
             f"({smallest:.2f} to {largest:.2f} in {len(times[first])} rounds)"
         )
 
 
 def summary(times: dict[str, list[float]]) -> Figures:
-    """Every round's seconds, and the ratio."""
-    return {"seconds": times} | ({"ratio": ratio(times)} if len(times) == 2 else {})
+    """Every round's seconds, and the ratios of the first side to the others."""
+    first, *others = times
+    ratios = {other: ratio(times[first], times[other]) for other in others}
+    return {"seconds": times} | ({"ratio": ratios} if ratios else {})
 
 
 if __name__ == "__main__":

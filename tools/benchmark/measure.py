@@ -18,9 +18,9 @@ import torch
 from torch import distributed
 
 from logger import progress_bar
-from utils.device import cpu_name
+from utils.device import cpu_name, prepare_process
 from utils.launch import read_launch
-from utils.memory import HUGE_PAGES, keep_freed_memory
+from utils.memory import HUGE_PAGES
 
 START_METHOD = "spawn"  # each side imports torch anew, with its own environment
 WARM_UP = 2  # untimed calls: memory is allocated, kernels are chosen or compiled
@@ -40,8 +40,8 @@ class Work:
 class Side:
     """A process that builds its work once and repeats it on request.
 
-    `make(*arguments)` builds the work there. With `as_here`, the process has this project's memory
-    settings, else the defaults. ValueError where the work cannot be built or done.
+    `make(*arguments)` builds the work there, after `prepare()`: by default this project's settings.
+    Other processes have the system's. ValueError where the work cannot be built or done.
     """
 
     def __init__(
@@ -49,13 +49,14 @@ class Side:
         name: str,
         make: Callable[..., Work],
         arguments: Sequence[object],
-        as_here: bool = True,
+        prepare: Callable[[], object] = prepare_process,
     ) -> None:
         self.name = name
         context: Any = multiprocessing.get_context(START_METHOD)
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, make, arguments, as_here))
-        setting = None if as_here else os.environ.pop(HUGE_PAGES, None)
+        self.process = context.Process(target=_serve, args=(other, make, arguments, prepare))
+        here = prepare is prepare_process
+        setting = None if here else os.environ.pop(HUGE_PAGES, None)
         self.process.start()
         if setting is not None:
             os.environ[HUGE_PAGES] = setting
@@ -93,11 +94,13 @@ class Side:
 
 
 def _serve(
-    connection: Connection, make: Callable[..., Work], arguments: Sequence[object], as_here: bool
+    connection: Connection,
+    make: Callable[..., Work],
+    arguments: Sequence[object],
+    prepare: Callable[[], object],
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
-    if as_here:
-        keep_freed_memory()
+    prepare()
     with contextlib.suppress(EOFError, BrokenPipeError):  # the main process has closed the pipe
         _answer(connection, make, arguments)
     if distributed.is_initialized():
@@ -123,6 +126,15 @@ def _answer(connection: Connection, make: Callable[..., Work], arguments: Sequen
             connection.send(ValueError(str(error)))
 
 
+def as_it_comes() -> None:
+    """Prepare nothing, for a side of another program."""
+
+
+def without_denormals() -> None:
+    """Only have numbers below 1e-38 become 0, for a side of another program."""
+    torch.set_flush_denormal(True)
+
+
 def in_turn(sides: Sequence[Side], rounds: int) -> dict[str, list[float]]:
     """Seconds of every side in each round: A B A B ..."""
     times: dict[str, list[float]] = {side.name: [] for side in sides}
@@ -134,9 +146,8 @@ def in_turn(sides: Sequence[Side], rounds: int) -> dict[str, list[float]]:
     return times
 
 
-def ratio(times: dict[str, list[float]]) -> dict[str, float]:
+def ratio(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
     """Speed of the first side relative to the second: median and range over the rounds."""
-    first, second = times.values()
     ratios = sorted(other / one for one, other in zip(first, second, strict=True))
     return {"median": statistics.median(ratios), "smallest": ratios[0], "largest": ratios[-1]}
 

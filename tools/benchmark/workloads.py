@@ -38,6 +38,8 @@ from utils.training.losses import ComputeLoss, finetune_loss, pretrain_loss
 from utils.training.metrics import TrainingMetrics, peak_memory_mb
 from utils.training.run import Run, build_state, place_model, set_up_device
 
+_MOST_DRAWN = 50 * 10**6  # pixels
+
 
 def build_stage(cfg: CfgNode, device: torch.device) -> tuple[nn.Module, ComputeLoss]:
     """Build the model of a recipe's stage, and its loss of a batch from the loader."""
@@ -116,11 +118,9 @@ def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: boo
         """Peak memory, share of time that waits for data and, if `profiles`, time by kind."""
         peak = peak_memory_mb(device)  # before the profiler, which needs memory of its own
         waits = [record["data_wait"] for record in records if record["index"] == num_updates - 1]
-        return {
-            "memory_mb": peak,
-            "data_wait": float(np.median(waits)),
-            "breakdown": breakdown(updates, device) if profiles else {},
-        }
+        shares, slower = breakdown(updates, device) if profiles else ({}, 1.0)
+        wait = float(np.median(waits))
+        return {"memory_mb": peak, "data_wait": wait, "breakdown": shares, "profiled": slower}
 
     return Work(updates, figures)
 
@@ -150,10 +150,11 @@ def passes_over(loader: Iterable[object]) -> Work:
     return Work(load)
 
 
-def collect_pictures(source: str, folder: Path, number: int) -> int:
+def collect_pictures(source: str, folder: Path, number: int, size: tuple[int, int]) -> int:
     """Copy `number` pictures spread over `source` to `folder`, or draw them; return the number.
 
-    Drawn pictures are 500 x 375 JPEGs: smooth with some noise, about as many bytes as photographs.
+    Drawn pictures are JPEGs of `size` (width, height): smooth with some noise, about as many bytes
+    as photographs. Of large ones a few are drawn, and copied.
     """
     if source:
         names = list(find_pictures(source).names)
@@ -163,11 +164,16 @@ def collect_pictures(source: str, folder: Path, number: int) -> int:
             shutil.copyfile(path, folder / f"{index:05}{path.suffix}")
         return len(chosen)
     random = np.random.default_rng(0)
+    few = max(1, _MOST_DRAWN // (size[0] * size[1]))
     for index in range(number):
+        path = folder / f"{index:05}.jpg"
+        if index >= few:
+            shutil.copyfile(folder / f"{index % few:05}.jpg", path)
+            continue
         coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), dtype=np.int16)
+        smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
         noisy = np.clip(smooth + random.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(folder / f"{index:05}.jpg", quality=90)
+        Image.fromarray(noisy).save(path, quality=90)
     return number
 
 

@@ -9,11 +9,10 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-import torch
 from torch import distributed
 
 from utils import streams
-from utils.memory import keep_freed_memory
+from utils.device import prepare_process
 from utils.messages import fail, reason_of
 from utils.processes import heartbeat, signals
 from utils.processes.group import CommonError, rank, world_size
@@ -28,8 +27,7 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
     """
     streams.open_missing()
     streams.escape_names()
-    keep_freed_memory()
-    torch.set_flush_denormal(True)  # before torch starts threads, which do the same
+    prepare_process()
     if resumes:
         signals.listen()
     try:

@@ -14,7 +14,7 @@ from tests.support.small_encoders import SMALL
 from tests.support.small_runs import call, under_torchrun, write_config, write_finetune_config
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import kernels, measure, rivals
-from tools.benchmark.measure import Side, Work, in_turn, ratio
+from tools.benchmark.measure import Side, Work, as_it_comes, in_turn, ratio
 from utils.config import get_config
 from utils.memory import HUGE_PAGES
 
@@ -43,13 +43,17 @@ def test_updates_are_compared_with_transformers(
     assert "this project is" in said
     assert "times as fast as transformers" in said
     figures = figures_of(said)
-    assert [len(seconds) for seconds in figures["seconds"].values()] == [2, 2]
-    ours, theirs = figures["rows"].values()
-    for row in (ours, theirs):
+    rivals = ["transformers", "transformers, no denormals"]
+    assert {name: len(seconds) for name, seconds in figures["seconds"].items()} == dict.fromkeys(
+        ["this project", *rivals], 2
+    )
+    assert list(figures["ratio"]) == rivals
+    for row in figures["rows"].values():
         assert 0 < row["utilization"] < 1
         assert row["images_per_second"] == pytest.approx(4 / row["seconds_per_update"])
         assert row["memory_mb"] > 100
     assert sum(figures["breakdown"].values()) == pytest.approx(1)
+    assert 0.5 < figures["profiled"] < 5  # more in 20 ms than in an update of a true size
     assert figures["breakdown"]["matrix products"] > 0.02
     assert figures["versions"]["torch"] == torch.__version__.partition("+")[0]
 
@@ -73,10 +77,11 @@ def test_the_input_pipeline_is_compared_with_plain_pil(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["data", "--cfg", write_config(tmp_path), "--vs", "pillow", "--rounds", 1]
-    assert call(monkeypatch, benchmark, *arguments, "--pictures", 9) == 0
+    arguments += ["--picture-size", "2100x1600", "--pictures", 9]
+    assert call(monkeypatch, benchmark, *arguments) == 0
     figures = figures_of(capfd.readouterr().out)
     assert figures["pictures"] == 8  # two batches of four
-    assert figures["ratio"]["median"] > 0
+    assert figures["ratio"]["pillow"]["median"] > 0
     speeds = figures["images_per_second_and_core"]
     assert list(speeds) == ["this project", "pillow"]
 
@@ -123,6 +128,7 @@ def test_under_torchrun_nothing_is_compared(
         (["step", "--vs", "pillow"], "step is measured against transformers, not pillow"),
         (["step", "--vs", "transformers", "--opts", "MODEL.TYPE", "swinv2"], "not for swinv2"),
         (["data", "--data-path", "/nowhere"], "/nowhere is not a folder"),
+        (["data", "--picture-size", "9x"], "--picture-size is '9x', expected two sides"),
         (["train", "--batch-size", "64"], "fewer than one update needs"),
     ],
 )
@@ -174,7 +180,7 @@ def _append(path: Path, word: str) -> Work:
 @pytest.mark.slow
 def test_both_sides_of_a_comparison_work_in_turn_each_with_its_own_settings(tmp_path: Path) -> None:
     path = tmp_path / "order"
-    sides = [Side(name, _append, (path, name), as_here=name == "a") for name in ("a", "b")]
+    sides = [Side("a", _append, (path, "a")), Side("b", _append, (path, "b"), as_it_comes)]
     times = in_turn(sides, rounds=2)
     figures = [side.figures()[HUGE_PAGES] for side in sides]
     for side in sides:
@@ -214,7 +220,7 @@ def test_a_side_that_is_abandoned_while_it_works_ends_by_itself(tmp_path: Path) 
 
 
 def test_the_ratio_is_the_median_of_the_ratios_of_all_rounds() -> None:
-    spread = ratio({"a": [1.0, 2.0, 4.0], "b": [3.0, 2.0, 8.0]})
+    spread = ratio([1.0, 2.0, 4.0], [3.0, 2.0, 8.0])
     assert spread == {"median": 2.0, "smallest": 1.0, "largest": 3.0}
 
 
@@ -246,5 +252,5 @@ def test_a_matrix_product_takes_most_of_its_own_time() -> None:
         for _ in range(20):
             one @ one
 
-    assert next(iter(kernels.breakdown(run, device))) == "matrix products"
+    assert next(iter(kernels.breakdown(run, device)[0])) == "matrix products"
     assert kernels.matmul_peak(device, torch.float32, repeats=1) > 1e9
