@@ -57,11 +57,15 @@ _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 @dataclass(frozen=True)
 class Reduced:
-    """An RGB picture of height x width pixels, of which fewer were decoded, for a small crop."""
+    """An RGB picture of height x width pixels, decoded for a small crop: one for each square.
+
+    The squares have `divisor` pixels a side; the last ones may reach beyond the picture.
+    """
 
     pixels: Image.Image
     height: int
     width: int
+    divisor: int
 
 
 # An RGB image of PIL; uint8 RGB (3, H, W); or float32 (C, H, W) (`numbers.as_floats`).
@@ -137,7 +141,7 @@ class Decoder:
             if divisor > 1:  # libjpeg leaves out the finest frequencies
                 least = {"min_height": -(-height // divisor), "min_width": -(-width // divisor)}
                 pixels = simplejpeg.decode_jpeg(content, **least)
-                return Reduced(Image.fromarray(pixels), height, width)
+                return Reduced(Image.fromarray(pixels), height, width, divisor)
             return torch.from_numpy(simplejpeg.decode_jpeg(content)).permute(2, 0, 1)
         except ValueError:
             return None

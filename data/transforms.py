@@ -79,11 +79,10 @@ class CropAndFlip:
 
     def _part_of(self, picture: Reduced, top: int, left: int, height: int, width: int) -> Tensor:
         """The crop of a reduced picture: PIL resizes from a box whose sides are no whole pixels."""
-        pixels = picture.pixels
-        rows, columns = pixels.height / picture.height, pixels.width / picture.width
-        box = (left * columns, top * rows, (left + width) * columns, (top + height) * rows)
-        size = (self.size[1], self.size[0])
-        return pil_to_tensor(pixels.resize(size, self.pil_mode, box=box))
+        start, end = (left, top), (left + width, top + height)
+        (x, y), (right, bottom) = ([edge / picture.divisor for edge in at] for at in (start, end))
+        size, box = (self.size[1], self.size[0]), (x, y, right, bottom)
+        return pil_to_tensor(picture.pixels.resize(size, self.pil_mode, box=box))
 
 
 def pretrain_transform(image_size: Size) -> CropAndFlip:

@@ -10,6 +10,7 @@ from timm.data import auto_augment
 
 from data import build_batch_augmentation, build_train_dataset, build_train_loader
 from data.transforms import Normalizer, eval_transform, train_transform
+from tests.support.fake_gpu import GPU, fake_gpu
 from tests.support.golden_cases import GOLDEN, read_golden
 from utils.config import get_config
 from utils.randomness import UPDATE_STREAM, seed_all
@@ -117,3 +118,14 @@ def test_a_picture_without_any_bits_is_black() -> None:
     operation = auto_augment.AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=10)
     operation.magnitude_std = 0
     assert operation(picture).getextrema() == ((0, 0),) * 3
+
+
+def test_loader_workers_get_no_tensor_on_a_gpu() -> None:
+    """A worker that is not forked receives a copy of the data set."""
+    with fake_gpu():
+        normalize = Normalizer()
+        normalize(torch.empty(2, 3, 4, 4, dtype=torch.uint8, device=GPU))
+        assert normalize.mean.is_cuda
+        copied = normalize.__getstate__()
+        assert not any(values.is_cuda for values in copied.values())
+        assert vars(normalize).keys() == copied.keys()

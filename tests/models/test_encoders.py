@@ -10,7 +10,13 @@ import torch
 
 from data import build_pretrain_dataset
 from models import build_classifier, build_pretrain_model
-from models.attention import ChunkedAttention, attend, fused_attention, plain_attention
+from models.attention import (
+    ChunkedAttention,
+    aligned_bias,
+    attend,
+    fused_attention,
+    plain_attention,
+)
 from models.build import ENCODERS
 from optimizer import build_optimizer
 from tests.support.small_encoders import OURS, SMALL, sample, small_model
@@ -285,6 +291,30 @@ def test_heads_that_do_not_divide_the_width_are_an_error() -> None:
 def test_the_fused_attention_of_gpus_gives_the_same_numbers(groups: int) -> None:
     qkv, bias = torch.randn(8, 9, 3, 2, 4), torch.randn(groups, 2, 9, 9)
     torch.testing.assert_close(fused_attention(qkv, bias, 0.5), attend(qkv, bias, 0.5))
+
+
+@pytest.mark.parametrize("length", [8, 9, 197])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_an_aligned_bias_has_the_same_numbers_and_gradient_in_the_layout_of_kernels(
+    length: int, repeats: int
+) -> None:
+    table = torch.randn(2, length, length, 4, requires_grad=True)
+    bias = table.permute(0, 3, 1, 2)  # heads last in memory, as a table gives them
+    aligned = aligned_bias(bias, repeats)
+    assert torch.equal(aligned, bias.repeat(repeats, 1, 1, 1))
+    assert aligned.stride(-1) == 1
+    assert not any(stride % 8 for stride in aligned.stride()[:-1])
+    assert aligned_bias(aligned).data_ptr() == aligned.data_ptr()
+    aligned.sum().backward()
+    assert table.grad is not None
+    assert torch.equal(table.grad, torch.full_like(table, repeats))
+
+
+def test_every_parameter_of_a_pre_trained_vit_has_a_gradient_also_where_classifiers_pool() -> None:
+    """DistributedDataParallel waits for all of them."""
+    model = small_model("vit", "MODEL.VIT.USE_MEAN_POOLING", True)
+    model(*sample(model)).backward()
+    assert [name for name, value in model.named_parameters() if value.grad is None] == []
 
 
 @pytest.mark.parametrize("groups", [0, 1, 4])

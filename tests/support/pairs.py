@@ -1,12 +1,17 @@
 """Two processes of one run by hand, each with its own command line and environment."""
 
+import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.support.kills import forked, free_port, join, work
+from utils.processes import heartbeat
+from utils.processes.group import CommonError, barrier, start_process_group
 
 
 def place_of(rank: int, port: str, size: int = 2) -> dict[str, str]:
@@ -47,6 +52,38 @@ def run_processes(
         for process in processes:
             process.kill()
         return statuses, "".join((folder / f"{rank}.log").read_text() for rank in range(number))
+
+
+SHORTEST = 3.0  # seconds without progress; 10 s more end a collective
+
+
+def told_by(number: int, folder: Path, act: Callable[[int, Path], object]) -> list[str]:
+    """What `act(rank, folder)` returns in each process of a group, or the error that all raise."""
+    port = free_port()
+    processes: list[BaseProcess] = [
+        forked().Process(target=_meet, args=(rank, port, number, folder, act))
+        for rank in range(number)
+    ]
+    for process in processes:
+        process.start()
+    assert join(processes, 60) == [0] * number
+    return [(folder / str(rank)).read_text() for rank in range(number)]
+
+
+def _meet(
+    rank: int, port: str, size: int, folder: Path, act: Callable[[int, Path], object]
+) -> None:
+    os.environ.update(place_of(rank, port, size) | {"OMP_NUM_THREADS": "1"})
+    start_process_group(torch.device("cpu"), SHORTEST)
+    heartbeat.start(SHORTEST)
+    try:
+        (folder / str(rank)).write_text(str(act(rank, folder)))
+    except CommonError as error:
+        (folder / str(rank)).write_text(f"{error.rank} {error}")
+    barrier()
+    heartbeat.stop()
+    barrier()
+    os._exit(0)
 
 
 def end_of_pair(

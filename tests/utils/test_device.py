@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils.device import choose_device, choose_precision, own_gpu
+from utils.device import choose_device, choose_precision, own_gpu, use_device
 
 CPU = torch.device("cpu")
 
@@ -56,3 +56,15 @@ def test_no_process_of_several_takes_the_first_gpu_by_default(
         own_gpu(visible=2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")  # what srun --gpus-per-task=1 shows it
     assert own_gpu(visible=1) == 0
+
+
+def test_float32_is_not_rounded_unless_that_is_wanted() -> None:
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    try:
+        for wanted in (True, False):
+            use_device(CPU, tf32=wanted, deterministic=wanted)
+            assert products.allow_tf32 == convolutions.allow_tf32 == wanted
+            assert torch.are_deterministic_algorithms_enabled() == wanted
+            assert convolutions.benchmark != wanted
+    finally:
+        use_device(CPU)

@@ -1,10 +1,15 @@
 """The command line's ends."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.support.kills import forked, free_port, join
+from tests.support.pairs import place_of
 from utils.processes.exit_status import run_program
+from utils.processes.group import start_process_group
 
 
 def test_ctrl_c_ends_with_status_130_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,3 +51,29 @@ def test_the_traceback_of_a_users_error_is_shown_on_demand(
     error = capsys.readouterr().err
     assert "Traceback" in error
     assert error.endswith("error: two lines\n")
+
+
+def fail_in_a_group(rank: int, port: str, folder: Path) -> None:
+    """A program with a mistake that only a group's process meets."""
+    os.dup2(os.open(folder / f"{rank}.log", os.O_WRONLY | os.O_CREAT), 2)
+    os.environ.update(place_of(rank, port))
+
+    def main() -> None:
+        start_process_group(torch.device("cpu"), 20)
+        raise TypeError("a mistake of the programmer")
+
+    run_program(main)
+
+
+@pytest.mark.slow
+def test_other_errors_in_a_group_end_with_their_traceback_and_status_1(tmp_path: Path) -> None:
+    """At once: while Python tidies up, gloo's threads can abort the process."""
+    port = free_port()
+    processes = [forked().Process(target=fail_in_a_group, args=(n, port, tmp_path)) for n in (0, 1)]
+    for process in processes:
+        process.start()
+    assert join(processes, 60) == [1, 1]
+    for rank in (0, 1):
+        said = (tmp_path / f"{rank}.log").read_text().splitlines()
+        assert said[0].startswith("Traceback")
+        assert said[-1] == "TypeError: a mistake of the programmer"

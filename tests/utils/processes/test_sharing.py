@@ -1,6 +1,5 @@
 """One process of a machine makes something for all of them, however long that takes."""
 
-import multiprocessing
 import os
 import resource
 import time
@@ -9,14 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from tests.support.kills import forked, free_port, join
-from utils.processes import heartbeat, sharing
-from utils.processes.group import CommonError, barrier, start_process_group
+from tests.support.pairs import SHORTEST, told_by
+from utils.processes import sharing
 from utils.processes.sharing import make_once_per_machine
-
-LOST_AFTER = 3.0  # seconds, after which 10 s more end a collective
 
 
 def made_by(folder: Path, seconds: float = 0.0, error: str = "") -> tuple[np.ndarray, list[str]]:
@@ -26,34 +21,6 @@ def made_by(folder: Path, seconds: float = 0.0, error: str = "") -> tuple[np.nda
     if error:
         raise ValueError(error)
     return np.arange(10**6), [os.environ["RANK"]]
-
-
-def meet(rank: int, port: str, size: int, folder: Path, act: Callable[[int, Path], object]) -> None:
-    """One process of a group: call `act`, and leave what it returns in a file."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1"}
-    start_process_group(torch.device("cpu"), LOST_AFTER)
-    heartbeat.start(LOST_AFTER)
-    try:
-        (folder / str(rank)).write_text(str(act(rank, folder)))
-    except CommonError as error:
-        (folder / str(rank)).write_text(f"{error.rank} {error}")
-    barrier()
-    heartbeat.stop()
-    barrier()
-    os._exit(0)
-
-
-def told_by(number: int, folder: Path, act: Callable[[int, Path], object]) -> list[str]:
-    port = free_port()
-    processes: list[multiprocessing.process.BaseProcess] = [
-        forked().Process(target=meet, args=(rank, port, number, folder, act))
-        for rank in range(number)
-    ]
-    for process in processes:
-        process.start()
-    assert join(processes, 60) == [0] * number
-    return [(folder / str(rank)).read_text() for rank in range(number)]
 
 
 def share_twice(rank: int, folder: Path) -> object:
@@ -120,7 +87,7 @@ def test_what_cannot_be_offered_is_made_by_each(
 def share_slowly(rank: int, folder: Path) -> object:
     if rank == 1:
         sharing._place = lambda: "another machine"
-    seconds = LOST_AFTER + 12 if rank == 1 else 0
+    seconds = SHORTEST + 12 if rank == 1 else 0
     return make_once_per_machine("one", lambda: made_by(folder, seconds))[1]
 
 
