@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.support.small_encoders import sample, small_model
+from tests.support.small_runs import equal
 from utils.device import choose_device, choose_precision, own_gpu, use_device
 
 CPU = torch.device("cpu")
@@ -68,3 +70,22 @@ def test_float32_is_not_rounded_unless_that_is_wanted() -> None:
             assert convolutions.benchmark != wanted
     finally:
         use_device(CPU)
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="the CPU cannot")
+@pytest.mark.parametrize("kind", ["swin", "swinv2"])
+def test_gradients_are_the_same_where_the_smallest_numbers_become_0(kind: str) -> None:
+    """Scores of attention under the mask of shifted windows are -100: exp(-100) is such a one."""
+    model = small_model(kind, "MODEL.DROP_PATH_RATE", 0.0)
+    inputs = sample(model)
+    found = []
+    try:
+        for flush in (False, True):
+            torch.set_flush_denormal(flush)
+            assert bool(torch.tensor(1e-30) * torch.tensor(1e-10) == 0) == flush
+            model.zero_grad()
+            model(*inputs).backward()
+            found.append([parameter.grad.clone() for parameter in model.parameters()])
+    finally:
+        torch.set_flush_denormal(False)
+    assert equal(*found)

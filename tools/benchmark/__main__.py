@@ -1,8 +1,9 @@
 """Measure training on this machine, optionally in turn with other programs (A B A B).
 
-python -m tools.benchmark step --cfg FILE [--vs transformers]
+python -m tools.benchmark step --cfg FILE [--vs transformers|math|eager]
     whole updates on noise: images/s, operations/s and their share of this machine's peak in matrix
-    products, peak memory, time by kind of operation (either stage)
+    products, peak memory, time by kind of operation (either stage); against transformers, or this
+    project with GPUs' unfused attention (math) or without TRAIN.COMPILE (eager)
 python -m tools.benchmark data --cfg FILE [--vs pillow] [--data-path DIR]
     decoding, augmentation and masks through the loader: images/s of one worker (per core)
 python -m tools.benchmark train --cfg FILE [--data-path DIR]
@@ -17,6 +18,9 @@ import argparse
 
 from utils.config.arguments import make_parser, positive_integer, read_config, read_early
 from utils.config.flags import UPDATE_FLAGS
+from utils.messages import one_of, shown
+
+RIVALS = ("transformers", "math", "eager")
 
 
 def read_arguments() -> argparse.Namespace:
@@ -24,7 +28,7 @@ def read_arguments() -> argparse.Namespace:
     flags = ("--cfg", "--opts", "--data-path", *UPDATE_FLAGS)
     parser = make_parser("-m tools.benchmark", __doc__, flags, "{step,data,train} ")
     parser.add_argument("what", choices=("step", "data", "train"))
-    parser.add_argument("--vs", choices=("transformers", "pillow"), help="for step; for data")
+    parser.add_argument("--vs", choices=(*RIVALS, "pillow"), help="for step; pillow for data")
     parser.add_argument(
         "--rounds", type=positive_integer, default=5, metavar="N", help="of one A and one B [5]"
     )
@@ -38,9 +42,10 @@ def read_arguments() -> argparse.Namespace:
         "--picture-size", default="500x375", metavar="WxH", help="of those drawn [500x375]"
     )
     arguments = parser.parse_args()
-    rival = {"step": "transformers", "data": "pillow"}.get(arguments.what)
-    if arguments.vs not in (None, rival):
-        raise ValueError(f"{arguments.what} is measured against {rival}, not {arguments.vs}")
+    rivals = {"step": RIVALS, "data": ("pillow",)}.get(arguments.what, ())
+    if arguments.vs and arguments.vs not in rivals:
+        known = one_of(rivals) if rivals else "nothing else"
+        raise ValueError(f"{arguments.what} is measured against {known}, not {arguments.vs}")
     return arguments
 
 
@@ -67,14 +72,12 @@ from tools.benchmark.measure import (
     launched_rank,
     machine,
     ratio,
-    without_denormals,
 )
-from tools.benchmark.rivals import pillow_work, require_transformers, transformers_work
+from tools.benchmark.rivals import pillow_work, sides_against
 from tools.benchmark.workloads import collect_pictures, loading_work, settings, training_work
 from tools.plan import count_operations
 from utils.config import is_finetuning
 from utils.device import choose_device, choose_precision, dtype_name
-from utils.messages import shown
 from utils.processes.exit_status import run_program
 from utils.training.run import set_up_device
 
@@ -113,17 +116,11 @@ def measure_step(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
     device = set_up_device(cfg)
     dtype = choose_precision(cfg.TRAIN.PRECISION, device)
     updates = arguments.updates or (10 if device.type == "cuda" else 1)
-    if arguments.vs:
-        require_transformers(cfg)
+    rivals = sides_against(arguments.vs, cfg, updates) if arguments.vs else []
     operations = 3 * count_operations(cfg)  # of an image: backward takes twice as many as forward
     peak = matmul_peak(device, dtype)
     sides = [Side(OURS, training_work, (cfg, updates, False, True))]
-    rivals = {arguments.vs: as_it_comes} if arguments.vs else {}
-    if arguments.vs and device.type == "cpu":  # what one line brings it
-        rivals[f"{arguments.vs}, no denormals"] = without_denormals
-    for name, prepare in rivals.items():
-        sides.append(Side(name, transformers_work, (cfg, updates), prepare))
-    times, extra = measure_sides(sides, arguments.rounds)
+    times, extra = measure_sides([*sides, *rivals], arguments.rounds)
     peak = max(peak, matmul_peak(device, dtype))
     images = updates * images_per_update(cfg)
     rows = {}

@@ -16,12 +16,37 @@ from data import build_mask
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from models import build_pretrain_model
 from tools.benchmark.kernels import synchronize
-from tools.benchmark.measure import Work
-from tools.benchmark.workloads import passes_over, synthetic_batch
-from utils.config import is_finetuning
-from utils.device import choose_precision
+from tools.benchmark.measure import Side, Work, as_it_comes, without_denormals
+from tools.benchmark.workloads import passes_over, synthetic_batch, training_work
+from utils.config import is_finetuning, with_options
+from utils.device import choose_device, choose_precision
 from utils.training.metrics import peak_memory_mb
 from utils.training.run import set_up_device
+
+
+def sides_against(rival: str, cfg: CfgNode, updates: int) -> list[Side]:
+    """Sides that do the updates otherwise: another program, or this one without an optimization.
+
+    ValueError where that is not possible.
+    """
+    if rival == "eager":
+        return [Side(rival, training_work, (with_options(cfg, ["TRAIN.COMPILE", "none"]), updates))]
+    if rival == "math":
+        return [Side(rival, math_attention_work, (cfg, updates))]
+    require_transformers(cfg)
+    sides = [Side(rival, transformers_work, (cfg, updates), as_it_comes)]
+    if choose_device(cfg.DEVICE).type == "cpu":  # what one line brings it
+        name = f"{rival}, no denormals"
+        sides.append(Side(name, transformers_work, (cfg, updates), without_denormals))
+    return sides
+
+
+def math_attention_work(cfg: CfgNode, num_updates: int) -> Work:
+    """This project's updates with attention as separate products and softmax, on GPUs."""
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return training_work(cfg, num_updates)
 
 
 def require_transformers(cfg: CfgNode) -> None:

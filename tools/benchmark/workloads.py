@@ -83,7 +83,9 @@ class Batches:
         return itertools.repeat(self.source, self.number)
 
 
-def training_work(cfg: CfgNode, num_updates: int, real_data: bool, profiles: bool = False) -> Work:
+def training_work(
+    cfg: CfgNode, num_updates: int, real_data: bool = False, profiles: bool = False
+) -> Work:
     """Updates by the training loop itself, on the configuration's data or on noise.
 
     Under torchrun, all processes train together. `profiles` adds the time by kind of operation

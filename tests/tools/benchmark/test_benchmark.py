@@ -125,8 +125,12 @@ def test_under_torchrun_nothing_is_compared(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["step", "--vs", "pillow"], "step is measured against transformers, not pillow"),
+        (
+            ["step", "--vs", "pillow"],
+            "against transformers, math or eager, not pillow",
+        ),
         (["step", "--vs", "transformers", "--opts", "MODEL.TYPE", "swinv2"], "not for swinv2"),
+        (["train", "--vs", "math"], "train is measured against nothing else, not math"),
         (["data", "--data-path", "/nowhere"], "/nowhere is not a folder"),
         (["data", "--picture-size", "9x"], "--picture-size is '9x', expected two sides"),
         (["train", "--batch-size", "64"], "fewer than one update needs"),
