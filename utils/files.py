@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from utils.launch import is_requeued
 from utils.messages import shown
 
 _BLOCK, _SMALL_BLOCK = 2**22, 2**16  # bytes
@@ -26,6 +27,10 @@ _TEMPORARY = re.compile(r"\.(?:ckpt_epoch_\d+|best|diverged|run).*\.(\d+)\.tmp")
 
 class DamagedError(ValueError):
     """A file's content is proven damaged: a checksum differs, or a part is missing."""
+
+
+class InUseError(ValueError):
+    """A living process, perhaps on another machine, has locked a folder."""
 
 
 def open_regular(path: str | Path) -> int:
@@ -165,7 +170,7 @@ class RunFolder:
     def acquire(self) -> None:
         """Lock the folder, and remove half-written files of a killed run.
 
-        ValueError where a living process on any machine that shares the folder holds the lock.
+        InUseError where a living process on any machine that shares the folder holds the lock.
         """
         if self.lock is not None:
             return
@@ -175,10 +180,13 @@ class RunFolder:
             lock.acquire()
         except Timeout:
             owner = self.remembered().get("process") or "another process"
-            raise ValueError(
-                f"output folder {self.path} is in use by {shown(owner)}: "
-                "stop that run, or give another --tag or --output (only where that process is gone "
-                f"for sure, with a machine that still has the lock: rm {self.path / _LOCK})"
+            advice = "stop that run, or give another --tag or --output"
+            if is_requeued():
+                advice = "it may be what this job had started on a lost node: start it again later"
+            raise InUseError(
+                f"output folder {self.path} is in use by {shown(owner)}: {advice} (only where that "
+                f"process is gone for sure, with a machine that still has the lock: "
+                f"rm {self.path / _LOCK})"
             ) from None
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:

@@ -91,6 +91,11 @@ def is_launched() -> bool:
     return launch is not None and launch.joins
 
 
+def is_requeued() -> bool:
+    """Whether Slurm has started this job before."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0").strip() not in ("", "0")
+
+
 def idle_tasks() -> str:
     """Words for a job of several tasks of which this process is the only one; else empty."""
     tasks = os.environ.get("SLURM_NTASKS", "")

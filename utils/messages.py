@@ -56,15 +56,15 @@ def reason_of(error: BaseException) -> str:
     return " ".join(text.split())[:_LONGEST_REASON] or type(error).__name__
 
 
-def fail(message: str, error: Exception | None = None) -> NoReturn:
-    """Print one line and end the program with status 2, the status of usage errors.
+def fail(message: str, error: Exception | None = None, status: int = 2) -> NoReturn:
+    """Print one line and end the program with a status: 2 is that of usage errors.
 
     With SIMMIM_TRACEBACK in the environment the traceback of `error` comes first.
     """
     if error is not None and os.environ.get("SIMMIM_TRACEBACK"):
         traceback.print_exception(error)
     print(message, file=sys.stderr, flush=True)
-    sys.exit(2)
+    sys.exit(status)
 
 
 def choose(table: Mapping[str, Part], name: str, key: str) -> Part:

@@ -13,6 +13,8 @@ from torch import distributed
 
 from utils import streams
 from utils.device import prepare_process
+from utils.files import InUseError
+from utils.launch import is_requeued
 from utils.messages import fail, reason_of
 from utils.processes import heartbeat, signals
 from utils.processes.group import CommonError, rank, world_size
@@ -49,10 +51,10 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
     except CommonError as error:  # all processes raise it: rank 0 prints it
         if rank() == 0:
             print(f"rank {error.rank}: error: {error}", file=sys.stderr, flush=True)
-        _end_at_once(2)
+        _end_at_once(_status_of(error.in_use))
     except (ValueError, OSError) as error:
         _fail_if_short(error)
-        _fail(_last_line(error), error)
+        _fail(_last_line(error), error, _status_of(isinstance(error, InUseError)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         if distributed.is_initialized():
@@ -80,14 +82,19 @@ def _fail_if_short(error: Exception) -> None:
         _end_at_once(2)  # loaders that failed do not end cleanly
 
 
-def _fail(message: str, error: Exception) -> NoReturn:
-    """End the program with one line and status 2; at once where other threads use a group."""
+def _status_of(in_use: bool) -> int:
+    """Status of an error; a folder in use may be free when a requeued job is started again."""
+    return signals.STATUS if in_use and is_requeued() else 2
+
+
+def _fail(message: str, error: Exception, status: int = 2) -> NoReturn:
+    """End the program with one line and a status; at once where other threads use a group."""
     where = f"rank {rank()}: " if world_size() > 1 else ""
     try:
-        fail(f"{where}error: {message}", error)
+        fail(f"{where}error: {message}", error, status)
     finally:
         if distributed.is_initialized():
-            _end_at_once(2)
+            _end_at_once(status)
 
 
 def _raise() -> NoReturn:

@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.device import hardware_of
-from utils.files import DamagedError
+from utils.files import DamagedError, InUseError
 from utils.launch import read_launch
 from utils.messages import reason_of
 from utils.processes.interfaces import VARIABLE
@@ -33,9 +33,10 @@ _mixtures: list[str] = []  # words for the hardware that differs in this process
 class CommonError(ValueError):
     """An error of process `rank` that all processes raise together, so that one may print it."""
 
-    def __init__(self, message: str, rank: int) -> None:
+    def __init__(self, message: str, rank: int, in_use: bool = False) -> None:
         super().__init__(message)
         self.rank = rank
+        self.in_use = in_use  # it is an InUseError
 
 
 def rank() -> int:
@@ -169,14 +170,16 @@ def raise_everywhere(error: ValueError | None) -> None:
         if error is not None:
             raise error
         return
-    told: list[tuple[bool, str] | None] = [None] * world_size()
+    told: list[tuple[bool, str, bool] | None] = [None] * world_size()
     line = " ".join(str(error).split())[:_LONGEST_MESSAGE] or type(error).__name__
-    own = None if error is None else (isinstance(error, DamagedError), line)
+    own = None
+    if error is not None:
+        own = isinstance(error, DamagedError), line, isinstance(error, InUseError)
     distributed.all_gather_object(told, own)
-    found = [(not said[0], other, said[1]) for other, said in enumerate(told) if said]
+    found = [(not said[0], other, *said[1:]) for other, said in enumerate(told) if said]
     if found:
-        whole, other, message = min(found)
-        raise (CommonError(message, other) if whole else DamagedError(message)) from error
+        whole, other, message, in_use = min(found)
+        raise (CommonError(message, other, in_use) if whole else DamagedError(message)) from error
 
 
 def together(what: str, act: Callable[[], Result]) -> Result:

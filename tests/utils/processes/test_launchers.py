@@ -5,13 +5,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support import slurm
+from tests.support.slurm import Cluster
 from tests.support.small_runs import ROOT, checkpoint_of, equal, under_torchrun, write_config
 
 SHORT = ("DATA.NUM_SHAPES", 16, "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "PICTURE_FREQ", 0)
@@ -22,15 +21,6 @@ print("launched:", launch and f"{launch.rank} of {launch.size} {launch.joins}")
 """
 # Open MPI starts nothing as root without being told twice.
 ROOT_MAY = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a Slurm of two nodes."""
-    if lacking := slurm.missing():
-        pytest.skip(f"a Slurm of our own {lacking}")
-    with slurm.slurm(tmp_path_factory.mktemp("slurm")) as environment:
-        yield environment
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +56,16 @@ def run(command: list[str], environment: dict[str, str]) -> str:
 
 @pytest.mark.slow
 def test_tasks_of_srun_train_together_like_processes_of_torchrun(
-    tmp_path: Path, cluster: dict[str, str], pair: dict[str, Any]
+    tmp_path: Path, cluster: Cluster, pair: dict[str, Any]
 ) -> None:
-    said = run(["srun", "-n2", "-N2", *command_of(tmp_path, "out")], cluster)
+    said = run(["srun", "-n2", "-N2", *command_of(tmp_path, "out")], cluster.environment)
     assert "2 process(es)" in said
     assert equal(checkpoint_of(tmp_path / "out", 0)["model"], pair["model"])
 
 
 @pytest.mark.slow
 def test_only_what_srun_or_torchrun_started_as_one_of_several_joins_a_group(
-    tmp_path: Path, cluster: dict[str, str]
+    tmp_path: Path, cluster: Cluster
 ) -> None:
     """Of a job with two tasks: the batch script, a shell, one task of srun, torchrun in a task."""
     script, log = tmp_path / "job.sh", tmp_path / "log"
@@ -85,12 +75,12 @@ def test_only_what_srun_or_torchrun_started_as_one_of_several_joins_a_group(
     lines = (python, f"srun -n1 -N1 {python}", f"srun {python}")
     inner = shlex.join(["srun", "-n1", "-N1", *torchrun])
     script.write_text("\n".join(["#!/bin/sh", *lines, inner]))
-    run(["sbatch", "--wait", "-n2", "-N2", f"--output={log}", str(script)], cluster)
+    run(["sbatch", "--wait", "-n2", "-N2", f"--output={log}", str(script)], cluster.environment)
     told = [line for line in log.read_text().splitlines() if line.startswith("launched: ")]
     pair = ["launched: 0 of 2 True", "launched: 1 of 2 True"]
     assert told[:2] == ["launched: None", "launched: 0 of 1 False"]
     assert sorted(told[2:4]) == sorted(told[4:]) == pair
-    said = run(["salloc", "-n2", "-N2", sys.executable, "-c", SAYS], cluster)
+    said = run(["salloc", "-n2", "-N2", sys.executable, "-c", SAYS], cluster.environment)
     assert "launched: None" in said
 
 
