@@ -33,6 +33,12 @@ def examples(page: str) -> list[Example]:
     return found
 
 
+def scripts(page: str) -> list[str]:
+    """The batch scripts of a page, in order."""
+    blocks = _BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
+    return [code for language, code in blocks if language == "sh"]
+
+
 def write_examples(folder: Path, page: str) -> list[Path]:
     """Write a page's programs into a folder; their files."""
     folder.mkdir(parents=True, exist_ok=True)

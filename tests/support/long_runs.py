@@ -22,9 +22,9 @@ def wait_for(what: Callable[[], Any], seconds: float = 40.0) -> None:
         time.sleep(0.01)
 
 
-def has_trained(output: Path, lines: int = 3) -> bool:
+def has_trained(output: Path, lines: int = 3, tag: str = "tiny") -> bool:
     """Whether so many updates were logged."""
-    path = run_folder(output) / "metrics.jsonl"
+    path = run_folder(output, tag) / "metrics.jsonl"
     return path.exists() and path.read_text().count("\n") >= lines
 
 

@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from tests.support.long_runs import wait_for
 from tests.support.small_runs import ROOT
@@ -80,9 +79,10 @@ class Cluster:
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
-    def state_of(self, job: str) -> str:
-        """A job's state, as PENDING or COMPLETED."""
-        return self.ask("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T")
+    def states_of(self, job: str) -> list[str]:
+        """The state of a job, as PENDING or COMPLETED; of an array, that of each of its jobs."""
+        command = ("squeue", "--noheader", "--array", "--states=all", f"--jobs={job}")
+        return self.ask(*command, "--format=%T").split()
 
     def idle_nodes(self) -> int:
         """How many nodes have nothing to do."""
@@ -104,7 +104,8 @@ def slurm(folder: Path) -> Iterator[Cluster]:
     """A Slurm whose daemons end with it."""
     names = _prepare(folder)
     key, munge = folder / "munge" / "key", folder / "munge"
-    cluster = Cluster(folder, os.environ | {"SLURM_CONF": str(folder / "slurm.conf")})
+    own = {"SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
+    cluster = Cluster(folder, os.environ | own)
     try:
         cluster.start(
             *("munged", "munged", "--foreground", "--force", f"--key-file={key}"),
@@ -118,6 +119,7 @@ def slurm(folder: Path) -> Iterator[Cluster]:
         wait_for(lambda: cluster.idle_nodes() == len(names))
         yield cluster
     finally:
+        subprocess.run(["scancel", "--user=root"], env=cluster.environment)  # of failed tests
         for name in reversed(cluster.daemons):
             cluster.kill(name)
 

@@ -8,8 +8,9 @@ import torch
 
 from tests.support.kills import forked, free_port, join
 from tests.support.pairs import place_of
+from utils.files import RunFolder
 from utils.processes.exit_status import run_program
-from utils.processes.group import start_process_group
+from utils.processes.group import rank, start_process_group, together
 
 
 def test_ctrl_c_ends_with_status_130_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,3 +78,59 @@ def test_other_errors_in_a_group_end_with_their_traceback_and_status_1(tmp_path:
         said = (tmp_path / f"{rank}.log").read_text().splitlines()
         assert said[0].startswith("Traceback")
         assert said[-1] == "TypeError: a mistake of the programmer"
+
+
+@pytest.mark.parametrize(
+    ("count", "status", "advice"),
+    [
+        (None, 2, "stop that run, or give another --tag or --output"),
+        ("0", 2, "stop that run, or give another --tag or --output"),
+        ("1", 75, "what this job had started on a lost node: start it again later"),
+    ],
+)
+def test_a_folder_in_use_is_an_error_but_a_job_that_was_requeued_tries_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    count: str | None,
+    status: int,
+    advice: str,
+) -> None:
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    if count is not None:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+    owner = RunFolder(tmp_path)
+    owner.acquire()
+    with pytest.raises(SystemExit) as exit_:
+        run_program(RunFolder(tmp_path).acquire)
+    owner.release()
+    assert exit_.value.code == status
+    assert advice in capsys.readouterr().err
+
+
+def find_the_folder_in_use(number: int, port: str, folder: Path) -> None:
+    """A program of a requeued job, of whose processes the first locks the folder."""
+    os.dup2(os.open(folder / f"{number}.log", os.O_WRONLY | os.O_CREAT), 2)
+    os.environ.update(place_of(number, port) | {"SLURM_RESTART_COUNT": "1"})
+
+    def main() -> None:
+        start_process_group(torch.device("cpu"), 20)
+        together("the folder", lambda: RunFolder(folder).acquire() if rank() == 0 else None)
+
+    run_program(main)
+
+
+@pytest.mark.slow
+def test_all_processes_of_a_requeued_job_end_alike_where_the_folder_is_in_use(
+    tmp_path: Path,
+) -> None:
+    port, owner = free_port(), RunFolder(tmp_path)
+    owner.acquire()
+    tasks = [(number, port, tmp_path) for number in (0, 1)]
+    processes = [forked().Process(target=find_the_folder_in_use, args=task) for task in tasks]
+    for process in processes:
+        process.start()
+    assert join(processes, 60) == [75, 75]
+    owner.release()
+    assert "rank 0: error: output folder" in (tmp_path / "0.log").read_text()
+    assert not (tmp_path / "1.log").read_text()
