@@ -14,12 +14,12 @@ from tests.support.small_runs import ROOT, run_folder, write_config
 LONG = ("TRAIN.EPOCHS", 2000, "SAVE_UPDATES", 0)
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 40.0) -> None:
-    """Wait until something is true."""
+def wait_for(what: Callable[[], Any], seconds: float = 40.0, pause: float = 0.01) -> None:
+    """Wait until something is true; look at it again after each `pause` seconds."""
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it does not happen"
-        time.sleep(0.01)
+        time.sleep(pause)
 
 
 def has_trained(output: Path, lines: int = 3, tag: str = "tiny") -> bool:

@@ -116,7 +116,7 @@ def slurm(folder: Path) -> Iterator[Cluster]:
         cluster.start("slurmctld", "slurmctld", "-D", "-c")
         for name in names:
             cluster.start(name)
-        wait_for(lambda: cluster.idle_nodes() == len(names))
+        wait_for(lambda: cluster.idle_nodes() == len(names), pause=0.1)
         yield cluster
     finally:
         subprocess.run(["scancel", "--user=root"], env=cluster.environment)  # of failed tests

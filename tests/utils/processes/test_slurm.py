@@ -51,18 +51,12 @@ def submit(
 def wait_for_end(cluster: Cluster, job: str) -> None:
     """Wait until a job, or each job of an array, has ended well."""
     going = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "PREEMPTED", "NODE_FAIL")
-    wait_for(lambda: not set(cluster.states_of(job)) & set(going), SECONDS)
+    wait_for(lambda: not set(cluster.states_of(job)) & set(going), SECONDS, pause=0.5)
     assert set(cluster.states_of(job)) == {"COMPLETED"}
 
 
 def wait_for_training(folder: Path) -> None:
     wait_for(lambda: has_trained(folder / "out"), SECONDS)
-
-
-def is_told(process: int, number: signal.Signals) -> bool:
-    """Whether a signal waits for a process that is stopped."""
-    status = Path(f"/proc/{process}/status").read_text()
-    return bool(int(status.split("ShdPnd:")[1].split()[0], 16) >> (number - 1) & 1)
 
 
 def process_of(folder: Path) -> int:
@@ -72,15 +66,15 @@ def process_of(folder: Path) -> int:
 
 
 def near_its_time_limit(cluster: Cluster, folder: Path) -> None:
-    """Slurm looks at limits every 30 s: the run is stopped until it has, and then told of it."""
+    """Slurm looks at limits every 30 s: the run is stopped until then, and Slurm continues it."""
     job = submit(cluster, folder, SRUN)
     wait_for_training(folder)
     process = process_of(folder)
     os.kill(process, signal.SIGSTOP)
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=2")
-    wait_for(lambda: is_told(process, signal.SIGUSR1), SECONDS)
+    wait_for(lambda: not is_alive(process), SECONDS)
+    wait_for(lambda: cluster.states_of(job) == ["PENDING"], SECONDS, pause=0.5)
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-    os.kill(process, signal.SIGCONT)
     wait_for_end(cluster, job)
 
 
