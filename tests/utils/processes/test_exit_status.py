@@ -10,7 +10,7 @@ from tests.support.kills import forked, free_port, join
 from tests.support.pairs import place_of
 from utils.files import RunFolder
 from utils.processes.exit_status import run_program
-from utils.processes.group import rank, start_process_group, together
+from utils.processes.group import start_process_group, together
 
 
 def test_ctrl_c_ends_with_status_130_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +115,7 @@ def find_the_folder_in_use(number: int, port: str, folder: Path) -> None:
 
     def main() -> None:
         start_process_group(torch.device("cpu"), 20)
-        together("the folder", lambda: RunFolder(folder).acquire() if rank() == 0 else None)
+        together("the folder", lambda: RunFolder(folder).acquire() if number == 0 else None)
 
     run_program(main)
 
