@@ -70,6 +70,20 @@ def test_imports_run_one_way(name: str) -> None:
         assert any(is_in(imported, folder) for folder in allowed), imported
 
 
+def program_of(name: str) -> str:
+    """The tool, `tools.NAME`, that a file is part of; empty for what tools share."""
+    tool = ".".join(name.split(".")[:2])
+    main = sources().get(f"{tool}.__main__", sources().get(tool))
+    return tool if main is not None and "\n    run_program(main)" in main.read_text() else ""
+
+
+@pytest.mark.parametrize("name", sorted(name for name in sources() if is_in(name, "tools")))
+def test_tools_do_not_import_each_other(name: str) -> None:
+    """What two of them share lies in tools/measuring or below."""
+    others = {program_of(found) for found in project_imports(sources()[name])}
+    assert others <= {"", program_of(name)}
+
+
 def test_no_file_imports_itself_by_way_of_others() -> None:
     graph = {name: project_imports(file) for name, file in sources().items()}
 
@@ -131,4 +145,4 @@ def test_no_file_imports_a_file_of_tests(name: str) -> None:
 def test_the_tests_of_a_folder_lie_in_a_folder_of_its_name() -> None:
     program = {path.relative_to(ROOT) for path in (f.parent for f in sources().values())}
     tests = {path.relative_to(TESTS).parent for path in TESTS.rglob("test_*.py")}
-    assert tests - {Path("full_size")} == program
+    assert tests - {Path("full_size"), Path("gpu")} == program

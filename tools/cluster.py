@@ -60,68 +60,17 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
     read_early(lambda: read_config(read_arguments()))
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from yacs.config import CfgNode
 
-from tools.plan import count_operations, count_parameters
+from tools.measuring.needs import FLOAT32, count_operations, count_parameters
+from tools.measuring.network import Assumed, Load, Update, smallest_batch, work_out
 from utils.processes.exit_status import run_program
 
-_FLOAT32 = 4
 _HEADINGS = (
     "GPUs", "images per GPU", "computing, ms", "sent per GPU, MB", "GB/s to hide it",
     "waits for network", "images/s", "reads, GB/s", "CPU cores per GPU", "an epoch",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Assumed:
-    """Assumed speed of a GPU, its network and its host."""
-
-    flops: float  # operations per second that a GPU reaches
-    network: float  # bytes per second, in and out of each GPU
-    images_per_core: float
-    bytes_per_image: float
-    num_images: int  # of an epoch
-
-
-@dataclass(frozen=True)
-class Load:
-    """Work of one image and traffic of one update."""
-
-    operations: int  # of an image, forward and backward
-    gradient_bytes: int
-    sharded: bool
-
-    def sent(self, gpus: int) -> float:
-        """Bytes that each GPU sends in an update, by ring collectives.
-
-        Averaging reduces gradients and gathers the sums: two passes. Sharded weights are gathered
-        for forward and for backward, and gradients reduced: three.
-        """
-        return (3 if self.sharded else 2) * self.gradient_bytes * (gpus - 1) / gpus
-
-    @property
-    def overlap(self) -> float:
-        """Share of the computing that sending can overlap: backward, or all of it if sharded."""
-        return 1.0 if self.sharded else 2 / 3
-
-
-@dataclass(frozen=True)
-class Update:
-    """One update on a number of GPUs."""
-
-    gpus: int
-    batch: int  # images of each GPU
-    computing: float  # seconds
-    sent: float  # bytes of each GPU
-    needed: float  # bytes per second at which sending is hidden
-    waiting: float  # seconds
-
-    @property
-    def images_per_second(self) -> float:
-        """Images per second of all GPUs together."""
-        return self.gpus * self.batch / (self.computing + self.waiting)
 
 
 def main() -> None:
@@ -135,7 +84,7 @@ def report(cfg: CfgNode, arguments: argparse.Namespace) -> list[str]:
     operations, parameters = count_operations(cfg), count_parameters(cfg)
     passes = 4 if cfg.TRAIN.USE_CHECKPOINT else 3
     sharded = cfg.TRAIN.SHARDING == "full"
-    load = Load(passes * operations, _FLOAT32 * parameters, sharded)
+    load = Load(passes * operations, FLOAT32 * parameters, sharded)
     assumed = Assumed(
         flops=arguments.tflops * 1e12 * arguments.utilization,
         network=arguments.network * 1e9,
@@ -145,7 +94,7 @@ def report(cfg: CfgNode, arguments: argparse.Namespace) -> list[str]:
     )
     lines = [
         f"{cfg.TAG}: {parameters:,} parameters, {load.operations / 1e9:.1f} GFLOP for an image, "
-        f"SHARDING {cfg.TRAIN.SHARDING}, {_FLOAT32 * parameters / 1e6:,.0f} MB of gradients"
+        f"SHARDING {cfg.TRAIN.SHARDING}, {FLOAT32 * parameters / 1e6:,.0f} MB of gradients"
     ]
     total, own = arguments.update_images, cfg.DATA.BATCH_SIZE
     for title, batch_of in (
@@ -158,21 +107,6 @@ def report(cfg: CfgNode, arguments: argparse.Namespace) -> list[str]:
             lines.append(_row(cells(update, assumed)))
     smallest = smallest_batch(load, assumed, max(arguments.gpus))
     return [*lines, "", f"The network is hidden from {smallest:.0f} images of each GPU on."]
-
-
-def work_out(load: Load, assumed: Assumed, gpus: int, batch: int) -> Update:
-    """Time of computing, bytes sent, and how long computing waits for sending."""
-    computing = batch * load.operations / assumed.flops
-    sent = load.sent(gpus)
-    hidden = load.overlap * computing
-    waiting = max(sent / assumed.network - hidden, 0)
-    return Update(gpus, batch, computing, sent, sent / hidden, waiting)
-
-
-def smallest_batch(load: Load, assumed: Assumed, gpus: int) -> float:
-    """Images of each GPU from which computing hides sending."""
-    of_an_image = load.overlap * load.operations / assumed.flops
-    return load.sent(gpus) / assumed.network / of_an_image
 
 
 def cells(update: Update, assumed: Assumed) -> list[str]:

@@ -40,10 +40,10 @@ from typing import Any
 from yacs.config import CfgNode
 
 from logger import progress_bar
-from tools.benchmark.measure import Side, in_turn, machine
-from tools.benchmark.workloads import settings, training_work
 from tools.chart import new_chart, save_chart
-from tools.plan import count_operations
+from tools.measuring.measure import Side, in_turn, machine
+from tools.measuring.needs import count_operations
+from tools.measuring.workloads import settings, training_work
 from utils.device import choose_device
 from utils.processes.exit_status import run_program
 

@@ -17,7 +17,7 @@ import torch
 from utils.memory import keep_freed_memory
 keep_freed_memory()
 from models import build_pretrain_model
-from tools.plan import count_needs, memory_of
+from tools.measuring.needs import count_needs, memory_of
 from utils.config import get_config
 from utils.files import RunFolder
 from utils.training.run import Run, build_state

@@ -25,7 +25,7 @@ from tests.support.commands import (
 from tests.support.kills import forked
 from tests.support.picture_files import write_classes
 from tests.support.small_runs import ROOT, call
-from tools.benchmark import measure
+from tools.measuring import measure
 
 _LAST = "ckpt_epoch_4.pth"  # of the recipe that FILE stands for
 # What makes a measurement short.

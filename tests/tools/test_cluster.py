@@ -7,34 +7,35 @@ import pytest
 from tests.support.small_runs import call
 from tools import cluster, plan, reconstruct, scaling, scan, shard
 from tools.benchmark import __main__ as benchmark
+from tools.measuring import network
 
-ASSUMED = cluster.Assumed(
+ASSUMED = network.Assumed(
     flops=1e12, network=1e9, images_per_core=100, bytes_per_image=1e5, num_images=1000
 )
 
 
 @pytest.mark.parametrize(("sharded", "passes"), [(False, 2), (True, 3)])
 def test_each_gpu_passes_on_all_parts_but_its_own(sharded: bool, passes: int) -> None:
-    load = cluster.Load(operations=1, gradient_bytes=800, sharded=sharded)
+    load = network.Load(operations=1, gradient_bytes=800, sharded=sharded)
     assert load.sent(1) == 0
     assert load.sent(8) == passes * 700
 
 
 def test_an_update_waits_for_what_the_backward_pass_does_not_hide() -> None:
-    load = cluster.Load(operations=3 * 10**9, gradient_bytes=10**9, sharded=False)
-    update = cluster.work_out(load, ASSUMED, gpus=2, batch=100)
+    load = network.Load(operations=3 * 10**9, gradient_bytes=10**9, sharded=False)
+    update = network.work_out(load, ASSUMED, gpus=2, batch=100)
     assert update.computing == pytest.approx(0.3)
     assert update.sent == 10**9  # one second, of which 0.2 are hidden
     assert update.waiting == pytest.approx(0.8)
     assert update.needed == pytest.approx(5e9)
     assert update.images_per_second == pytest.approx(200 / 1.1)
-    assert cluster.smallest_batch(load, ASSUMED, gpus=2) == pytest.approx(500)
-    assert cluster.work_out(load, ASSUMED, gpus=2, batch=500).waiting == pytest.approx(0)
+    assert network.smallest_batch(load, ASSUMED, gpus=2) == pytest.approx(500)
+    assert network.work_out(load, ASSUMED, gpus=2, batch=500).waiting == pytest.approx(0)
 
 
 def test_one_gpu_waits_for_nobody() -> None:
-    load = cluster.Load(operations=10**9, gradient_bytes=10**9, sharded=True)
-    update = cluster.work_out(load, ASSUMED, gpus=1, batch=10)
+    load = network.Load(operations=10**9, gradient_bytes=10**9, sharded=True)
+    update = network.work_out(load, ASSUMED, gpus=1, batch=10)
     assert (update.sent, update.waiting, update.needed) == (0, 0, 0)
     assert cluster.cells(update, ASSUMED)[6:] == ["1,000", "0.10", "10.0", "1 s"]
 

@@ -62,8 +62,9 @@ from typing import Any
 from yacs.config import CfgNode
 
 from models import build_pretrain_model
-from tools.benchmark.kernels import matmul_peak
-from tools.benchmark.measure import (
+from tools.benchmark.rivals import pillow_work, require_transformers, transformers_work
+from tools.measuring.kernels import matmul_peak
+from tools.measuring.measure import (
     Figures,
     Side,
     as_it_comes,
@@ -74,8 +75,8 @@ from tools.benchmark.measure import (
     ratio,
 )
 from tools.benchmark.rivals import pillow_work, sides_against
-from tools.benchmark.workloads import collect_pictures, loading_work, settings, training_work
-from tools.plan import count_operations
+from tools.measuring.needs import count_operations
+from tools.measuring.workloads import collect_pictures, loading_work, settings, training_work
 from utils.config import is_finetuning
 from utils.device import choose_device, choose_precision, dtype_name
 from utils.processes.exit_status import run_program

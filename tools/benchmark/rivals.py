@@ -15,9 +15,9 @@ from yacs.config import CfgNode
 from data import build_mask
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from models import build_pretrain_model
-from tools.benchmark.kernels import synchronize
-from tools.benchmark.measure import Side, Work, as_it_comes, without_denormals
-from tools.benchmark.workloads import passes_over, synthetic_batch, training_work
+from tools.measuring.kernels import synchronize
+from tools.measuring.measure import Side, Work, as_it_comes, without_denormals
+from tools.measuring.workloads import passes_over, synthetic_batch, training_work
 from utils.config import is_finetuning, with_options
 from utils.device import choose_device, choose_precision
 from utils.training.metrics import peak_memory_mb

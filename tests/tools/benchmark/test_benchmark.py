@@ -13,8 +13,9 @@ from tests.support.kills import forked
 from tests.support.small_encoders import SMALL
 from tests.support.small_runs import call, under_torchrun, write_config, write_finetune_config
 from tools.benchmark import __main__ as benchmark
-from tools.benchmark import kernels, measure, rivals
-from tools.benchmark.measure import Side, Work, as_it_comes, in_turn, ratio
+from tools.benchmark import rivals
+from tools.measuring import kernels, measure
+from tools.measuring.measure import Side, Work, as_it_comes, in_turn, ratio
 from utils.config import get_config
 from utils.memory import HUGE_PAGES
 

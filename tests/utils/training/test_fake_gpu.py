@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.support.fake_gpu import GPU, Attentions, Waits, fake_gpu
 from tests.support.small_runs import ROOT
-from tools.benchmark.workloads import Batches, build_stage, synthetic_batch
+from tools.measuring.workloads import Batches, build_stage, synthetic_batch
 from utils.checkpoints.state import TrainState
 from utils.config import get_config, is_finetuning
 from utils.files import RunFolder

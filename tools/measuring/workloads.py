@@ -26,8 +26,8 @@ from data.transforms import Normalizer
 from logger import Record
 from models import build_classifier, build_criterion, build_pretrain_model
 from models.simmim import Encoder
-from tools.benchmark.kernels import breakdown, synchronize
-from tools.benchmark.measure import Figures, Work
+from tools.measuring.kernels import breakdown, synchronize
+from tools.measuring.measure import Figures, Work
 from utils.checkpoints.state import Position
 from utils.config import is_finetuning
 from utils.device import choose_device, choose_precision, dtype_name
