@@ -1,0 +1,15 @@
+"""Run the tests of this folder, or say in one line that they are skipped and why."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.accelerator import VARIABLE, why_missing
+
+if __name__ == "__main__":
+    if missing := why_missing():
+        print(f"tests/gpu: skipped, {missing}; {VARIABLE}=cpu runs what can run on a CPU")
+        sys.exit(0)
+    arguments = ["-m", "gpu", "--durations=5", str(Path(__file__).parent), *sys.argv[1:]]
+    sys.exit(pytest.main(arguments))

@@ -1,0 +1,62 @@
+"""Updates of recipes by the training loop, on noise that lies on the device."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from yacs.config import CfgNode
+
+from tests.support.small_runs import ROOT
+from tools.measuring.workloads import Batches, build_stage, synthetic_batch
+from utils.config import get_config, is_finetuning
+from utils.files import RunFolder
+from utils.training.engine import Loop
+from utils.training.metrics import TrainingMetrics
+from utils.training.run import Run, build_state
+
+RECIPES = sorted(
+    str(path.relative_to(ROOT / "configs"))
+    for path in ROOT.glob("configs/*/simmim_*.yaml")
+    if path.parent.name != "_base_"
+)
+PRETRAIN = "swin_base__800ep/simmim_pretrain__swin_base__img192_window6__800ep.yaml"
+
+
+class Unread(TrainingMetrics):
+    """Figures that nobody reads."""
+
+    def summary(self) -> dict[str, float]:
+        """Reading the figures is what makes the host wait, once in PRINT_FREQ updates."""
+        return {}
+
+
+def short_recipe(recipe: str, *opts: Any) -> CfgNode:
+    """A recipe with batches of two and its true sizes, but at most two blocks of a kind."""
+    path = str(ROOT / "configs" / recipe)
+    cfg = get_config(path)
+    section = cfg.MODEL.TYPE.upper()
+    blocks: Any = ("DEPTH", 2)
+    if section != "VIT":
+        blocks = ("DEPTHS", [min(depth, 2) for depth in cfg.MODEL[section].DEPTHS])
+    short = [f"MODEL.{section}.{blocks[0]}", blocks[1], "TRAIN.ACCUMULATION_STEPS", 1]
+    return get_config(path, ["DATA.BATCH_SIZE", 2, *short, *opts])
+
+
+def build_loop(
+    cfg: CfgNode,
+    device: torch.device,
+    precision: torch.dtype,
+    updates: int,
+    metrics: type[TrainingMetrics] = Unread,
+) -> Loop:
+    """The training loop of a recipe's stage: epochs of so many updates on the same batch."""
+    with device:
+        model, compute_loss = build_stage(cfg, device)
+    run = Run(cfg, device, precision, RunFolder(Path()))
+    state = build_state(run, model, updates, validates=is_finetuning(cfg))
+    encoder: Any = getattr(model, "encoder", model)
+    batch: Any = [part.to(device) for part in synthetic_batch(cfg, encoder)]
+    images, scales = run.images_per_update, state.scaler.is_enabled()
+    figures = metrics(device, images, cfg.TRAIN.MAX_SKIPPED, scales)
+    batches: Any = Batches(batch, cfg.DATA.BATCH_SIZE, updates * run.accumulation_steps)
+    return Loop(run, state, model, batches, compute_loss, figures, updates, lambda record: None)
