@@ -95,8 +95,7 @@ def require_published_numbers(path: str, device: torch.device, tolerance: float)
     model = model.to(device).eval()
     patch = getattr(model, "encoder", model).patch_size
     image, mask = (
-        part.to(device)
-        for part in case_input(name, 1, cfg.DATA.IMG_SIZE, 32, patch, torch.float32)
+        part.to(device) for part in case_input(name, 1, cfg.DATA.IMG_SIZE, 32, patch, torch.float32)
     )
     with torch.no_grad():
         if "logits" in golden:

@@ -1,6 +1,8 @@
 """Two processes of one run by hand, each with its own command line and environment."""
 
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 
 from tests.support.kills import forked, free_port, join, work
+from tests.support.small_runs import ROOT
 from utils.processes import heartbeat
 from utils.processes.group import CommonError, barrier, start_process_group
 
@@ -84,6 +87,29 @@ def _meet(
     heartbeat.stop()
     barrier()
     os._exit(0)
+
+
+def run_anew(number: int, program: str, *arguments: Any) -> tuple[list[int], str]:
+    """A run of processes that import everything anew, as GPUs need; statuses and what they said."""
+    port = free_port()
+    with tempfile.TemporaryFile("w+") as log:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, *program.split(), *map(str, arguments)],
+                cwd=ROOT,
+                env=os.environ | place_of(rank, port, number),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            for rank in range(number)
+        ]
+        try:
+            statuses = [process.wait(240) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        log.seek(0)
+        return statuses, log.read()
 
 
 def end_of_pair(
