@@ -1,4 +1,4 @@
-"""Evaluation in float32: the same result for any batch size, and TF32 only where it is asked for."""
+"""Evaluation in float32: the same result for any batch size, and TF32 only where asked for."""
 
 from typing import Any
 

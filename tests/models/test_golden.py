@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lr_scheduler import build_scheduler
 from models import build_classifier, build_pretrain_model

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+UTILIZATION = 0.45  # of matrix products; docs/large-models.md assumes it of GPUs
+
 
 @dataclass(frozen=True)
 class Assumed:

@@ -21,8 +21,8 @@ from utils.processes.group import CommonError, rank, world_size
 from utils.processes.loading import shortage
 
 
-def run_program(main: Callable[[], None], resumes: bool = False) -> None:
-    """Call `main`; a ValueError or OSError becomes one line and exit status 2.
+def run_program(main: Callable[[], int | None], resumes: bool = False) -> None:
+    """Call `main`, which may return an exit status; a ValueError or OSError is one line and 2.
 
     Ctrl-C ends the program with status 130. `resumes`: the program can resume when started again,
     so it saves and ends at signals (`utils.processes.signals`) and when its launcher ends.
@@ -33,11 +33,13 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
     if resumes:
         signals.listen()
     try:
-        _call(main)
+        status = _call(main) or 0
         heartbeat.stop()
         if distributed.is_initialized():
             distributed.barrier()
-            _end_at_once(0)
+            _end_at_once(status)
+        if status:
+            sys.exit(status)
     except signals.PreemptedError as stop:
         if rank() == 0:
             print(stop, file=sys.stderr, flush=True)
@@ -64,9 +66,9 @@ def run_program(main: Callable[[], None], resumes: bool = False) -> None:
         _raise()
 
 
-def _call(main: Callable[[], None]) -> None:
+def _call(main: Callable[[], int | None]) -> int | None:
     try:
-        main()
+        return main()
     except BaseException:
         # torch raises in the main thread when a worker dies, also while another error is handled.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
