@@ -1,10 +1,10 @@
-# make demo | make test-fast | make test | make test-full | make check | make test-oldest     (PYTHON=python3.12 make demo: another Python)
+# make demo | test-fast | test | test-full | test-gpu | check | test-oldest     (PYTHON=python3.12 make demo: another Python)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_CFG := configs/demo/simmim_pretrain__swin_tiny__shapes64.yaml
 
-.PHONY: demo test test-fast test-full check test-oldest clean
+.PHONY: demo test test-fast test-full test-gpu check test-oldest clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python main_simmim.py --cfg $(DEMO_CFG)
@@ -16,11 +16,15 @@ test: $(VENV)/.installed-dev
 
 # What starts no process and takes no more than two seconds.
 test-fast: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not full_size and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not full_size and not gpu and not slow"
 
 # What has a size, at published size: a few GB of memory and 10 GB of disk for some minutes.
 test-full: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m full_size --durations=0
+
+# What only a GPU can show; without one it says so. SIMMIM_TEST_DEVICE=cpu runs the rest on the CPU.
+test-gpu: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.gpu
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
