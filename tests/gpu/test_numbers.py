@@ -122,7 +122,7 @@ def test_float32_agrees_with_float64_on_the_cpu_to_1e_4(case: str, device: torch
 def test_bfloat16_errs_no_more_than_on_the_cpu(case: str, device: torch.device) -> None:
     """Rounding to 8 bits costs what it costs on the CPU; twice that is another computation.
 
-    torch's fused kernel, run on a CPU in place of the project's own, errs at most 1.12 times as much.
+    torch's fused kernel, on a CPU in place of the project's own, errs at most 1.12 times as much.
     """
     found, usual = (compute(case, place, precision=torch.bfloat16) for place in (device, CPU))
     expected = exact(case)
