@@ -69,7 +69,7 @@ _LARGEST_FILE, _LARGEST_MESSAGE = 10**9, 2**28  # bytes
 _SAVED_WITHIN = 60.0  # seconds
 _LOADED_FOR = 5.0  # seconds
 _SHARED, _FILES = "shm, MB", "open files"  # rows without which loaders do not start
-_FEW = 32  # drawn pictures of each process
+_FEW, _DRAWN = 32, (500, 375)  # drawn pictures of each process, and their size in pixels
 
 Judged = tuple[str, str]  # ok, slow or wrong; and the figures
 
@@ -329,7 +329,7 @@ def measure_loading(test: Selftest) -> float | None:
         if cfg.DATA.DATASET == "imagenet" and not cfg.DATA.DATA_PATH:
             if is_finetuning(cfg):
                 return None
-            collect_pictures("", Path(folder), _FEW * world_size())
+            collect_pictures("", Path(folder), _FEW * world_size(), _DRAWN)
             few = ["DATA.BATCH_SIZE", min(cfg.DATA.BATCH_SIZE, _FEW)]
             cfg = with_options(cfg, ["DATA.DATA_PATH", folder, "TRAIN.ACCUMULATION_STEPS", 1, *few])
         loader = training_loader(cfg, test.patch_size, test.device)
