@@ -62,7 +62,10 @@ from typing import Any
 from yacs.config import CfgNode
 
 from models import build_pretrain_model
-from tools.benchmark.rivals import pillow_work, require_transformers, transformers_work
+from tools.benchmark.rivals import (
+    pillow_work,
+    sides_against,
+)
 from tools.measuring.kernels import matmul_peak
 from tools.measuring.measure import (
     Figures,
@@ -74,7 +77,6 @@ from tools.measuring.measure import (
     machine,
     ratio,
 )
-from tools.benchmark.rivals import pillow_work, sides_against
 from tools.measuring.needs import count_operations
 from tools.measuring.workloads import collect_pictures, loading_work, settings, training_work
 from utils.config import is_finetuning
