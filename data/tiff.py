@@ -18,7 +18,7 @@ _WHITE_IS_0 = PHOTOMETRIC.MINISWHITE
 _GREY = (PHOTOMETRIC.MINISBLACK, _WHITE_IS_0)
 _PLANES = (*_GREY, PHOTOMETRIC.RGB, PHOTOMETRIC.SEPARATED)  # numbers that need no conversion
 _UNSIGNED, _COMPLEX = 1, (5, 6)  # of SampleFormat
-_PREMULTIPLIED = tifffile.EXTRASAMPLE.ASSOCALPHA
+_PREMULTIPLIED, _ALPHA = tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA
 _BITS_OF_PIL = (1, 2, 4, 8, 16)
 _MOST_BESIDE_RGB = 6  # planes in all, of which PIL reads those of RGB
 _REDUCED, _MASK = 1, 4  # of NewSubfileType
@@ -57,6 +57,8 @@ def read_tiff(content: bytes, channels: int, most_pixels: int) -> Planes | None:
             pages_too = f", {len(file.pages)} pages" if len(file.pages) > 1 else ""
             require_channels(planes, channels, f" ({describe(page)}{pages_too})")
         known = page.photometric in _PLANES and page.sampleformat not in _COMPLEX
+        if page.photometric == _WHITE_IS_0 and {_PREMULTIPLIED, _ALPHA} & {*page.extrasamples}:
+            known = False  # programs differ in which plane is inverted
         if not known or not isinstance(page.bitspersample, int):
             raise ValueError(f"it is {describe(page)}, which is not read: save it as .npy")
         require_pixels(page.imagewidth, page.imagelength, most_pixels, planes)
@@ -83,9 +85,12 @@ def num_pages(content: bytes, channels: int) -> tuple[int, int]:
     """Numbers of full-resolution pages that `read_tiff` takes and leaves out."""
     with TiffFile(io.BytesIO(content)) as file:
         used = len(_pages(file, channels))
-        # ImageJ stores a large stack as one page.
-        stack = int((file.imagej_metadata or {}).get("images", 1))
-        return used, max(sum(1 for _ in _whole_pages(file)), stack) - used
+        number = sum(1 for _ in _whole_pages(file))
+        # ImageJ stores a large stack as one page; its text may be copied from another file.
+        stack, page = (file.imagej_metadata or {}).get("images"), _pages(file, 1)[0]
+        if isinstance(stack, int) and number < stack and stack * page.nbytes <= len(content):
+            number = stack
+        return used, number - used
 
 
 def dtype_of(content: bytes) -> str:

@@ -69,20 +69,18 @@ class CropAndFlip:
         """By what a picture's sides may be divided (1, 2, 4 or 8), so that crops stay the same."""
         narrow, wide = self.ratio
         area = self.scale[0] * height * width
-        # The smallest sides of a crop; where none of such an area fits, it has an extreme ratio.
-        smallest = (
-            min(height, math.sqrt(area / wide), width / narrow),
-            min(width, math.sqrt(area * narrow), height * wide),
-        )
+        smallest = min(height, math.sqrt(area / wide)), min(width, math.sqrt(area * narrow))
         factor = min(side / wanted for side, wanted in zip(smallest, self.size, strict=True))
         return next((divisor for divisor in _DIVISORS if divisor * _MARGIN <= factor), 1)
 
     def _part_of(self, picture: Reduced, top: int, left: int, height: int, width: int) -> Tensor:
         """The crop of a reduced picture: PIL resizes from a box whose sides are no whole pixels."""
-        start, end = (left, top), (left + width, top + height)
-        (x, y), (right, bottom) = ([edge / picture.divisor for edge in at] for at in (start, end))
-        size, box = (self.size[1], self.size[0]), (x, y, right, bottom)
-        return pil_to_tensor(picture.pixels.resize(size, self.pil_mode, box=box))
+        divisor, size = picture.divisor, (self.size[1], self.size[0])
+        x, y, end = left // divisor, top // divisor, (left + width, top + height)
+        # Without what lies around it, which the resizing would mix in at the border.
+        part = picture.pixels.crop((x, y, -(-end[0] // divisor), -(-end[1] // divisor)))
+        box = (left / divisor - x, top / divisor - y, end[0] / divisor - x, end[1] / divisor - y)
+        return pil_to_tensor(part.resize(size, self.pil_mode, box=box))
 
 
 def pretrain_transform(image_size: Size) -> CropAndFlip:

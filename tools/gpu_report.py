@@ -11,9 +11,11 @@ import argparse
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from utils.config.arguments import positive_integer
+from utils.processes.exit_status import run_program
 
 _STEP = [sys.executable, "-m", "tools.benchmark", "step"]
 # Title -> recipe, options
@@ -114,6 +116,8 @@ def largest_batch(title: str, batch_size: int, most: int, opts: list[str]) -> li
 def main() -> None:
     """Measure all recipes; print each row when it is complete."""
     arguments = read_arguments()
+    if arguments.output:
+        Path(arguments.output).touch()  # fails before measuring, and keeps what is there
     lines = [_line(_HEADINGS), _line(["---"] * len(_HEADINGS))]
     print("\n".join(lines), flush=True)
     for title in RECIPES:
@@ -134,4 +138,4 @@ def _line(cells: Any) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -107,10 +107,12 @@ def require_same_shapes(
     if differences:
         more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
         prefix, number = prefix_before(found, expected)
-        if prefix and 2 * number > len(expected):
+        others = [name for name in found if not name.startswith(prefix)]
+        if prefix and others and 2 * number > len(expected):
             more += (
-                f'; {number} of its {len(found)} names have the prefix "{short(prefix)}" before '
-                "the model's, the others do not: save the weights without the prefix"
+                f"; {len(found) - len(others)} of its {len(found)} names have the prefix "
+                f'"{short(prefix)}" before the model\'s, the others do not (first: '
+                f"{short(others[0])}): save the weights without the prefix"
             )
         raise ValueError(f"{what} does not fit the model: {'; '.join(differences[:3])}{more}")
 

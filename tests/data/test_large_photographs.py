@@ -63,7 +63,14 @@ def test_the_crop_of_a_reduced_photograph_is_that_of_the_whole_one(
 @pytest.mark.parametrize(
     ("width", "height", "divisor"),
     [
-        *[(500, 375, 1), (1500, 1100, 1), (1800, 1500, 2), (4000, 3000, 4), (3000, 4000, 4)],
+        *[
+            (500, 375, 1),
+            (1500, 1100, 1),
+            (1800, 1500, 2),
+            (4000, 3000, 4),
+            (3000, 4000, 4),
+            (1700, 1250, 2),
+        ],
         *[(8000, 6000, 8), (40000, 30000, 8), (6000, 600, 1), (12000, 1200, 2), (192, 192, 1)],
     ],
 )
@@ -99,6 +106,23 @@ def test_a_data_set_reduces_large_jpeg_files_unless_pixels_are_to_be_those_of_pi
         image, _ = dataset[0, 0]
         assert image.shape == (3, 32, 32)
     assert isinstance(kinds[0], Reduced)
-    assert (kinds[0].width, kinds[0].height) == (1000, 750)
+    assert (kinds[0].width, kinds[0].height, kinds[0].divisor) == (1000, 750, 4)
     assert isinstance(kinds[1], Image.Image)
     assert kinds[1].size == (1000, 750)
+
+
+def test_a_large_photograph_that_is_cut_off_is_refused() -> None:
+    content = photograph(1000, 750, "edges")
+    for length in (len(content) - 2000, len(content) // 2):
+        with pytest.raises(ValueError, match=r"x\.jpg cannot be read as a picture"):
+            Decoder(fast=True, reduction=lambda height, width: 4)(content[:length], "x.jpg")
+
+
+def test_a_large_photograph_is_turned_where_that_is_wanted() -> None:
+    image, file, exif = Image.new("RGB", (1000, 750), "blue"), io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    image.save(file, "JPEG", exif=exif)
+    turned = Decoder(fast=True, oriented=True, reduction=lambda height, width: 4)
+    found = turned(file.getvalue(), "x.jpg")
+    assert isinstance(found, Image.Image)
+    assert found.size == (750, 1000)

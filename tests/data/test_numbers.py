@@ -516,3 +516,18 @@ def test_a_stack_of_imagej_in_one_page_has_unused_pages() -> None:
     stack = np.zeros((3, 8, 9), np.uint8)
     tifffile.imwrite(file, stack, imagej=True, truncate=True)
     assert num_pages(file.getvalue(), 1) == (1, 2)
+    for text in ("ImageJ=1.11a\nimages=abc", "ImageJ=1.11a\nimages=30", "ImageJ=1.11a\nimages="):
+        file = io.BytesIO()  # a slice of it, with a text that is of the stack, or of nothing
+        tifffile.imwrite(file, stack[0], description=text, metadata=None)
+        assert num_pages(file.getvalue(), 1) == (1, 0)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("alpha", ["assocalpha", "unassalpha"])
+def test_grey_with_alpha_and_0_as_white_is_refused(kind: Any, alpha: str) -> None:
+    file = io.BytesIO()
+    pixels = np.full((8, 8, 2), 100, kind)
+    tifffile.imwrite(file, pixels, photometric="miniswhite", extrasamples=[alpha])
+    for channels in (1, 2, 3):
+        with pytest.raises(ValueError, match=r"which is not read|channel"):
+            Decoder(channels)(file.getvalue(), "x.tif")

@@ -166,12 +166,12 @@ def test_of_two_sections_the_averaged_or_the_only_fitting_one_counts(tmp_path: P
         ({"model": {"a": 1}}, "no weights under a usual name, among its sections model"),
         (
             prefixed("backbone.", ENCODER) | {"neck.x": torch.ones(1)},
-            '36 of its 38 names have the prefix "backbone." before the model\'s, the others do '
-            "not: save the weights without the prefix",
+            '37 of its 38 names have the prefix "backbone." before the model\'s, the others do not '
+            r"\(first: neck\.x\): save the weights without the prefix",
         ),
         (
             prefixed("backbone.", ENCODER) | {"head.weight": torch.ones(3, 16)},
-            '36 of its 38 names have the prefix "backbone." before the model\'s',
+            '37 of its 38 names have the prefix "backbone." before the model\'s',
         ),
         (prefixed("module.", {"a.b": torch.ones(1)}), "cls_token is missing"),
         (prefixed("module.", PRETRAINED | {"x": torch.ones(1)}), "x is not in the model"),

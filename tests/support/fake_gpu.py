@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 GPU = torch.device("cuda", 0)
+_COPIES = {"aten::_to_copy", "aten::copy_"}
 _SIZES = {"aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"}
 
 
@@ -31,10 +32,13 @@ class Waits(TorchDispatchMode):
         kwargs = kwargs or {}
         result = operator(*args, **kwargs)
         given, made = _tensors((args, kwargs)), _tensors(result)
-        read = [tensor for tensor in given if tensor.ndim]  # one number is an argument
+        name = operator.name().partition(".")[0]
+        # To other operators one number on the CPU is an argument.
+        read = [tensor for tensor in given if tensor.ndim or name in _COPIES]
         devices = {tensor.device.type for tensor in (*read, *made)}
-        waits = operator.name().partition(".")[0] in _SIZES and "cuda" in devices
-        copies = len(devices) > 1 and not kwargs.get("non_blocking")
+        waits = name in _SIZES and "cuda" in devices
+        to_gpu = all(tensor.is_cuda for tensor in made)
+        copies = len(devices) > 1 and not (to_gpu and kwargs.get("non_blocking"))
         if waits or copies:
             raise AssertionError(f"{operator} makes the host wait: {sorted(devices)}")
         return result

@@ -1,13 +1,27 @@
 """Device and precision choices."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+from data.build import _start_worker
 from tests.support.small_encoders import sample, small_model
 from tests.support.small_runs import equal
-from utils.device import choose_device, choose_precision, own_gpu, use_device
+from utils.device import choose_device, choose_precision, own_gpu, prepare_process, use_device
 
 CPU = torch.device("cpu")
+
+
+class Product:
+    """A data set of one product, which a worker computes."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor(1e-30) * torch.tensor(1e-10)
 
 
 def test_auto_takes_a_gpu_if_there_is_one() -> None:
@@ -89,3 +103,15 @@ def test_gradients_are_the_same_where_the_smallest_numbers_become_0(kind: str) -
     finally:
         torch.set_flush_denormal(False)
     assert equal(*found)
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="the CPU cannot")
+def test_the_smallest_numbers_become_0_in_a_program_and_in_its_loader_workers() -> None:
+    try:
+        prepare_process()
+        assert torch.tensor(1e-30) * torch.tensor(1e-10) == 0
+        torch.set_flush_denormal(False)
+        loader: Any = DataLoader(Product(), worker_init_fn=_start_worker, num_workers=1)  # type: ignore[arg-type]  # any object with the two methods
+        assert [float(product) for product in loader] == [0.0]
+    finally:
+        torch.set_flush_denormal(False)

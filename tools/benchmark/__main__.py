@@ -39,9 +39,11 @@ def read_arguments() -> argparse.Namespace:
         "--pictures", type=positive_integer, default=256, metavar="N", help="of data [256]"
     )
     parser.add_argument(
-        "--picture-size", default="500x375", metavar="WxH", help="of those drawn [500x375]"
+        "--picture-size", metavar="WxH", help="of those drawn, without DIR [500x375]"
     )
     arguments = parser.parse_args()
+    if arguments.picture_size and (arguments.what == "step" or arguments.data_path):
+        raise ValueError("--picture-size is for pictures that data and train draw without DIR")
     rivals = {"step": RIVALS, "data": ("pillow",)}.get(arguments.what, ())
     if arguments.vs and arguments.vs not in rivals:
         known = one_of(rivals) if rivals else "nothing else"
@@ -201,8 +203,9 @@ def measure_training(cfg: CfgNode, arguments: argparse.Namespace) -> Figures:
     return summary(times) | {"rows": rows, "workers": cfg.DATA.NUM_WORKERS}
 
 
-def picture_size(text: str) -> tuple[int, int]:
-    """Width and height of the pictures to draw, from "500x375"."""
+def picture_size(text: str | None) -> tuple[int, int]:
+    """Width and height of the pictures to draw, from "500x375", the default."""
+    text = text or "500x375"
     sides = [int(side) if side.isdecimal() else 0 for side in text.split("x")]
     if len(sides) != 2 or not all(0 < side <= _LONGEST_SIDE for side in sides):
         raise ValueError(

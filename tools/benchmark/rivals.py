@@ -29,13 +29,18 @@ def sides_against(rival: str, cfg: CfgNode, updates: int) -> list[Side]:
 
     ValueError where that is not possible.
     """
+    device = choose_device(cfg.DEVICE).type
+    if rival == "eager" and cfg.TRAIN.COMPILE == "none":
+        raise ValueError("--vs eager compares with --opts TRAIN.COMPILE model (or blocks)")
+    if rival == "math" and device == "cpu":
+        raise ValueError("--vs math is for GPUs: on CPUs attention is no kernel of torch's")
     if rival == "eager":
         return [Side(rival, training_work, (with_options(cfg, ["TRAIN.COMPILE", "none"]), updates))]
     if rival == "math":
         return [Side(rival, math_attention_work, (cfg, updates))]
     require_transformers(cfg)
     sides = [Side(rival, transformers_work, (cfg, updates), as_it_comes)]
-    if choose_device(cfg.DEVICE).type == "cpu":  # what one line brings it
+    if device == "cpu":  # what one line brings it
         name = f"{rival}, no denormals"
         sides.append(Side(name, transformers_work, (cfg, updates), without_denormals))
     return sides

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -34,10 +33,10 @@ def run_program(main: Callable[[], int | None], resumes: bool = False) -> None:
         signals.listen()
     try:
         status = _call(main) or 0
-        heartbeat.stop()
         if distributed.is_initialized():
-            distributed.barrier()
+            distributed.barrier()  # while the heartbeat can still tell who is missing
             _end_at_once(status)
+        heartbeat.stop()
         if status:
             sys.exit(status)
     except signals.PreemptedError as stop:
@@ -103,7 +102,7 @@ def _raise() -> NoReturn:
     """Raise the present exception; print its traceback and end where other threads use a group."""
     if not distributed.is_initialized():
         raise
-    traceback.print_exc()
+    sys.excepthook(*sys.exc_info())  # torch's, which names the rank
     _end_at_once(1)
 
 

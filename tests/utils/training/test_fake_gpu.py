@@ -70,11 +70,23 @@ def test_scaled_gradients_do_not_wait_either(monkeypatch: pytest.MonkeyPatch) ->
     [
         lambda loss: loss.item(),
         lambda loss: loss.expand(2).cpu(),
+        lambda loss: loss.cpu(),
+        lambda loss: loss.to("cpu", non_blocking=True),
+        lambda loss: loss + torch.tensor(1.0).to(GPU),
         lambda loss: loss.expand(2)[torch.tensor([0, 1])],
         lambda loss: loss.expand(2) + torch.ones(2).to(GPU),
         lambda loss: loss.expand(2)[loss.expand(2) > 0],
     ],
-    ids=["number", "copy to the CPU", "index on the CPU", "copy from the CPU", "size"],
+    ids=[
+        "number",
+        "copy",
+        "number to the CPU",
+        "later",
+        "number to the GPU",
+        "index on the CPU",
+        "copy from the CPU",
+        "size",
+    ],
 )
 def test_whatever_makes_the_host_wait_is_found(
     monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Tensor], object]
