@@ -117,6 +117,17 @@ def test_one_epoch_and_a_resumed_one_are_two_epochs_bit_for_bit(
     assert "epoch 1, update" in log
 
 
+def test_a_run_without_the_srun_that_its_job_expects_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    monkeypatch.setenv("SLURM_SUBMIT_DIR", "/home")
+    opts = ("--opts", "TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "PICTURE_FREQ", 0)
+    assert run_here(monkeypatch, write_config(tmp_path), "--output", tmp_path, *opts) == 0
+    told = "Slurm's job has 8 tasks, of which this is one process alone: srun python ..."
+    assert told in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_two_processes_are_one_process_with_twice_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

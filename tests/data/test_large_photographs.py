@@ -69,7 +69,8 @@ def test_the_crop_of_a_reduced_photograph_is_that_of_the_whole_one(
             (1800, 1500, 2),
             (4000, 3000, 4),
             (3000, 4000, 4),
-            (1700, 1250, 2),
+            (1880, 1410, 2),  # where three pixels are just reached
+            (1870, 1402, 1),
         ],
         *[(8000, 6000, 8), (40000, 30000, 8), (6000, 600, 1), (12000, 1200, 2), (192, 192, 1)],
     ],

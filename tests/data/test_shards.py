@@ -462,6 +462,17 @@ def test_a_tar_file_without_an_end_is_mentioned(tmp_path: Path) -> None:
         write_index(str(tmp_path / "0.tar"), entries_of(str(tmp_path / "0.tar")))
 
 
+def test_an_index_with_labels_that_are_none_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "0.tar"
+    write_tar(path, {"x.jpg": jpeg(), "x.cls": b"5"})
+    members = entries_of(str(path))
+    members.places["label"] = -7
+    write_index(str(path), members)
+    shards = Shards(str(tmp_path))
+    assert shards.labels.tolist() == [5]
+    assert "its index is damaged or of another version" in shards.found
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", ""])
 def test_only_newlines_divide_the_names_of_classes(tmp_path: Path, end: str) -> None:
     names = ["a\u2028x", "b\x85", "c\x0cd", "e\rf", "caf\udce9", " g "]

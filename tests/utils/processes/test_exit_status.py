@@ -1,6 +1,8 @@
 """The command line's ends."""
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,30 +56,69 @@ def test_the_traceback_of_a_users_error_is_shown_on_demand(
     assert error.endswith("error: two lines\n")
 
 
-def fail_in_a_group(rank: int, port: str, folder: Path) -> None:
-    """A program with a mistake that only a group's process meets."""
+def program(rank: int, port: str, folder: Path, act: Callable[[int, Path], object]) -> None:
+    """A program of two processes, each of which does something in a group."""
     os.dup2(os.open(folder / f"{rank}.log", os.O_WRONLY | os.O_CREAT), 2)
     os.environ.update(place_of(rank, port))
 
     def main() -> None:
         start_process_group(torch.device("cpu"), 20)
-        raise TypeError("a mistake of the programmer")
+        act(rank, folder)
 
     run_program(main)
+
+
+def ends_of(folder: Path, act: Callable[[int, Path], object]) -> list[int | None]:
+    """Exit statuses of both processes; what they say is in FOLDER/RANK.log."""
+    tasks = [(rank, port, folder, act) for port in [free_port()] for rank in (0, 1)]
+    processes = [forked().Process(target=program, args=task) for task in tasks]
+    for process in processes:
+        process.start()
+    return join(processes, 60)
+
+
+def make_a_mistake(rank: int, folder: Path) -> None:
+    raise TypeError("a mistake of the programmer")
 
 
 @pytest.mark.slow
 def test_other_errors_in_a_group_end_with_their_traceback_and_status_1(tmp_path: Path) -> None:
     """At once: while Python tidies up, gloo's threads can abort the process."""
-    port = free_port()
-    processes = [forked().Process(target=fail_in_a_group, args=(n, port, tmp_path)) for n in (0, 1)]
-    for process in processes:
-        process.start()
-    assert join(processes, 60) == [1, 1]
+    assert ends_of(tmp_path, make_a_mistake) == [1, 1]
     for rank in (0, 1):
         said = (tmp_path / f"{rank}.log").read_text().splitlines()
-        assert said[0].startswith("Traceback")
-        assert said[-1] == "TypeError: a mistake of the programmer"
+        assert said[0] == f"[rank{rank}]: Traceback (most recent call last):"
+        assert said[-1] == f"[rank{rank}]: TypeError: a mistake of the programmer"
+
+
+def press_ctrl_c(rank: int, folder: Path) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_group_ends_with_status_130_at_once(tmp_path: Path) -> None:
+    assert ends_of(tmp_path, press_ctrl_c) == [130, 130]
+    assert (tmp_path / "0.log").read_text() == "interrupted\n"
+
+
+def come_late(rank: int, folder: Path) -> None:
+    """The second process writes when the first has nothing left to do; that one sees it."""
+    if rank == 1:
+        time.sleep(1)
+        (folder / "late").touch()
+    leave = os._exit
+
+    def look_and_leave(status: int) -> None:
+        (folder / f"{rank}.saw").write_text(str((folder / "late").exists()))
+        leave(status)
+
+    os._exit = look_and_leave  # type: ignore[assignment]  # which this one always calls
+
+
+@pytest.mark.slow
+def test_a_process_waits_at_its_end_for_the_slowest_one(tmp_path: Path) -> None:
+    assert ends_of(tmp_path, come_late) == [0, 0]
+    assert (tmp_path / "0.saw").read_text() == "True"
 
 
 @pytest.mark.parametrize(
@@ -108,29 +149,19 @@ def test_a_folder_in_use_is_an_error_but_a_job_that_was_requeued_tries_again(
     assert advice in capsys.readouterr().err
 
 
-def find_the_folder_in_use(number: int, port: str, folder: Path) -> None:
-    """A program of a requeued job, of whose processes the first locks the folder."""
-    os.dup2(os.open(folder / f"{number}.log", os.O_WRONLY | os.O_CREAT), 2)
-    os.environ.update(place_of(number, port) | {"SLURM_RESTART_COUNT": "1"})
-
-    def main() -> None:
-        start_process_group(torch.device("cpu"), 20)
-        together("the folder", lambda: RunFolder(folder).acquire() if number == 0 else None)
-
-    run_program(main)
+def find_the_folder_in_use(rank: int, folder: Path) -> None:
+    """What a requeued job may find, of whose processes the first locks the folder."""
+    os.environ["SLURM_RESTART_COUNT"] = "1"
+    together("the folder", lambda: RunFolder(folder).acquire() if rank == 0 else None)
 
 
 @pytest.mark.slow
 def test_all_processes_of_a_requeued_job_end_alike_where_the_folder_is_in_use(
     tmp_path: Path,
 ) -> None:
-    port, owner = free_port(), RunFolder(tmp_path)
+    owner = RunFolder(tmp_path)
     owner.acquire()
-    tasks = [(number, port, tmp_path) for number in (0, 1)]
-    processes = [forked().Process(target=find_the_folder_in_use, args=task) for task in tasks]
-    for process in processes:
-        process.start()
-    assert join(processes, 60) == [75, 75]
+    assert ends_of(tmp_path, find_the_folder_in_use) == [75, 75]
     owner.release()
     assert "rank 0: error: output folder" in (tmp_path / "0.log").read_text()
     assert not (tmp_path / "1.log").read_text()

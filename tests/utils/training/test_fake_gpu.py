@@ -58,6 +58,11 @@ def test_an_update_of_a_recipe_does_not_wait_and_gives_attention_what_fused_kern
         assert bias.dtype == query.dtype
         assert bias.stride(-1) == 1, "kernels refuse it"
         assert all(stride % 8 == 0 for stride in bias.stride()[:-1]), "torch copies it"
+    if getattr(encoder, "rel_pos_bias", None) is not None:
+        shared = {
+            call[3].untyped_storage()._cdata for call in attentions.calls if call[3] is not None
+        }
+        assert len(shared) == 1, "it is made once in an update, not in each block"
 
 
 def test_scaled_gradients_do_not_wait_either(monkeypatch: pytest.MonkeyPatch) -> None:
