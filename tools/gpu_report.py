@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config.arguments import positive_integer
-from utils.processes.exit_status import run_program
+from utils.messages import fail
 
 _STEP = [sys.executable, "-m", "tools.benchmark", "step"]
 # Title -> recipe, options
@@ -138,4 +138,7 @@ def _line(cells: Any) -> str:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    try:
+        main()
+    except OSError as error:
+        fail(f"error: {error.filename}: {error.strerror}", error)

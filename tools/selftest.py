@@ -21,8 +21,7 @@ _OF_CPUS = "configs/demo/simmim_pretrain__swin_tiny__shapes64.yaml"
 def read_arguments() -> argparse.Namespace:
     """Parse the command line."""
     flags = ("--opts", "--data-path", "--output", *UPDATE_FLAGS)
-    parser = make_parser("-m tools.selftest", __doc__, flags)
-    parser.usage = "python -m tools.selftest [--cfg FILE] [flags] [--opts KEY VALUE ...]"
+    parser = make_parser("-m tools.selftest", __doc__, flags, recipe="[--cfg FILE]")
     recipe = Path(__file__).parents[1] / (_OF_GPUS if _DRIVER.exists() else _OF_CPUS)
     words = "recipe; by default Swin-B's on NVIDIA GPUs, else the demo's"
     parser.add_argument("--cfg", default=str(recipe), metavar="FILE", help=words)

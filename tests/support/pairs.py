@@ -57,7 +57,7 @@ def run_processes(
         return statuses, "".join((folder / f"{rank}.log").read_text() for rank in range(number))
 
 
-SHORTEST = 3.0  # seconds without progress; 10 s more end a collective
+SHORTEST = 8.0  # seconds to find each other, or without progress; 10 s more end a collective
 
 
 def told_by(number: int, folder: Path, act: Callable[[int, Path], object]) -> list[str]:

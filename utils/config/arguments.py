@@ -109,16 +109,20 @@ def _without_options(words: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def make_parser(
-    program: str, description: str | None, flags: Sequence[str] = (), first: str = ""
+    program: str,
+    description: str | None,
+    flags: Sequence[str] = (),
+    first: str = "",
+    recipe: str = "--cfg FILE",
 ) -> Parser:
     """The parser of a program with the FLAGS that `flags` names; the caller may add arguments.
 
-    `first` is the usage text before all flags.
+    `first` is the usage text before all flags, `recipe` that of the recipe.
     """
     name = f"python {program}"
     of_configuration = [flag for flag in FLAGS if flag in flags]
     usage = textwrap.fill(
-        f"{name} {first}--cfg FILE [flags] [--opts KEY VALUE ...]",
+        f"{name} {first}{recipe} [flags] [--opts KEY VALUE ...]",
         shutil.get_terminal_size().columns - len("usage: "),
         subsequent_indent=" " * len("usage: "),
     )

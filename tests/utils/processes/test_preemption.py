@@ -423,7 +423,7 @@ def test_a_lost_machine_leaves_a_run_of_fewer_processes(tmp_path: Path) -> None:
     port = free_port()
     command += ["--rdzv_endpoint", f"localhost:{port}", "--rdzv_id", "lost"]
     command += ["main_simmim.py", "--cfg", str(cfg), "--output", str(output), "--opts"]
-    command += ["TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0", "DATA.NUM_SHAPES", "2400"]
+    command += ["TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0", "DATA.NUM_SHAPES", "1200"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     machines = []
     with open(tmp_path / "said", "w") as file:
@@ -443,5 +443,5 @@ def test_a_lost_machine_leaves_a_run_of_fewer_processes(tmp_path: Path) -> None:
     assert "2 process(es), this one on cpu" in text
     assert "1 process(es), this one on cpu" in text
     lines = metrics_of(output)
-    two = [line for line in lines if line["num_updates"] == 300]
-    assert len(lines) == len(two) + (2400 - 8 * len(two)) // 4
+    two = [line for line in lines if line["num_updates"] == 150]
+    assert len(lines) == len(two) + (1200 - 8 * len(two)) // 4
