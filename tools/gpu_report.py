@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utils.config.arguments import positive_integer
+from utils.config.arguments import make_parser, positive_integer
 from utils.messages import fail
 
 _STEP = [sys.executable, "-m", "tools.benchmark", "step"]
@@ -36,18 +36,13 @@ _HEADINGS = (
 
 def read_arguments() -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.gpu_report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("-m tools.gpu_report", __doc__, ("--opts",), recipe="[--rounds N]")
     parser.add_argument("--rounds", type=positive_integer, default=3, metavar="N", help="[3]")
     parser.add_argument("--batch-size", type=positive_integer, default=128, metavar="N")
     parser.add_argument(
         "--most", type=positive_integer, default=4096, metavar="N", help="largest batch [4096]"
     )
     parser.add_argument("--output", metavar="FILE", help="write the table there as well")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="for all")
     return parser.parse_args()
 
 
