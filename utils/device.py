@@ -10,6 +10,7 @@ import torch
 from utils.launch import read_launch
 from utils.memory import keep_freed_memory
 
+_CHOSEN = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")  # by whoever starts a process
 PRECISIONS = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -56,8 +57,8 @@ def own_gpu(visible: int) -> int:
     launch = read_launch()
     if launch is None:
         return 0
-    if visible == 1 and (launch.local_rank is None or os.environ.get("CUDA_VISIBLE_DEVICES")):
-        return 0  # the machine's only one, or all that srun --gpus-per-task shows this process
+    if visible == 1 and any(os.environ.get(name, "all") not in ("", "all") for name in _CHOSEN):
+        return 0  # all that srun --gpus-per-task or a container shows this process
     if launch.local_rank is None and launch.size > 1:
         raise ValueError(
             f"this is process {launch.rank} of {launch.size}, but nothing tells which of the "

@@ -54,9 +54,20 @@ def test_a_process_takes_the_gpu_of_its_number_on_the_machine(
     assert own_gpu(visible=4) == index
 
 
-def test_the_only_gpu_of_a_machine_needs_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")  # as in a cluster of containers, each with one
+@pytest.mark.parametrize("name", ["CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"])
+def test_the_only_gpu_that_a_process_is_shown_needs_no_number(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Two processes of one machine would share its only GPU, unless each is shown its own."""
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    for other in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(other, raising=False)
+    for nothing in ("", "all"):
+        monkeypatch.setenv(name, nothing)
+        with pytest.raises(ValueError, match=r"process 1 of 2, .* set LOCAL_RANK"):
+            own_gpu(visible=1)
+    monkeypatch.setenv(name, "GPU-1b2c")  # as a cluster of containers, or srun, sets it
     assert own_gpu(visible=1) == 0
 
 
