@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.kills import free_port
 from tests.support.long_runs import wait_for
 from tests.support.small_runs import ROOT
 
@@ -126,17 +126,16 @@ def slurm(folder: Path) -> Iterator[Cluster]:
 
 def _prepare(folder: Path) -> list[str]:
     """Write the settings and munge's key; the nodes' names."""
-    port = random.randrange(30000, 32000)
     names = [f"node{number}" for number in range(1, _NODES + 1)]
     lines = [
         f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 "
-        f"Port={port + number} CPUs=2 RealMemory=1000"
-        for number, name in enumerate(names, 1)
+        f"Port={free_port()} CPUs=2 RealMemory=1000"
+        for name in names
     ]
     for name in ("munge", "state", *names):
         (folder / name).mkdir(parents=True)
     text = _SETTINGS.format(
-        host=socket.gethostname(), port=port, folder=folder, nodes="\n".join(lines)
+        host=socket.gethostname(), port=free_port(), folder=folder, nodes="\n".join(lines)
     )
     (folder / "slurm.conf").write_text(text)
     key = folder / "munge" / "key"

@@ -24,6 +24,7 @@ SRUN, SEEDS, TORCHRUN = scripts("robustness.md")
 RUN = "main_simmim.py --cfg FILE --data-path DIR"
 SECONDS = 150.0  # all jobs share a few cores
 Stories = dict[str, Future[Path]]
+pytestmark = pytest.mark.xdist_group("slurm")  # one cluster, and each job once
 
 
 def small(script: str, cfg: Path, output: Path, *opts: object) -> str:
