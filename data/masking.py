@@ -12,7 +12,9 @@ from utils.messages import require_divisible
 
 Size = int | tuple[int, int]  # a side, or height and width
 
-_MOST_BLOCKS = 100  # of one mask; cells that are still missing after them are hidden singly
+# Blocks of one mask at most; cells that are still missing after them are hidden singly. Their
+# random numbers are drawn for some at a time, which is faster than one by one.
+_ROUNDS, _BLOCKS = 4, 25
 
 
 class RandomMask:
@@ -35,9 +37,9 @@ class RandomMask:
 
     def __call__(self) -> Tensor:
         """Draw one mask."""
-        mask = torch.zeros(math.prod(self.cells), dtype=torch.bool)
-        mask[torch.randperm(len(mask))[: self.num_hidden]] = True
-        return _enlarged(mask.view(self.cells), self.scale)
+        hidden = np.zeros(self.cells, dtype=bool)
+        hidden.flat[torch.randperm(hidden.size)[: self.num_hidden].numpy()] = True
+        return _enlarged(hidden, self.scale)
 
 
 class SquareMask:
@@ -59,9 +61,9 @@ class SquareMask:
     def __call__(self) -> Tensor:
         """Draw one mask."""
         top, left = (int(torch.randint(length - self.side + 1, ())) for length in self.cells)
-        mask = torch.zeros(self.cells, dtype=torch.bool)
-        mask[top : top + self.side, left : left + self.side] = True
-        return _enlarged(mask, self.scale)
+        hidden = np.zeros(self.cells, dtype=bool)
+        hidden[top : top + self.side, left : left + self.side] = True
+        return _enlarged(hidden, self.scale)
 
 
 class BlockMask:
@@ -101,25 +103,25 @@ class BlockMask:
 
     def __call__(self) -> Tensor:
         """Draw one mask."""
-        hidden = np.zeros(self.cells, dtype=bool)
-        missing = self.num_hidden
-        for size, shape, top, left, end in torch.rand(_MOST_BLOCKS, 5).tolist():
+        hidden, missing = np.zeros(self.cells, dtype=bool), self.num_hidden
+        draws = (draw for _ in range(_ROUNDS) for draw in torch.rand(_BLOCKS, 5).tolist())
+        for size, shape, top, left, end in draws:
             area = self.min_cells + size * max(missing - self.min_cells, 0)
             block = self._block_in(hidden, area, shape, top, left)
             num_new = block.size - np.count_nonzero(block)
             if num_new > missing:  # cut it from either end, so that no side is preferred
                 block = block[::-1, ::-1] if end < 0.5 else block
                 block[tuple(np.argwhere(~block)[:missing].T)] = True
-                missing = 0
-            else:
-                block[:] = True
-                missing -= num_new
-            if missing == 0:
+                num_new = missing
+            elif num_new:
+                block.fill(True)
+            missing -= num_new
+            if not missing:
                 break
         else:
             visible = np.flatnonzero(~hidden)
             hidden.flat[visible[torch.randperm(len(visible))[:missing].numpy()]] = True
-        return _enlarged(torch.from_numpy(hidden), self.scale)
+        return _enlarged(hidden, self.scale)
 
     def _block_in(
         self, cells: np.ndarray, area: float, shape: float, top: float, left: float
@@ -127,8 +129,8 @@ class BlockMask:
         """A view of the cells in a block; numbers from 0 to 1 choose its shape and place."""
         rows, columns = self.cells
         root, stretch = math.sqrt(area), math.exp((shape - 0.5) * self.log_aspect)
-        height = min(max(round(root * stretch), 1), rows)
-        width = min(max(round(root / stretch), 1), columns)
+        height = min(round(root * stretch) or 1, rows)
+        width = min(round(root / stretch) or 1, columns)
         first, start = int(top * (rows - height + 1)), int(left * (columns - width + 1))
         return cells[first : first + height, start : start + width]
 
@@ -172,9 +174,9 @@ def _share_of(cells: tuple[int, int], mask_ratio: float) -> int:
     return num_hidden
 
 
-def _enlarged(cells: Tensor, scale: int) -> Tensor:
+def _enlarged(cells: np.ndarray, scale: int) -> Tensor:
     """A mask of cells as a mask of patches, of which a cell has scale x scale."""
-    return cells.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+    return torch.from_numpy(cells.repeat(scale, 0).repeat(scale, 1))
 
 
 # (image_size, mask_patch_size, patch_size, mask_ratio, and the keys of the section DATA.<NAME>)
