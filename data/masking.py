@@ -105,12 +105,12 @@ class BlockMask:
         """Draw one mask."""
         hidden, missing = np.zeros(self.cells, dtype=bool), self.num_hidden
         draws = (draw for _ in range(_ROUNDS) for draw in torch.rand(_BLOCKS, 5).tolist())
-        for size, shape, top, left, end in draws:
+        for size, shape, top, left, turn in draws:
             area = self.min_cells + size * max(missing - self.min_cells, 0)
             block = self._block_in(hidden, area, shape, top, left)
             num_new = block.size - np.count_nonzero(block)
-            if num_new > missing:  # cut it from either end, so that no side is preferred
-                block = block[::-1, ::-1] if end < 0.5 else block
+            if num_new > missing:  # cut it, turned and mirrored at random: no side is preferred
+                block = np.rot90(block.T if turn < 0.5 else block, int(8 * turn))
                 block[tuple(np.argwhere(~block)[:missing].T)] = True
                 num_new = missing
             elif num_new:
