@@ -1,6 +1,6 @@
 """Parameters of a recipe's model, its operations, and its memory: counted, not measured.
 
-The model runs with fake tensors, which have shapes but no values.
+The model runs with fake tensors, which have shapes but no values, and need no GPU to be on one.
 """
 
 import math
@@ -13,6 +13,8 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
@@ -23,6 +25,7 @@ from utils.config import is_finetuning
 from utils.processes.sharding import mixed_precision
 
 FLOAT32 = 4  # bytes
+GPU = torch.device("cuda", 0)  # of fake tensors
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ _OPERATIONS = {torch.ops.aten.baddbmm_: _operations_of_baddbmm}  # torch counts 
 
 
 def count_needs(cfg: CfgNode, dtype: torch.dtype) -> Needs:
-    """Run the model of a configuration with fake tensors, and count its needs."""
-    with FakeTensorMode():
+    """Run the model of a configuration with fake tensors, and count its needs on a GPU."""
+    with FakeTensorMode(), GPU:
         model = build(cfg, recompute=False)
         kept, of_one_block = count_activations(cfg, model, dtype)
         recomputed, _ = count_activations(cfg, build(cfg, recompute=True), dtype)
@@ -133,7 +136,7 @@ def measure_activations(
     model: nn.Module, blocks: Iterable[nn.Module], inputs: list[Tensor], dtype: torch.dtype
 ) -> tuple[int, int]:
     """Bytes that one forward pass keeps, and bytes of the block that keeps most."""
-    with count_saved(model) as saved, mixed_precision(model, torch.device("cpu"), dtype):
+    with count_saved(model) as saved, _precision_of(model, inputs[0].device, dtype):
         before: list[int] = []
         sizes: list[int] = []
         hooks = []
@@ -148,6 +151,41 @@ def measure_activations(
         for hook in hooks:
             hook.remove()
     return sum(saved.values()), max(sizes)
+
+
+@contextmanager
+def _precision_of(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """`mixed_precision` and, on GPUs, fused attention: torch has neither where no GPU is."""
+    with mixed_precision(model, torch.device("cpu"), dtype):  # also the cache, the same for both
+        if device.type == "cpu":
+            yield
+            return
+        kind, before = device.type, torch.get_autocast_dtype(device.type)
+        torch.set_autocast_dtype(kind, dtype)
+        torch.set_autocast_enabled(kind, dtype != torch.float32)
+        try:
+            with _FusedAttention():
+                yield
+        finally:
+            torch.set_autocast_enabled(kind, False)
+            torch.set_autocast_dtype(kind, before)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Has torch's attention for GPUs save what its memory-efficient kernel saves."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call a function of torch."""
+        kwargs = kwargs or {}
+        if function is not F.scaled_dot_product_attention:
+            return function(*args, **kwargs)
+        query, key, value = args
+        bias = kwargs["attn_mask"]
+        bias = None if bias is None else bias.expand(len(query), -1, -1, -1)
+        kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+        return kernel(query, key, value, bias, True, scale=kwargs["scale"])[0]
 
 
 @contextmanager
