@@ -64,9 +64,9 @@ _OPERATIONS = {torch.ops.aten.baddbmm_: _operations_of_baddbmm}  # torch counts 
 def count_needs(cfg: CfgNode, dtype: torch.dtype) -> Needs:
     """Run the model of a configuration with fake tensors, and count its needs on a GPU."""
     with FakeTensorMode(), GPU:
-        model = build(cfg, recompute=False)
+        model, recomputing = (_on_gpu(build(cfg, recompute)) for recompute in (False, True))
         kept, of_one_block = count_activations(cfg, model, dtype)
-        recomputed, _ = count_activations(cfg, build(cfg, recompute=True), dtype)
+        recomputed, _ = count_activations(cfg, recomputing, dtype)
     blocks = [_numel(block) for block in require_blocks(model, "tools.plan")]
     # Without sharding, autocast keeps the weights that it has rounded, recomputed or not.
     sharded = cfg.TRAIN.SHARDING == "full"
@@ -104,6 +104,14 @@ def build(cfg: CfgNode, recompute: bool) -> nn.Module:
     if is_finetuning(cfg):
         return build_classifier(cfg, cfg.MODEL.NUM_CLASSES).train()
     return build_pretrain_model(cfg).train()
+
+
+def _on_gpu(model: nn.Module) -> nn.Module:
+    """Move buffers that were made from NumPy's arrays, on the CPU, to `GPU`."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(GPU))
+    return model
 
 
 def inputs_of(cfg: CfgNode, encoder: Encoder, batch: int) -> list[Tensor]:
@@ -178,14 +186,21 @@ class _FusedAttention(TorchFunctionMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Call a function of torch."""
-        kwargs = kwargs or {}
-        if function is not F.scaled_dot_product_attention:
-            return function(*args, **kwargs)
-        query, key, value = args
-        bias = kwargs["attn_mask"]
-        bias = None if bias is None else bias.expand(len(query), -1, -1, -1)
-        kernel = torch.ops.aten._scaled_dot_product_efficient_attention
-        return kernel(query, key, value, bias, True, scale=kwargs["scale"])[0]
+        fused = function is F.scaled_dot_product_attention
+        return (_save_as_fused if fused else function)(*args, **(kwargs or {}))
+
+
+def _save_as_fused(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: Any
+) -> Tensor:
+    if query.ndim != 4 or rest.get("enable_gqa"):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, **rest)
+    bias = None
+    if attn_mask is not None:
+        bias = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+    mixed: Tensor = kernel(query, key, value, bias, True, scale=rest.get("scale"))[0]
+    return mixed
 
 
 @contextmanager
