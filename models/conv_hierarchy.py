@@ -32,7 +32,7 @@ class ConvHierarchy(nn.Module):
     `stem` turns (B, C, H, W) into `stem_features` maps of H/patch x W/patch, where the mask token
     replaces hidden positions; `hide_pixels` makes hidden pixels 0 before it, for stems whose cells
     overlap. `image_size` is a side or (height, width); `num_classes` 0 leaves the head out;
-    `use_mask_token` adds the token; `section` and `patch_name` are for errors.
+    `use_mask_token` adds the token; `section` is for errors.
     """
 
     def __init__(
@@ -46,9 +46,8 @@ class ConvHierarchy(nn.Module):
         num_features: int,
         in_chans: int,
         patch_size: int,
-        patch_name: str,
+        image_size: int | tuple[int, int],
         hide_pixels: bool = False,
-        image_size: int | tuple[int, int] = 224,
         drop_rate: float = 0.0,
         num_classes: int = 1000,
         use_mask_token: bool = False,
@@ -61,7 +60,6 @@ class ConvHierarchy(nn.Module):
                 "(MODEL.DROP_PATH_RATE drops whole blocks)"
             )
         self.image_size: tuple[int, int] = to_2tuple(image_size)
-        require_size(self.image_size, patch_size, len(stages), patch_name)
         self.in_chans, self.patch_size = in_chans, patch_size
         self.stride = patch_size * 2 ** (len(stages) - 1)
         self.depths = [len(stage.blocks) for stage in stages]
@@ -108,7 +106,7 @@ class ConvHierarchy(nn.Module):
         return pooled if self.head is None else self.head(pooled)
 
     def layer_of(self, name: str) -> int:
-        """Layer id: 0 of the stem, i + 1 of block i and the reduction after it, n + 1 of all else."""
+        """Layer id: 0 of the stem, i + 1 of block i and a reduction after it, n + 1 of all else."""
         part, *rest = name.split(".")
         if part in ("patch_embed", "mask_token"):
             return 0
@@ -120,3 +118,16 @@ class ConvHierarchy(nn.Module):
     def no_weight_decay(self, name: str) -> bool:
         """Whether it is the mask token; biases, norms and layer scales never decay."""
         return name == "mask_token"
+
+
+def require_stages(
+    depths: Sequence[int],
+    depths_name: str,
+    image_size: int | tuple[int, int],
+    patch_size: int,
+    patch_name: str,
+) -> None:
+    """Raise ValueError unless there are stages, for which the image is large enough."""
+    if not depths:
+        raise ValueError(f"{depths_name} is [], expected the blocks of at least one stage")
+    require_size(to_2tuple(image_size), patch_size, len(depths), patch_name)

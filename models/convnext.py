@@ -9,7 +9,7 @@ from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.conv_hierarchy import ConvHierarchy, ConvStage
+from models.conv_hierarchy import ConvHierarchy, ConvStage, require_stages
 from models.layers import drop_path_rates
 from utils.messages import shown
 
@@ -29,6 +29,7 @@ class ConvNeXt(ConvHierarchy):
     def __init__(
         self,
         *,
+        image_size: int | tuple[int, int] = 224,
         patch_size: int = 4,
         in_chans: int = 3,
         depths: Sequence[int] = (3, 3, 9, 3),
@@ -42,6 +43,8 @@ class ConvNeXt(ConvHierarchy):
                 f"MODEL.CONVNEXT: DEPTHS {shown(list(depths))} and DIMS {shown(list(dims))} "
                 "differ in length"
             )
+        section = "MODEL.CONVNEXT"
+        require_stages(depths, f"{section}.DEPTHS", image_size, patch_size, f"{section}.PATCH_SIZE")
         # Patches do not overlap and the norm is that of a position: no hidden pixel gets out.
         project = nn.Conv2d(in_chans, dims[0], kernel_size=patch_size, stride=patch_size)
         stem = nn.Sequential(OrderedDict(proj=project, norm=LayerNorm2d(dims[0])))
@@ -54,7 +57,7 @@ class ConvNeXt(ConvHierarchy):
             halving = (LayerNorm2d(dims[stage - 1]), Halving(dims[stage - 1], dim, 2, stride=2))
             stages.append(ConvStage(blocks, nn.Sequential(*halving) if stage else None))
         super().__init__(
-            "MODEL.CONVNEXT",
+            section,
             stem,
             stages,
             LayerNorm2d(dims[-1]),
@@ -62,7 +65,7 @@ class ConvNeXt(ConvHierarchy):
             num_features=dims[-1],
             in_chans=in_chans,
             patch_size=patch_size,
-            patch_name="MODEL.CONVNEXT.PATCH_SIZE",
+            image_size=image_size,
             **hierarchy,
         )
         self.apply(_init_weights)

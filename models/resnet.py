@@ -7,10 +7,11 @@ from typing import Any
 from timm.models.resnet import Bottleneck, downsample_conv
 from torch import nn
 
-from models.conv_hierarchy import ConvHierarchy, ConvStage
+from models.conv_hierarchy import ConvHierarchy, ConvStage, require_stages
 from models.layers import drop_path, drop_path_rates
 
 _WIDTH = 64  # channels of the stem and of the first stage's 3 x 3 convolutions
+_STRIDE = 4  # of the stem
 
 
 class ResNet(ConvHierarchy):
@@ -23,6 +24,7 @@ class ResNet(ConvHierarchy):
     def __init__(
         self,
         *,
+        image_size: int | tuple[int, int] = 224,
         in_chans: int = 3,
         layers: Sequence[int] = (3, 4, 6, 3),
         width: int = 1,
@@ -30,6 +32,9 @@ class ResNet(ConvHierarchy):
         drop_path_rate: float = 0.0,
         **hierarchy: Any,
     ) -> None:
+        section = "MODEL.RESNET"
+        stride_name = f"the stride of {section}'s stem"
+        require_stages(layers, f"{section}.LAYERS", image_size, _STRIDE, stride_name)
         features = stem_features = _WIDTH * width
         stem = OrderedDict(
             proj=nn.Conv2d(in_chans, features, 3, stride=2, padding=1, bias=False),
@@ -51,15 +56,15 @@ class ResNet(ConvHierarchy):
                 features = 4 * planes
             stages.append(ConvStage(blocks))
         super().__init__(
-            "MODEL.RESNET",
+            section,
             nn.Sequential(stem),
             stages,
             nn.Identity(),
             stem_features=stem_features,
             num_features=features,
             in_chans=in_chans,
-            patch_size=4,
-            patch_name="the stride of MODEL.RESNET's stem",
+            patch_size=_STRIDE,
+            image_size=image_size,
             hide_pixels=hide_pixels,
             **hierarchy,
         )

@@ -17,7 +17,9 @@ ONE_STAGE = ["MODEL.SWIN.NUM_HEADS", "[1]", "MODEL.VIT.DEPTH", 1, "MODEL.SWIN.DE
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "what"), [("swin", "blocks"), ("vit", "model")])
+@pytest.mark.parametrize(
+    ("kind", "what"), [("swin", "blocks"), ("vit", "model"), ("resnet", "blocks")]
+)
 def test_a_compiled_model_has_the_loss_gradients_and_names_of_the_eager_one(
     tmp_path: Path, kind: str, what: str
 ) -> None:
