@@ -98,7 +98,7 @@ def run_block(block: nn.Module, *inputs: Any, recompute: bool) -> Tensor:
         result = block(*inputs)
         return result
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-    if norms:
+    if norms and not torch.compiler.is_compiling():  # a compiled model updates them once by itself
         result = checkpoint(
             block,
             *inputs,
