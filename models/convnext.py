@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from timm.layers import LayerNorm2d, trunc_normal_
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
@@ -77,3 +78,7 @@ def _init_weights(module: nn.Module) -> None:
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    if isinstance(module, ConvNeXtBlock):
+        # Its features are channels-last, and so are the gradients of these weights.
+        weight = module.conv_dw.weight.detach().clone(memory_format=torch.channels_last)
+        module.conv_dw.weight = nn.Parameter(weight)

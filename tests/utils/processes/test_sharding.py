@@ -80,6 +80,7 @@ def test_a_sharded_run_equals_the_ordinary_one(sharded: Path, tmp_path: Path) ->
         ("vit", ["TRAIN.ACCUMULATION_STEPS", 2, "TRAIN.CLIP_GRAD", 0.5], 1e-5),
         ("swin", ["TRAIN.USE_CHECKPOINT", True, "TRAIN.PRECISION", "bfloat16"], 1e-2),
         ("resnet", ["TRAIN.USE_CHECKPOINT", True], 1e-5),
+        ("convnext", [], 1e-5),
     ],
 )
 def test_accumulation_clipping_recomputation_and_precision_keep_their_meaning(
