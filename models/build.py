@@ -14,10 +14,12 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from models.convnext import ConvNeXt
 from models.decoders import linear_decoder
 from models.foreign import find_weights
 from models.objectives import Loss, NormalizedPixelTarget, PixelTarget, Target, masked_l1
 from models.pretrained import HEAD, class_names, head_size, rename_weights
+from models.resnet import ResNet
 from models.simmim import Encoder, SimMIM
 from models.swin_transformer import SwinTransformer
 from models.swin_transformer_v2 import SwinTransformerV2
@@ -34,6 +36,8 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "swin": SwinTransformer,
     "swinv2": SwinTransformerV2,
     "vit": VisionTransformer,
+    "resnet": ResNet,
+    "convnext": ConvNeXt,
 }
 # (features, pixels of the target along a feature's side, channels of the target) -> head
 DECODERS: dict[str, Callable[[int, int, int], nn.Module]] = {"linear": linear_decoder}

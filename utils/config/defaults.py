@@ -48,7 +48,7 @@ DEFAULTS: dict[str, Any] = dict(
         NAME="swin_tiny_patch4_window7_224",  # second part of the run's folder; tells the stage
         RESUME="",  # checkpoint to resume from, or to evaluate (--resume)
         NUM_CLASSES=1000,  # classes for --throughput; otherwise the data or checkpoint decides
-        DROP_RATE=0.0,  # dropout after the patch embedding and inside the blocks
+        DROP_RATE=0.0,  # dropout after the patch embedding and inside the blocks; no ConvNet has it
         DROP_PATH_RATE=0.1,  # share of samples that skip the last block; rises linearly from 0
         LABEL_SMOOTHING=0.1,  # label smoothing of the cross entropy
         SWIN=_SWIN
@@ -73,6 +73,19 @@ DEFAULTS: dict[str, Any] = dict(
             USE_RPB=False,  # a separate relative position bias for each block
             USE_SHARED_RPB=True,  # one relative position bias for all blocks
             USE_MEAN_POOLING=False,  # classify the mean of the tokens, not the class token
+        ),
+        RESNET=dict(
+            IN_CHANS=3,  # channels of an image
+            LAYERS=[3, 4, 6, 3],  # blocks of each stage
+            WIDTH=1,  # factor of all widths
+            HIDE_PIXELS=True,  # hidden pixels become the mean before the stem, whose cells overlap
+        ),
+        CONVNEXT=dict(
+            PATCH_SIZE=4,  # side of a patch, in pixels
+            IN_CHANS=3,  # channels of an image
+            DEPTHS=[3, 3, 9, 3],  # blocks of each stage
+            DIMS=[96, 192, 384, 768],  # width of each stage
+            INIT_VALUES=1e-6,  # layer scale at the start; None: no layer scale
         ),
         SIMMIM=dict(
             DECODER="linear",  # head of pre-training
@@ -156,7 +169,12 @@ DEFAULTS: dict[str, Any] = dict(
     PRETRAINED="",  # checkpoint from whose encoder fine-tuning starts (--pretrained)
 )
 
-OPTIONAL = {"MODEL.SWIN.QK_SCALE": 0.0, "MODEL.VIT.INIT_VALUES": 0.0, "AUG.CUTMIX_MINMAX": [0.0]}
+OPTIONAL = {
+    "MODEL.SWIN.QK_SCALE": 0.0,
+    "MODEL.VIT.INIT_VALUES": 0.0,
+    "MODEL.CONVNEXT.INIT_VALUES": 0.0,
+    "AUG.CUTMIX_MINMAX": [0.0],
+}
 SIZES = ("DATA.IMG_SIZE",)  # a side, or [height, width]
 FLOAT_LISTS = (
     "TRAIN.OPTIMIZER.BETAS",
