@@ -44,7 +44,7 @@ def test_a_head_learns_a_target_by_a_loss(
     opts = [word for key, name in names.items() for word in (f"MODEL.SIMMIM.{key}", name)]
     shrink = 1 if target == "tokens" else 2  # a feature stands for 4 x 4 pixels of the target
     model = small_model("swin", "MODEL.SIMMIM.TARGET_SHRINK", shrink, *opts, *files).eval()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     image, mask = sample(model)
     before = model(image, mask)
     before.backward()
