@@ -94,6 +94,7 @@ class ColorClusters(nn.Module):
         """Side of the image."""
         return image_side
 
+    @torch.compiler.disable  # which would write out the loop over images
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> clusters, integers (B, 1, H, W)."""
         pixels = self.colors(image).flatten(2).transpose(1, 2)  # (B, L, 3)

@@ -1,6 +1,7 @@
 """What the processes of a run compare with each other before the first update."""
 
 import math
+import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,8 +35,9 @@ def facts_of_start(cfg: CfgNode, device: torch.device) -> dict[str, str]:
             facts[key] = "a path" if value else "not set"
         elif key in TARGET_FILES:
             # What lies there is what is learned; where there is none, the target's error says so.
-            path = Path(str(value))
-            facts[f"the content of {key}"] = digest_of(path.read_bytes()) if path.is_file() else ""
+            readable = Path(str(value)).is_file() and os.access(str(value), os.R_OK)
+            content = Path(str(value)).read_bytes() if readable else b""
+            facts[f"the content of {key}"] = digest_of(content)
         elif key not in _OF_A_MACHINE:
             facts[key] = repr(value)
     precisions = {"training": cfg.TRAIN.PRECISION}
