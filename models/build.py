@@ -251,7 +251,8 @@ def _stride_in_target(encoder: Encoder, target: Target, cfg: CfgNode) -> int:
         raise ValueError(
             f"the target has {found} pixels for DATA.IMG_SIZE {shown(cfg.DATA.IMG_SIZE)}, where a "
             f"feature of the encoder stands for {encoder.stride} x {encoder.stride} of the image: "
-            "expected a whole number of the target's, the same along both sides"
+            "expected a whole number of the target's, the same along both sides "
+            "(MODEL.SIMMIM.TARGET, TARGET_SHRINK and, of tokens, PATCH_SIZE)"
         )
     return int(stride)
 

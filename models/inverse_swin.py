@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from models.decoders import pointwise
 from models.layers import init_linear
 from models.swin_hierarchy import SwinStage
 from models.swin_transformer import SwinBlock, WindowAttention
@@ -74,7 +75,7 @@ class InverseSwin(nn.Module):
             self.expansions.append(PatchExpanding(dim, width, factor, grid))
             grid = grid[0] * factor, grid[1] * factor
         self.size = grid
-        self.project = nn.Conv2d(embed_dim, out_chans, kernel_size=1)
+        self.project = pointwise(embed_dim, out_chans)
         self.apply(init_linear)
 
     def forward(self, features: Tensor) -> Tensor:
