@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from data.build import build_mask
-from data.masking import average_distance
+from data.mask_distance import average_distance
 from models.build import build_encoder
 from tools.chart import new_chart, save_chart
 from tools.study.results import Results, with_spread
@@ -84,7 +84,7 @@ def _distance(recipe: Path) -> float:
         patch_size = build_encoder(cfg).patch_size
     torch.manual_seed(0)
     draw = build_mask(cfg, patch_size)
-    return statistics.fmean(average_distance(draw(), patch_size) for _ in range(_DRAWS))
+    return statistics.fmean(average_distance(draw(), patch_size)[0] for _ in range(_DRAWS))
 
 
 def _draw(rows: Sequence[Row], results: Results, distances: dict[str, float], stem: Path) -> str:
