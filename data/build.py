@@ -75,10 +75,21 @@ def build_pretrain_dataset(cfg: CfgNode, *, patch_size: int, train: bool = True)
 
 
 def build_mask(cfg: CfgNode, patch_size: int) -> Callable[[], Tensor]:
-    """Return a function that draws an image's mask: bool (H/patch, W/patch), True = hidden."""
+    """Return a function that draws an image's mask: bool (H/patch, W/patch), True = hidden.
+
+    The mask also gets the keys of the section DATA.<NAME in capitals>, if there is one.
+    """
     keys = cfg.DATA
     mask = choose(MASKS, keys.MASK, "DATA.MASK")
-    return mask(keys.IMG_SIZE, keys.MASK_PATCH_SIZE, patch_size, keys.MASK_RATIO)
+    section = keys.get(keys.MASK.upper())
+    own = section if isinstance(section, CfgNode) else {}
+    return mask(
+        keys.IMG_SIZE,
+        keys.MASK_PATCH_SIZE,
+        patch_size,
+        keys.MASK_RATIO,
+        **{key.lower(): value for key, value in own.items()},
+    )
 
 
 def _channels(cfg: CfgNode) -> int:

@@ -1,6 +1,7 @@
 """Draw network inputs and reconstructions for visual inspection."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,28 @@ _GAP = 6
 _HEADER = 26
 
 
-def picture_grid(columns: dict[str, Tensor], side: int = 144) -> Image.Image:
+def picture_grid(
+    columns: dict[str, Tensor], side: int = 144, captions: Sequence[str] = ()
+) -> Image.Image:
     """Draw columns of images (B, C, H, W) under their names, each image about `side` px large.
 
     uint8, or floats from 0 to 1. The first three channels are drawn; of fewer, only the first.
+    `captions` stand before the rows.
     """
     num_rows, _, *size = next(iter(columns.values())).shape
     height, width = (length * max(1, round(side / max(size))) for length in size)
     font = ImageFont.load_default(17)
     widest = math.ceil(max(map(font.getlength, columns)))
     column_width = max(width, widest + 2 * _GAP)  # captions may be wider than images
-    total = len(columns) * (column_width + _GAP) + _GAP
+    margin = math.ceil(max(map(font.getlength, captions))) + _GAP if captions else 0
+    total = margin + len(columns) * (column_width + _GAP) + _GAP
     grid = Image.new("RGB", (total, num_rows * (height + _GAP) + _GAP + _HEADER), "white")
     draw = ImageDraw.Draw(grid)
+    for row, caption in enumerate(captions):
+        centre = _HEADER + _GAP + row * (height + _GAP) + height // 2
+        draw.text((_GAP + margin // 2, centre), caption, "black", font, "mm")
     for column, (name, images) in enumerate(columns.items()):
-        middle = _GAP + column * (column_width + _GAP) + column_width // 2
+        middle = margin + _GAP + column * (column_width + _GAP) + column_width // 2
         draw.text((middle, _HEADER / 2 + 2), name, "black", font, "mm")
         left = middle - width // 2
         for row, image in enumerate(_as_rgb(images.cpu()).permute(0, 2, 3, 1).numpy()):

@@ -34,7 +34,8 @@ from utils.config.defaults import DEFAULTS
 
 DEMO = ROOT / "configs/demo/simmim_pretrain__swin_tiny__shapes64.yaml"
 TABLES: tuple[dict[str, Any], ...] = (
-    *(MASKS, LOSSES, DECODERS, TARGETS, ENCODERS, DATASETS, LABELLED, DEFAULTS["MODEL"], SMALL),
+    *(MASKS, LOSSES, DECODERS, TARGETS, ENCODERS, DATASETS, LABELLED, SMALL),
+    *(DEFAULTS["DATA"], DEFAULTS["MODEL"]),
 )
 QUICK = ["TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0", "DATA.NUM_WORKERS", "0"]
 QUICK += ["DATA.NUM_SHAPES", "16", "DATA.NUM_VAL_SHAPES", "8", "PRINT_FREQ", "1"]

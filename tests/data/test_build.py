@@ -14,6 +14,7 @@ from data import (
     build_train_loader,
 )
 from data.datasets import PretrainDataset
+from data.masking import MASKS
 from data.samplers import EpochSampler
 from data.transforms import Normalizer
 from tests.support.picture_files import jpeg, write_tar
@@ -30,18 +31,19 @@ def dataset_of(*opts: Any) -> tuple[Any, PretrainDataset]:
     return cfg, build_pretrain_dataset(cfg, patch_size=4)
 
 
-def epoch_of(workers: int, epoch: int) -> list[tuple[Tensor, Tensor]]:
-    cfg, dataset = dataset_of("DATA.NUM_WORKERS", workers)
+def epoch_of(workers: int, epoch: int, mask: str = "random") -> list[tuple[Tensor, Tensor]]:
+    cfg, dataset = dataset_of("DATA.NUM_WORKERS", workers, "DATA.MASK", mask)
     loader: Any = build_train_loader(cfg, dataset, torch.device("cpu"))
     loader.sampler.set_position(epoch)
     return [tuple(batch) for batch in loader]
 
 
-def test_batches_are_the_same_for_any_number_of_workers() -> None:
-    expected = epoch_of(workers=0, epoch=1)
+@pytest.mark.parametrize("mask", MASKS)
+def test_batches_are_the_same_for_any_number_of_workers(mask: str) -> None:
+    expected = epoch_of(workers=0, epoch=1, mask=mask)
     assert len(expected) == 6
     for workers in (1, 2):
-        for batch, other in zip(epoch_of(workers, epoch=1), expected, strict=True):
+        for batch, other in zip(epoch_of(workers, epoch=1, mask=mask), expected, strict=True):
             assert torch.equal(batch[0], other[0])
             assert torch.equal(batch[1], other[1])
 
@@ -111,7 +113,7 @@ def test_normalizing_can_be_undone() -> None:
         (["DATA.BATCH_SIZE", 49], "holds 48 images, fewer than one update needs: 49"),
         (["TRAIN.ACCUMULATION_STEPS", 7], "56 .8 x 7 micro-batches"),
         (["DATA.DATASET", "imagnet"], "choices: imagenet, shards, cifar10, shapes"),
-        (["DATA.MASK", "block"], "choices: random"),
+        (["DATA.MASK", "blocks"], "choices: random, square, block"),
     ],
 )
 def test_data_that_cannot_be_loaded_are_an_error(opts: list[Any], message: str) -> None:

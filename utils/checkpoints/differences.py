@@ -28,7 +28,7 @@ _WITHOUT_EFFECT = {
     *("DATA.BATCH_SIZE", "TRAIN.ACCUMULATION_STEPS", "SEED"),
 }
 # Beginnings of keys that only one of the stages reads.
-_OF_PRETRAINING = ("MODEL.SIMMIM.", "DATA.MASK", "DATA.DECODER")
+_OF_PRETRAINING = ("MODEL.SIMMIM.", "DATA.MASK", "DATA.BLOCK.", "DATA.DECODER")
 _OF_FINETUNING = ("AUG.", "TEST.", "DATA.INTERPOLATION", "MODEL.LABEL_SMOOTHING", "TRAIN.EMA_DECAY")
 # A key is of the first kind that has its beginning.
 _SCHEDULE = "schedule"
@@ -41,6 +41,7 @@ _KINDS = {
     "TRAIN.LAYER_DECAY": _SCHEDULE,
     "TRAIN.": "optimizer",
     "DATA.MASK": "mask",
+    "DATA.BLOCK.": "mask",
     "MODEL.SIMMIM.": "target or loss",
     "MODEL.LABEL_SMOOTHING": "target or loss",
     "MODEL.": "model",
@@ -110,11 +111,12 @@ def changed_data(content: Content, data: Data | None) -> str:
 
 def keys_with_effect(cfg: CfgNode, finetuning: bool) -> Iterator[str]:
     unused = _OF_PRETRAINING if finetuning else _OF_FINETUNING
-    used_sections = ("SIMMIM", cfg.MODEL.TYPE.upper())
+    used_sections = {"MODEL": ("SIMMIM", cfg.MODEL.TYPE.upper()), "DATA": (cfg.DATA.MASK.upper(),)}
     for key in keys_below(cfg):
         section, *parts = key.split(".")
-        other_encoder = section == "MODEL" and len(parts) > 1 and parts[0] not in used_sections
-        if not (key in _WITHOUT_EFFECT or other_encoder or key.startswith(unused)):
+        # the section of another encoder or mask
+        other = len(parts) > 1 and parts[0] not in used_sections.get(section, parts)
+        if not (key in _WITHOUT_EFFECT or other or key.startswith(unused)):
             yield key
 
 

@@ -32,7 +32,11 @@ DEFAULTS: dict[str, Any] = dict(
         NUM_WORKERS=8,  # loader workers per process; a recipe's number is limited to its cores
         MASK="random",  # how hidden cells are chosen
         MASK_PATCH_SIZE=32,  # side of a cell that is hidden or visible as a whole, in pixels
-        MASK_RATIO=0.6,  # share of cells that are hidden, rounded up
+        MASK_RATIO=0.6,  # share of cells that are hidden, rounded up (square: as near as it can be)
+        BLOCK=dict(
+            MIN_CELLS=2,  # smallest block of the mask `block`, in cells; BEiT: 16 patches
+            MIN_ASPECT=0.3,  # its smallest height / width, and smallest width / height
+        ),
         NUM_SHAPES=10000,  # images in one epoch of the `shapes` data set
         NUM_VAL_SHAPES=1000,  # images in the validation part of the `shapes` data set
         MAX_BROKEN=0.01,  # share of pictures that may be unreadable; of few, 1 in 8 up to 3

@@ -95,6 +95,16 @@ def test_each_kind_of_settings_is_one_line(tmp_path: Path) -> None:
     ]
 
 
+def test_the_section_of_a_mask_counts_where_the_mask_is_used(tmp_path: Path) -> None:
+    block = ["DATA.MASK", "block"]
+    save(tmp_path, get_config(None, block))
+    notes, _ = resumed(tmp_path, get_config(None, [*block, "DATA.BLOCK.MIN_CELLS", 4]))
+    assert notes == ["another mask than the checkpoint's: DATA.BLOCK.MIN_CELLS 2 -> 4"]
+    save(tmp_path, get_config())
+    notes, _ = resumed(tmp_path, get_config(None, ["DATA.BLOCK.MIN_CELLS", 4]))
+    assert notes == []
+
+
 def test_another_schedule_says_what_the_learning_rate_was_and_is(tmp_path: Path) -> None:
     schedule = ["TRAIN.WARMUP_EPOCHS", 0, "TRAIN.BASE_LR", 0.1, "TRAIN.EPOCHS"]
     old, new = (get_config(None, [*schedule, epochs]) for epochs in (4, 8))

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from data import build_batch_augmentation, build_pretrain_dataset, build_train_dataset
+from data import (
+    build_batch_augmentation,
+    build_mask,
+    build_pretrain_dataset,
+    build_train_dataset,
+)
 from lr_scheduler import build_scheduler
 from models import build_classifier, build_criterion, build_pretrain_model
 from optimizer import build_optimizer, scale_lr
@@ -48,6 +53,8 @@ def values_for(key: str) -> list[Any]:
 
 def build_all(key: str, value: Any) -> None:
     """What a run makes of a key before it begins: models without numbers, but real pictures."""
+    if key.startswith("DATA.BLOCK."):
+        build_mask(get_config(None, [*SMALL, "DATA.MASK", "block", key, value]), 4)()
     cfg = get_config(None, [*SMALL, key, value])
     part = key.split(".")[1].lower() if key.startswith("MODEL.") else ""
     for kind in (part,) if part in KINDS else KINDS if key == "DATA.IMG_SIZE" else ("swin",):
