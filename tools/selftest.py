@@ -37,6 +37,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -154,6 +155,8 @@ def add_row(
     except (ValueError, OSError, RuntimeError, MemoryError) as caught:
         where = f"{caught.filename}: " if isinstance(caught, OSError) and caught.filename else ""
         error = shortage(caught) or f"{where}{reason_of(caught)}"
+        if world_size() > 1:  # at once: the others may wait for this process inside of `measure`
+            print(f"rank {rank()}: {what}: {error}", file=sys.stderr, flush=True)
     found = gathered((own, error))
     errors = [f"rank {at}: {words}" for at, (_, words) in enumerate(found) if words]
     judged = ("wrong", errors[0]) if errors else judge(test, [value for value, _ in found])

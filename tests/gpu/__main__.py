@@ -11,5 +11,7 @@ if __name__ == "__main__":
     if missing := why_missing():
         print(f"tests/gpu: skipped, {missing}; {VARIABLE}=cpu runs what can run on a CPU")
         sys.exit(0)
-    arguments = ["-m", "gpu", "--durations=5", str(Path(__file__).parent), *sys.argv[1:]]
-    sys.exit(pytest.main(arguments))
+    arguments = sys.argv[1:]
+    if not any(Path(word.partition("::")[0]).exists() for word in arguments):
+        arguments.append(str(Path(__file__).parent))
+    sys.exit(pytest.main(["-m", "gpu", "--durations=5", *arguments]))

@@ -1,12 +1,13 @@
 """The device of these tests, and the settings that each begins with."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from tests.support.accelerator import tested_device, why_missing
-from utils.device import use_device
+from utils.device import choose_precision, use_device
 
 
 @pytest.fixture
@@ -19,7 +20,14 @@ def device() -> Iterator[torch.device]:
     yield device
     use_device(device)
     if device.type == "cuda":
+        gc.collect()  # what a test leaves would count for the next one's memory
         torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def half(device: torch.device) -> torch.dtype:
+    """bfloat16; float16 on GPUs before Ampere, whose fused attention knows no other."""
+    return choose_precision("auto" if device.type == "cuda" else "bfloat16", device)
 
 
 @pytest.fixture

@@ -53,12 +53,12 @@ def weights_of(loop: Loop) -> list[Tensor]:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_updates_of_a_recipe_use_fused_attention_alone_and_do_not_wait(
-    recipe: str, device: torch.device
+    recipe: str, device: torch.device, half: torch.dtype
 ) -> None:
-    cfg = short_recipe(recipe)
+    cfg = short_recipe(recipe, "TRAIN.EMA_DECAY", 0.9)  # of weights that are validated
     if device.type == "cpu" and count_parameters(cfg) > MOST_ON_A_CPU:
         pytest.skip("takes minutes on a CPU")
-    loop = build_loop(cfg, device, torch.bfloat16, updates=2)
+    loop = build_loop(cfg, device, half, updates=2)
     before = weights_of(loop)
     with sdpa_kernel(FUSED):
         train_one_epoch(loop)  # constants move to the device
@@ -72,10 +72,12 @@ def test_updates_of_a_recipe_use_fused_attention_alone_and_do_not_wait(
     assert any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_batches_of_a_loader_do_not_make_the_host_wait(gpu: torch.device) -> None:
+def test_batches_of_a_loader_do_not_make_the_host_wait(
+    gpu: torch.device, half: torch.dtype
+) -> None:
     """They come from pinned memory, which the GPU copies by itself."""
     cfg = short_recipe(PRETRAIN)
-    loop: Any = build_loop(cfg, gpu, torch.bfloat16, updates=2)
+    loop: Any = build_loop(cfg, gpu, half, updates=2)
     batch = [part.pin_memory() for part in synthetic_batch(cfg, loop.model.encoder)]
     loop.loader = [batch] * 2
     train_one_epoch(loop)
@@ -90,12 +92,15 @@ def test_a_number_that_is_read_makes_the_host_wait(gpu: torch.device) -> None:
         torch.ones(2, device=gpu).sum().item()
 
 
-def test_math_is_no_fused_attention(gpu: torch.device) -> None:
+def test_math_is_no_fused_attention(gpu: torch.device, half: torch.dtype) -> None:
     """Otherwise the kernels would not matter: a bias whose last axis is not contiguous has none."""
-    query = torch.randn(2, 2, 8, 16, device=gpu, dtype=torch.bfloat16)
-    bias = torch.randn(2, 2, 8, 8, device=gpu, dtype=torch.bfloat16).transpose(-1, -2)
-    with sdpa_kernel(FUSED), pytest.raises(RuntimeError):
-        torch.nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=bias)
+    query = torch.randn(2, 2, 8, 16, device=gpu, dtype=half)
+    bias = torch.randn(2, 2, 8, 8, device=gpu, dtype=half).transpose(-1, -2)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    with sdpa_kernel(FUSED):
+        attend(query, query, query, attn_mask=bias.contiguous())
+        with pytest.raises(RuntimeError, match="kernel"):
+            attend(query, query, query, attn_mask=bias)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

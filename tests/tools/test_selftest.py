@@ -85,6 +85,7 @@ def test_a_wrong_row_ends_all_processes_with_status_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert verdicts(done.stdout)["disk"] == "wrong"
     assert done.stderr.count("exitcode  : 1") == 2
+    assert "rank 0: disk: " in done.stderr, "it is told before the others are waited for"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Speed of a machine's disk and of its loader workers, and what the workers need of the system."""
 
 import contextlib
+import itertools
 import os
 import resource
 import shutil
@@ -11,8 +12,6 @@ from pathlib import Path
 
 from torch import Tensor
 from torch.utils.data import DataLoader
-
-from tools.measuring.workloads import Batches
 
 _BLOCK = 2**24  # bytes
 IN_FLIGHT = 3  # batches of each worker: two prefetched, one in use
@@ -55,8 +54,20 @@ def seconds_to_read(path: Path) -> float:
 
 
 def images_per_second(loader: DataLoader[list[Tensor]], seconds: float) -> float:
-    """Images per second of all workers of a loader, after the batches that they prefetch."""
-    batches = iter(Batches(loader, loader.batch_size or 1, 10**9))
+    """Images per second of all workers of a loader, after the batches that they prefetch.
+
+    Its data set is repeated without an end: of a pass of few batches most workers would get none.
+    """
+    endless: DataLoader[list[Tensor]] = DataLoader(
+        loader.dataset,
+        loader.batch_size,
+        sampler=itertools.chain.from_iterable(itertools.repeat(loader.sampler)),
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+    )
+    batches = iter(endless)
     for _ in range(IN_FLIGHT * loader.num_workers + 1):
         next(batches)
     images, start = 0, time.perf_counter()

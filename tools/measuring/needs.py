@@ -1,6 +1,6 @@
 """Parameters of a recipe's model, its operations, and its memory: counted, not measured.
 
-The model runs with fake tensors, which have shapes but no values.
+The model runs with fake tensors, which have shapes but no values, and need no GPU to be on one.
 """
 
 import math
@@ -13,6 +13,8 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
@@ -23,6 +25,7 @@ from utils.config import is_finetuning
 from utils.processes.sharding import mixed_precision
 
 FLOAT32 = 4  # bytes
+GPU = torch.device("cuda", 0)  # of fake tensors
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,11 @@ _OPERATIONS = {torch.ops.aten.baddbmm_: _operations_of_baddbmm}  # torch counts 
 
 
 def count_needs(cfg: CfgNode, dtype: torch.dtype) -> Needs:
-    """Run the model of a configuration with fake tensors, and count its needs."""
-    with FakeTensorMode():
-        model = build(cfg, recompute=False)
+    """Run the model of a configuration with fake tensors, and count its needs on a GPU."""
+    with FakeTensorMode(), GPU:
+        model, recomputing = (_on_gpu(build(cfg, recompute)) for recompute in (False, True))
         kept, of_one_block = count_activations(cfg, model, dtype)
-        recomputed, _ = count_activations(cfg, build(cfg, recompute=True), dtype)
+        recomputed, _ = count_activations(cfg, recomputing, dtype)
     blocks = [_numel(block) for block in require_blocks(model, "tools.plan")]
     # Without sharding, autocast keeps the weights that it has rounded, recomputed or not.
     sharded = cfg.TRAIN.SHARDING == "full"
@@ -103,6 +106,14 @@ def build(cfg: CfgNode, recompute: bool) -> nn.Module:
     return build_pretrain_model(cfg).train()
 
 
+def _on_gpu(model: nn.Module) -> nn.Module:
+    """Move buffers that were made from NumPy's arrays, on the CPU, to `GPU`."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(GPU))
+    return model
+
+
 def inputs_of(cfg: CfgNode, encoder: Encoder, batch: int) -> list[Tensor]:
     """Inputs of the model of a stage, without values."""
     height, width = to_2tuple(cfg.DATA.IMG_SIZE)
@@ -133,7 +144,7 @@ def measure_activations(
     model: nn.Module, blocks: Iterable[nn.Module], inputs: list[Tensor], dtype: torch.dtype
 ) -> tuple[int, int]:
     """Bytes that one forward pass keeps, and bytes of the block that keeps most."""
-    with count_saved(model) as saved, mixed_precision(model, torch.device("cpu"), dtype):
+    with count_saved(model) as saved, _precision_of(model, inputs[0].device, dtype):
         before: list[int] = []
         sizes: list[int] = []
         hooks = []
@@ -148,6 +159,48 @@ def measure_activations(
         for hook in hooks:
             hook.remove()
     return sum(saved.values()), max(sizes)
+
+
+@contextmanager
+def _precision_of(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """`mixed_precision` and, on GPUs, fused attention: torch has neither where no GPU is."""
+    with mixed_precision(model, torch.device("cpu"), dtype):  # also the cache, the same for both
+        if device.type == "cpu":
+            yield
+            return
+        kind, before = device.type, torch.get_autocast_dtype(device.type)
+        torch.set_autocast_dtype(kind, dtype)
+        torch.set_autocast_enabled(kind, dtype != torch.float32)
+        try:
+            with _FusedAttention():
+                yield
+        finally:
+            torch.set_autocast_enabled(kind, False)
+            torch.set_autocast_dtype(kind, before)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Has torch's attention for GPUs save what its memory-efficient kernel saves."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call a function of torch."""
+        fused = function is F.scaled_dot_product_attention
+        return (_save_as_fused if fused else function)(*args, **(kwargs or {}))
+
+
+def _save_as_fused(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **rest: Any
+) -> Tensor:
+    if query.ndim != 4 or rest.get("enable_gqa"):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, **rest)
+    bias = None
+    if attn_mask is not None:
+        bias = attn_mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
+    kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+    mixed: Tensor = kernel(query, key, value, bias, True, scale=rest.get("scale"))[0]
+    return mixed
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.support.small_encoders import OURS, SMALL
 from tools.measuring.needs import (
+    GPU,
     Activations,
     Needs,
     build,
@@ -61,6 +62,20 @@ def test_operations_are_those_of_the_matrix_products() -> None:
     attention = 2 * 2 * tokens * tokens * width
     needs = count_needs(get_config(None, opts), torch.float32)
     assert needs.operations == stem + linear + attention + head
+
+
+def test_a_gpu_keeps_inputs_of_norms_in_float32_and_a_bias_for_every_shifted_window() -> None:
+    """The largest block, a shifted one of Swin's first stage, by hand."""
+    cfg = get_config(None, [*SMALL["swin"], "MODEL.NAME", "pretrain", "MODEL.DROP_PATH_RATE", 0.0])
+    tokens, width, windows, length, heads = 16 * 16, 16, 16, 4 * 4, 1
+    norms = 2 * (4 * tokens * width + 2 * 4 * tokens)  # inputs, means and deviations
+    linear = 2 * tokens * width * (1 + 1 + 1 + 4)  # the inputs of four layers
+    qkv, gelu = 2 * tokens * 3 * width, 2 * tokens * 4 * width
+    bias = 2 * windows * heads * length * length
+    logarithms = 4 * windows * heads * 32  # of sums of exponentials, in multiples of 32
+    with FakeTensorMode(), GPU:
+        _, block = count_activations(cfg, build(cfg, recompute=False), torch.bfloat16)
+    assert block.per_image == norms + linear + qkv + gelu + bias + logarithms
 
 
 def test_sharding_divides_weights_gradients_and_optimizer() -> None:

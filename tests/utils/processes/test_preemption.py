@@ -234,6 +234,37 @@ def test_all_processes_wait_for_a_file_however_long_it_takes(
 
 
 @pytest.mark.slow
+def test_torchrun_waits_for_a_rank_that_takes_long_to_save(tmp_path: Path) -> None:
+    """Fifteen seconds, in which the other rank has nothing to do and may not be taken for lost."""
+    cfg, output, whole = write_config(tmp_path), tmp_path / "stopped", tmp_path / "whole"
+    short = ("SAVE_UPDATES", 0, "TRAIN.EPOCHS", 3, "DATA.NUM_SHAPES", 160)
+    rank = "import os, sys; from tests.support.kills import work; slow = {'flush': '7.5'};"
+    rank += "slow = slow if os.environ['RANK'] == '0' else {};"
+    rank += "work('main_simmim', sys.argv[2:], slow, sys.argv[1])"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    command += ["2", "--no-python", sys.executable, "-c", rank, str(output.with_suffix(".log"))]
+    command += ["--cfg", str(cfg), "--output", str(output), "--opts", *PAIR.opts]
+    command += [*map(str, short), "TRAIN.LOST_AFTER", "4"]
+    agent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    try:
+        wait_for(lambda: has_trained(output))
+        workers, start = children_of({agent.pid}), time.monotonic()
+        agent.terminate()
+        agent.wait(60)
+        assert time.monotonic() - start > 15
+        require_gone(workers)
+    finally:
+        agent.kill()
+    last = metrics_of(output)[-1]["update"] + 1
+    (path,) = run_folder(output).glob(f"ckpt_epoch_*_update_{last}.pth")
+    end = f"stopped after update {last} by SIGTERM: the same command goes on from {path}\n"
+    assert said(output).endswith(end)
+    finish(PAIR, cfg, output, *short)
+    finish(PAIR, cfg, whole, *short)
+    assert equal(results_of(output, "pretrain"), results_of(whole, "pretrain"))
+
+
+@pytest.mark.slow
 def test_torchrun_restarts_a_group_that_has_lost_a_process(tmp_path: Path) -> None:
     cfg, output, whole = write_config(tmp_path), tmp_path / "killed", tmp_path / "whole"
     finish(PAIR, cfg, whole, "TRAIN.EPOCHS", 3, "DATA.NUM_SHAPES", 160)

@@ -1,6 +1,7 @@
 """Updates of every recipe on a GPU that is not there: no waiting, and attention as kernels take it.
 
-The backward pass needs a real one (tests/gpu).
+The backward pass needs a real one, and so do averaged weights, of which timm makes a generator
+there (tests/gpu).
 """
 
 from collections.abc import Callable
