@@ -38,7 +38,7 @@ check: $(VENV)/.installed-dev
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	sed 's/>=/==/' requirements.txt > .venv-oldest/requirements.txt
-	.venv-oldest/bin/pip install --quiet -r .venv-oldest/requirements.txt 'pytest>=8.0' 'matplotlib>=3.8' 'transformers>=4.56'
+	.venv-oldest/bin/pip install --quiet -r .venv-oldest/requirements.txt -r requirements-study.txt 'pytest>=8.0' 'onnx>=1.16' 'transformers>=4.56'
 	.venv-oldest/bin/python -m pytest
 
 $(VENV)/.installed: requirements.txt
@@ -47,7 +47,7 @@ $(VENV)/.installed: requirements.txt
 	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-study.txt
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
 

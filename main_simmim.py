@@ -43,6 +43,8 @@ def main() -> None:
     require_same_state(state)
     log = open_log(run, state, start)  # everything fits: no file is written before this
     describe(dataset, log.info, log.warning)
+    if model.not_drawn:
+        log.info("%s", model.not_drawn)
     unreadable = UnreadableCount(
         dataset.pictures, cfg.DATA.MAX_BROKEN, run.folder, log.warning, run.device
     )
@@ -53,6 +55,7 @@ def main() -> None:
             train_one_epoch(training.loop)
         training.complete_epoch(save=is_due(epoch, cfg.SAVE_FREQ, cfg.TRAIN.EPOCHS))
         drawing = rank() == 0 or is_sharded(model)  # all processes must compute it
+        drawing = drawing and not model.not_drawn
         if drawing and is_due(epoch, cfg.PICTURE_FREQ, cfg.TRAIN.EPOCHS):
             log.picture("reconstruction", draw_reconstructions(model, dataset, run.device))
     training.close()

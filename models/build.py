@@ -14,19 +14,34 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from models.decoders import linear_decoder
+from models.color_targets import ColorBins, ColorClusters, Colors, read_codebook
+from models.decoders import linear_decoder, mlp_decoder
 from models.foreign import find_weights
-from models.objectives import Loss, NormalizedPixelTarget, PixelTarget, Target, masked_l1
+from models.inverse_swin import inverse_swin_base, inverse_swin_tiny
+from models.objectives import (
+    Loss,
+    NormalizedPixelTarget,
+    PixelTarget,
+    ShrunkTarget,
+    Target,
+    masked_cross_entropy,
+    masked_l1,
+    masked_l2,
+    masked_smooth_l1,
+    num_classes_of,
+)
 from models.pretrained import HEAD, class_names, head_size, rename_weights
 from models.simmim import Encoder, SimMIM
 from models.swin_transformer import SwinTransformer
 from models.swin_transformer_v2 import SwinTransformerV2
+from models.token_target import TokenTarget
 from models.vision_transformer import VisionTransformer
+from models.windows import Grid
 from utils.checkpoints.differences import EVAL_INPUT, PRETRAIN_INPUT, changed_values
 from utils.checkpoints.reading import Content, Weights, read_checkpoint, require_finite
 from utils.checkpoints.state import restore_model
 from utils.config import config_of
-from utils.messages import choose, shown
+from utils.messages import choose, require_divisible, shown
 from utils.randomness import MODEL_STREAM, seeded
 
 # `Encoder` describes the constructor arguments.
@@ -35,13 +50,58 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "swinv2": SwinTransformerV2,
     "vit": VisionTransformer,
 }
-# (features, pixels of the target along a feature's side, channels of the target) -> head
-DECODERS: dict[str, Callable[[int, int, int], nn.Module]] = {"linear": linear_decoder}
+# (features, pixels of the target along a feature's side, channels of the prediction, rows and
+# columns of features) -> head
+DECODERS: dict[str, Callable[[int, int, int, Grid], nn.Module]] = {
+    "linear": linear_decoder,
+    "mlp": mlp_decoder,
+    "inverse_swin_tiny": inverse_swin_tiny,
+    "inverse_swin_base": inverse_swin_base,
+}
+
+
+def _colors(cfg: CfgNode) -> Colors:
+    return Colors(cfg.DATA.MEAN, cfg.DATA.STD)
+
+
+def _tokens(cfg: CfgNode) -> TokenTarget:
+    keys = cfg.MODEL.SIMMIM.TOKENS
+    if cfg.MODEL.SIMMIM.TARGET_SHRINK != 1:
+        raise ValueError(
+            f"MODEL.SIMMIM.TARGET_SHRINK is {cfg.MODEL.SIMMIM.TARGET_SHRINK}, expected 1 for "
+            "tokens: MODEL.SIMMIM.TOKENS.SHRINK shrinks the tokenizer's image"
+        )
+    return TokenTarget(
+        keys.FILE,
+        keys.VOCABULARY,
+        keys.PATCH_SIZE,
+        keys.SHRINK,
+        keys.RANGE,
+        _colors(cfg),
+        to_2tuple(cfg.DATA.IMG_SIZE),
+        cfg.MODEL[cfg.MODEL.TYPE.upper()].IN_CHANS,
+    )
+
+
+# MODEL.SIMMIM.TARGET_SHRINK applies to all of them.
 TARGETS: dict[str, Callable[[CfgNode], Target]] = {
     "pixels": lambda cfg: PixelTarget(),
     "normalized_pixels": lambda cfg: NormalizedPixelTarget(cfg.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE),
+    "color_bins": lambda cfg: ColorBins(cfg.MODEL.SIMMIM.COLOR_BINS.NUMBER, _colors(cfg)),
+    "color_clusters": lambda cfg: ColorClusters(
+        read_codebook(cfg.MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK), _colors(cfg)
+    ),
+    "tokens": _tokens,
 }
-LOSSES: dict[str, Loss] = {"l1": masked_l1}
+LOSSES: dict[str, Loss] = {
+    "l1": masked_l1,
+    "l2": masked_l2,
+    "smooth_l1": masked_smooth_l1,
+    "cross_entropy": masked_cross_entropy,
+}
+_SHRINKS = (1, 2, 4, 8, 16, 32)
+# Which of these losses are for targets of real numbers, and which for classes.
+_FOR_CLASSES = {"l1": False, "l2": False, "smooth_l1": False, "cross_entropy": True}
 
 
 def build_encoder(cfg: CfgNode, *, num_classes: int = 0, use_mask_token: bool = False) -> Encoder:
@@ -117,16 +177,68 @@ def _counted_sizes(section: str) -> Iterator[None]:
 
 
 def build_pretrain_model(cfg: CfgNode) -> SimMIM:
-    """Build SimMIM: encoder with mask token, decoder, target and loss."""
+    """Build SimMIM: encoder with mask token, decoder, target and loss; ValueError for no fit."""
     keys = cfg.MODEL.SIMMIM
-    name = "normalized_pixels" if keys.NORM_TARGET.ENABLE else keys.TARGET
-    target = choose(TARGETS, name, "MODEL.SIMMIM.TARGET")(cfg)
+    name = _target_name(cfg)
+    choose(TARGETS, name, "MODEL.SIMMIM.TARGET")
     decoder = choose(DECODERS, keys.DECODER, "MODEL.SIMMIM.DECODER")
     loss = choose(LOSSES, keys.LOSS, "MODEL.SIMMIM.LOSS")
     encoder = build_encoder(cfg, use_mask_token=True)
+    target = _build_target(cfg, name)
     stride = _stride_in_target(encoder, target, cfg)
-    head = decoder(encoder.num_features, stride, target.channels(encoder.in_chans))
-    return SimMIM(encoder, head, target, loss)
+    channels = target.channels(encoder.in_chans)
+    _require_small_prediction(target, channels, cfg)
+    height, width = (-(-side // encoder.stride) for side in to_2tuple(cfg.DATA.IMG_SIZE))
+    head = decoder(encoder.num_features, stride, channels, (height, width))
+    return SimMIM(encoder, head, target, loss, loss_everywhere=keys.SCOPE == "all")
+
+
+def _target_name(cfg: CfgNode) -> str:
+    """The target's name in TARGETS; NORM_TARGET.ENABLE is the published way to normalize pixels."""
+    keys = cfg.MODEL.SIMMIM
+    if not keys.NORM_TARGET.ENABLE:
+        return str(keys.TARGET)
+    if keys.TARGET not in ("pixels", "normalized_pixels"):
+        raise ValueError(
+            f"MODEL.SIMMIM.NORM_TARGET.ENABLE is for pixels, and MODEL.SIMMIM.TARGET is "
+            f"{shown(keys.TARGET)}: choose one of them"
+        )
+    return "normalized_pixels"
+
+
+def _build_target(cfg: CfgNode, name: str) -> Target:
+    """The target of that name, shrunk by TARGET_SHRINK; ValueError unless LOSS fits it."""
+    keys, shrink = cfg.MODEL.SIMMIM, cfg.MODEL.SIMMIM.TARGET_SHRINK
+    target = TARGETS[name](cfg)
+    has_classes = num_classes_of(target) > 0
+    if _FOR_CLASSES.get(keys.LOSS, has_classes) != has_classes:
+        kind = "classes" if has_classes else "real numbers"
+        fitting = [loss for loss, of_classes in _FOR_CLASSES.items() if of_classes == has_classes]
+        raise ValueError(
+            f"MODEL.SIMMIM.LOSS {keys.LOSS} does not fit MODEL.SIMMIM.TARGET {name}, which is of "
+            f"{kind}; choices: {', '.join(fitting)}"
+        )
+    if shrink not in _SHRINKS:
+        choices = ", ".join(map(str, _SHRINKS))
+        raise ValueError(f"MODEL.SIMMIM.TARGET_SHRINK is {shrink}; choices: {choices}")
+    for side in to_2tuple(cfg.DATA.IMG_SIZE):
+        require_divisible(side, shrink, "DATA.IMG_SIZE", "MODEL.SIMMIM.TARGET_SHRINK")
+    return target if shrink == 1 else ShrunkTarget(target, shrink)
+
+
+def _require_small_prediction(target: Target, channels: int, cfg: CfgNode) -> None:
+    """ValueError where the scores of classes for a micro-batch take more than MAX_PREDICTION."""
+    keys, images = cfg.MODEL.SIMMIM, cfg.DATA.BATCH_SIZE
+    height, width = (target.side(side) for side in to_2tuple(cfg.DATA.IMG_SIZE))
+    size = 4 * images * channels * height * width / 2**30
+    if num_classes_of(target) and size > keys.MAX_PREDICTION:
+        raise ValueError(
+            f"the prediction of MODEL.SIMMIM.TARGET {keys.TARGET} has {channels} numbers for each "
+            f"of {height} x {width} places: {size:.1f} GiB in float32 for a micro-batch of "
+            f"{images} images, and training takes several times as much; give a larger "
+            "MODEL.SIMMIM.TARGET_SHRINK, fewer classes or a smaller DATA.BATCH_SIZE, or more than "
+            f"{keys.MAX_PREDICTION:g} GiB to MODEL.SIMMIM.MAX_PREDICTION"
+        )
 
 
 def _stride_in_target(encoder: Encoder, target: Target, cfg: CfgNode) -> int:
@@ -139,7 +251,8 @@ def _stride_in_target(encoder: Encoder, target: Target, cfg: CfgNode) -> int:
         raise ValueError(
             f"the target has {found} pixels for DATA.IMG_SIZE {shown(cfg.DATA.IMG_SIZE)}, where a "
             f"feature of the encoder stands for {encoder.stride} x {encoder.stride} of the image: "
-            "expected a whole number of the target's, the same along both sides"
+            "expected a whole number of the target's, the same along both sides "
+            "(MODEL.SIMMIM.TARGET, TARGET_SHRINK and, of tokens, PATCH_SIZE)"
         )
     return int(stride)
 

@@ -1,28 +1,39 @@
-"""Prediction targets and losses (section 3.4)."""
+"""Prediction targets and losses (sections 3.4, 4.1.3)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 # (prediction, target, mask) -> scalar; prediction and target have the target's shape
-# (B, C, H, W), the mask is bool (B, 1, H, W), True = hidden.
+# (B, C, H, W), the mask is bool (B, 1, H, W), True = where the loss counts. Of a target of classes
+# the prediction has num_classes channels for each of the target's.
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Target(Protocol):
-    """A prediction target; its channels and sides determine the size of the head."""
+    """A prediction target; its channels and sides determine the size of the head.
+
+    Optional members:
+    `num_classes` is the number of classes K of a target of integers from 0 to K - 1, whose
+    prediction has K scores for each of them;
+    `not_drawn` tells why predictions are never drawn: then `to_pixels` is not called.
+    """
 
     def channels(self, image_channels: int) -> int:
-        """Channels of the target for images of `image_channels`."""
+        """Channels of the prediction for images of `image_channels`."""
 
     def side(self, image_side: int) -> int:
         """Pixels of the target along an image side of `image_side` pixels."""
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Normalized images (B, C, H, W) -> (B, channels(C), side(H), side(W))."""
+        """Normalized images (B, C, H, W) -> (B, channels(C), side(H), side(W)).
+
+        Of a target of classes, integers (B, channels(C) / num_classes, side(H), side(W)).
+        """
 
     def to_pixels(self, prediction: Tensor, image: Tensor) -> Tensor:
         """Convert a prediction to a normalized image of the same shape as `image`, for display."""
@@ -93,11 +104,78 @@ class NormalizedPixelTarget(PixelTarget):
         return (place + reach).clamp(max=length - 1) - (place - reach).clamp(min=0) + 1
 
 
-def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute error over hidden pixels, in the target's precision.
+class ShrunkTarget(nn.Module):
+    """A target of the image shrunk by `shrink`, by the mean of each `shrink` x `shrink` pixels.
 
-    `prediction` and `target` (B, C, H, W), `mask` (B, 1, H, W) bool, True = hidden; a scalar:
-    sum(|target - prediction| * mask) / (sum(mask) + 1e-5) / C.
+    The sides of the image are multiples of `shrink`.
     """
-    error = (target - prediction.to(target.dtype)).abs() * mask
-    return error.sum() / (mask.sum(dtype=target.dtype) + 1e-5) / target.shape[1]
+
+    def __init__(self, target: Target, shrink: int) -> None:
+        super().__init__()
+        self.target, self.shrink = target, shrink
+        self.num_classes = num_classes_of(target)
+        self.not_drawn = why_not_drawn(target)
+
+    def channels(self, image_channels: int) -> int:
+        """Channels of the prediction."""
+        return self.target.channels(image_channels)
+
+    def side(self, image_side: int) -> int:
+        """Side of the target of the shrunk image."""
+        return self.target.side(image_side // self.shrink)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Shrink images (B, C, H, W), and compute their target."""
+        return self.target(F.avg_pool2d(image, self.shrink))
+
+    def to_pixels(self, prediction: Tensor, image: Tensor) -> Tensor:
+        """Convert a prediction to a small image, and enlarge it to squares of one colour."""
+        small = self.target.to_pixels(prediction, F.avg_pool2d(image, self.shrink))
+        return F.interpolate(small, image.shape[-2:])
+
+
+def num_classes_of(target: Target) -> int:
+    """Classes of a target of integers; 0 of one of real numbers."""
+    return int(getattr(target, "num_classes", 0))
+
+
+def why_not_drawn(target: Target) -> str:
+    """Why predictions of a target cannot be drawn; empty where they can."""
+    return str(getattr(target, "not_drawn", ""))
+
+
+def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean of an error (B, C, H, W) where `mask` (B, 1, H, W) is True, a scalar.
+
+    sum(error * mask) / (sum(mask) + 1e-5) / C.
+    """
+    return (error * mask).sum() / (mask.sum(dtype=error.dtype) + 1e-5) / error.shape[1]
+
+
+def masked_error(
+    error: Callable[..., Tensor], prediction: Tensor, target: Tensor, mask: Tensor
+) -> Tensor:
+    """Masked mean of a symmetric elementwise error, in the target's precision.
+
+    A `Loss` once `error`, a function of torch such as `l1_loss`, is given.
+    """
+    # The error has the layout of the first, on which the last digit of its sum depends.
+    return masked_mean(error(target, prediction.to(target.dtype), reduction="none"), mask)
+
+
+masked_l1: Loss = partial(masked_error, F.l1_loss)
+masked_l2: Loss = partial(masked_error, F.mse_loss)
+masked_smooth_l1: Loss = partial(masked_error, partial(F.smooth_l1_loss, beta=1.0))
+
+
+def masked_cross_entropy(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Masked mean of the cross entropy of classes, in float32 or wider.
+
+    `prediction` (B, C * K, H, W) holds the scores of each channel's K classes, `target`
+    (B, C, H, W) integers from 0 to K - 1.
+    """
+    scores = prediction.unflatten(1, (target.shape[1], -1)).movedim(2, -1)  # (B, C, H, W, K)
+    scores = scores.flatten(0, 3).to(torch.promote_types(prediction.dtype, torch.float32))
+    # Of a list of scores, not of images of scores: that is deterministic on GPUs, too.
+    error = F.cross_entropy(scores, target.flatten(), reduction="none")
+    return masked_mean(error.view_as(target), mask)

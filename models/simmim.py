@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.objectives import Loss, Target
+from models.objectives import Loss, Target, num_classes_of, why_not_drawn
 
 
 class Encoder(Protocol):
@@ -47,14 +47,31 @@ class Encoder(Protocol):
 
 
 class SimMIM(nn.Module):
-    """Masked image modelling with an encoder, a decoder, a target and a loss."""
+    """Masked image modelling with an encoder, a decoder, a target and a loss.
 
-    def __init__(self, encoder: Encoder, decoder: nn.Module, target: Target, loss: Loss):
+    The loss counts hidden pixels only, or all with `loss_everywhere` (table 4's scopes).
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: nn.Module,
+        target: Target,
+        loss: Loss,
+        *,
+        loss_everywhere: bool = False,
+    ):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.target = target
         self.loss = loss
+        self.loss_everywhere = loss_everywhere
+
+    @property
+    def not_drawn(self) -> str:
+        """Why `reconstruct` is refused for this target; empty where it is not."""
+        return why_not_drawn(self.target)
 
     def predict(self, image: Tensor, mask: Tensor) -> Tensor:
         """Predict the target from the visible patches: (B, C, H, W), in the target's sizes."""
@@ -66,16 +83,27 @@ class SimMIM(nn.Module):
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
         """Loss of normalized images (B, C, H, W); mask (B, H/p, W/p) bool, True = hidden."""
         prediction, target = self.predict(image, mask), self.target(image)
-        if prediction.shape != target.shape:  # a loss might broadcast them
+        batch, channels, *size = target.shape
+        scores = num_classes_of(self.target) or 1  # that are predicted for a number of the target
+        if prediction.shape != (batch, channels * scores, *size):  # a loss might broadcast them
+            of_classes = f" of {scores} classes" if scores > 1 else ""
             raise ValueError(
                 f"the prediction has shape {tuple(prediction.shape)}, its target "
-                f"{tuple(target.shape)}: head and target (channels, side) do not fit"
+                f"{tuple(target.shape)}{of_classes}: head and target (channels, side) do not fit"
             )
-        return self.loss(prediction, target, resize_mask(mask, target.shape[-2:]))
+        counted = resize_mask(mask, size)
+        if self.loss_everywhere:
+            counted = torch.ones_like(counted)
+        return self.loss(prediction, target, counted)
 
     @torch.no_grad()
     def reconstruct(self, image: Tensor, mask: Tensor) -> Tensor:
-        """The image with hidden pixels replaced by the prediction, normalized like the input."""
+        """The image with hidden pixels replaced by the prediction, normalized like the input.
+
+        ValueError for a target that is no picture (`not_drawn`).
+        """
+        if self.not_drawn:
+            raise ValueError(self.not_drawn)
         prediction = self.predict(image, mask).to(image.dtype)
         pixels = self.target.to_pixels(prediction, image)
         return torch.where(resize_mask(mask, image.shape[-2:]), pixels, image)

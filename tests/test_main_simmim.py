@@ -13,9 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.codebooks import write_tokenizer
 from tests.support.pairs import run_processes
 from tests.support.small_runs import (
     ROOT,
+    call,
     checkpoint_of,
     equal,
     metrics_of,
@@ -26,6 +28,7 @@ from tests.support.small_runs import (
     under_torchrun,
     write_config,
 )
+from tools import reconstruct
 
 TRAIN_LINE = re.compile(
     r"Train: \[(\d+)/(\d+)\]\[(\d+)/(\d+)\]\teta \d+:\d\d:\d\d lr [\d.]+\ttime [\d.]+ \([\d.]+\)\t"
@@ -286,3 +289,50 @@ def test_the_program_itself_ends_with_status_2_and_no_traceback(tmp_path: Path) 
     )
     assert result.returncode == 2
     assert result.stderr == f"error: config file {tmp_path / 'none.yaml'} does not exist\n"
+
+
+TOKENS: list[Any] = ["MODEL.SIMMIM.TARGET", "tokens", "MODEL.SIMMIM.LOSS", "cross_entropy"]
+TOKENS += ["MODEL.SIMMIM.TOKENS.PATCH_SIZE", 8, "MODEL.SIMMIM.TOKENS.VOCABULARY", 11]
+
+
+def test_a_run_learns_tokens_and_draws_no_pictures_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg, path = write_config(tmp_path), write_tokenizer(tmp_path / "x.onnx")
+    flags = ["--output", tmp_path, "--opts", *TOKENS, "MODEL.SIMMIM.TOKENS.FILE", path]
+    assert run_here(monkeypatch, cfg, *flags) == 0
+    assert "the target tokens is no picture" in capsys.readouterr().out
+    assert not (run_folder(tmp_path) / "reconstruction.png").exists()
+    picture = tmp_path / "out.png"
+    assert call(monkeypatch, reconstruct, "--cfg", cfg, "--picture", picture, *flags) == 2
+    error = capsys.readouterr().err
+    assert error == "error: the target tokens is no picture: its predictions cannot be drawn\n"
+    assert not picture.exists()
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["DECODER", "unet"], "DECODER is 'unet'; choices: linear, mlp, inverse_swin_tiny"),
+        (["DECODER", "inverse_swin_tiny", "TARGET_SHRINK", 4], "by 4, 8, 16 or 32, and here 2"),
+        (["LOSS", "l3"], "LOSS is 'l3'; choices: l1, l2, smooth_l1, cross_entropy"),
+        (["LOSS", "cross_entropy"], "cross_entropy does not fit"),
+        (["TARGET", "tokens", "LOSS", "cross_entropy"], "needs MODEL.SIMMIM.TOKENS.FILE"),
+        (["TARGET", "color_clusters", "LOSS", "cross_entropy"], "needs .*CODEBOOK"),
+        (["TARGET", "color_bins", "COLOR_BINS.NUMBER", 257], "NUMBER is 257, expected from 2 to"),
+        (["TARGET_SHRINK", 3], "TARGET_SHRINK is 3; choices: 1, 2, 4, 8, 16, 32"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_one_line_and_leaves_nothing_behind(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    opts: list[Any],
+    message: str,
+) -> None:
+    keys = [word if index % 2 else f"MODEL.SIMMIM.{word}" for index, word in enumerate(opts)]
+    flags = ["--output", tmp_path / "runs", "--opts", *keys]
+    assert run_here(monkeypatch, write_config(tmp_path), *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert not (tmp_path / "runs").exists()

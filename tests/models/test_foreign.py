@@ -20,6 +20,7 @@ from models import (
 )
 from models.build import DECODERS
 from models.foreign import find_weights
+from models.windows import Grid
 from tests.support.golden_cases import fill_by_rule
 from tests.support.small_encoders import SMALL
 from utils.config import get_config, to_plain
@@ -211,7 +212,7 @@ def test_the_other_stage_is_recognized_behind_a_prefix(tmp_path: Path) -> None:
 class _Decoder(torch.nn.Module):
     """A head whose part has the name of a classifier's."""
 
-    def __init__(self, features: int, stride: int, channels: int) -> None:
+    def __init__(self, features: int, stride: int, channels: int, grid: Grid) -> None:
         super().__init__()
         self.head = torch.nn.Conv2d(features, channels * stride**2, kernel_size=1)
         self.shuffle = torch.nn.PixelShuffle(stride)

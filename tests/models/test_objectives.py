@@ -1,5 +1,6 @@
 """Targets and losses: the formula, what must not matter, and half precision."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.build import TARGETS
-from models.objectives import NormalizedPixelTarget, PixelTarget, Target, masked_l1
+from models.objectives import (
+    NormalizedPixelTarget,
+    PixelTarget,
+    ShrunkTarget,
+    Target,
+    masked_cross_entropy,
+    masked_l1,
+    masked_l2,
+    masked_smooth_l1,
+)
 from models.simmim import SimMIM, resize_mask
 from tests.support.golden_cases import GOLDEN, case_input
 from tests.support.small_encoders import sample, small_model
@@ -20,6 +30,71 @@ def test_the_loss_is_the_mean_error_of_hidden_pixels_per_channel() -> None:
     prediction = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
     mask = torch.tensor([[True, False], [False, True]]).view(1, 1, 2, 2)
     assert masked_l1(prediction, target, mask).item() == pytest.approx(2 * 6 / (2 + 1e-5) / 3)
+
+
+def test_squared_and_smooth_errors_are_those_written_by_hand() -> None:
+    """Errors 3 and 0.5 are hidden, 100 is visible."""
+    prediction = torch.tensor([3.0, -0.5, 100.0]).view(1, 1, 1, 3)
+    mask = torch.tensor([True, True, False]).view(1, 1, 1, 3)
+    arguments = prediction, torch.zeros(1, 1, 1, 3), mask
+    hidden = 2 + 1e-5
+    assert masked_l1(*arguments).item() == pytest.approx((3 + 0.5) / hidden)
+    assert masked_l2(*arguments).item() == pytest.approx((9 + 0.25) / hidden)
+    assert masked_smooth_l1(*arguments).item() == pytest.approx((3 - 0.5 + 0.125) / hidden)
+
+
+def test_cross_entropy_is_the_mean_of_hidden_pixels_over_channels() -> None:
+    """Two channels of three classes; scores ln 2, 0, 0 give shares 1/2, 1/4, 1/4."""
+    scores = torch.zeros(1, 2, 3, 1, 2)
+    scores[0, :, 0] = math.log(2)
+    target = torch.tensor([[[[0, 2]], [[1, 2]]]])  # (1, 2, 1, 2)
+    hidden = torch.tensor([True, False]).view(1, 1, 1, 2)
+    loss = masked_cross_entropy(scores.flatten(1, 2), target, hidden)
+    assert loss.item() == pytest.approx((math.log(2) + math.log(4)) / (1 + 1e-5) / 2)
+    loss = masked_cross_entropy(scores.flatten(1, 2), target, torch.ones_like(hidden))
+    assert loss.item() == pytest.approx(7 * math.log(2) / (2 + 1e-5) / 2)
+
+
+def test_cross_entropy_of_half_precision_scores_is_computed_in_float32() -> None:
+    scores = torch.randn(2, 3 * 5, 4, 4).bfloat16()
+    target, mask = torch.randint(5, (2, 3, 4, 4)), torch.rand(2, 1, 4, 4) < 0.5
+    loss = masked_cross_entropy(scores, target, mask)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, masked_cross_entropy(scores.float(), target, mask))
+
+
+def test_a_target_shrinks_by_the_mean_and_is_drawn_at_the_image_s_size() -> None:
+    image = torch.arange(16.0).view(1, 1, 2, 8)
+    target = ShrunkTarget(PixelTarget(), 2)
+    assert target(image).flatten().tolist() == [4.5, 6.5, 8.5, 10.5]
+    assert (target.side(2), target.side(8)) == (1, 4)
+    drawn = target.to_pixels(target(image), image)
+    assert drawn[0, 0].tolist() == [[4.5, 4.5, 6.5, 6.5, 8.5, 8.5, 10.5, 10.5]] * 2
+
+
+def test_normalized_pixels_of_a_shrunk_image_are_statistics_of_that_image() -> None:
+    image = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    target = ShrunkTarget(NormalizedPixelTarget(3), 4)
+    small = F.avg_pool2d(image, 4)
+    assert torch.equal(target(image), NormalizedPixelTarget(3)(small))
+    torch.testing.assert_close(
+        target.to_pixels(target(image), image), F.interpolate(small, (16, 24))
+    )
+
+
+@pytest.mark.parametrize(("size", "shrink"), [(32, 3), (32, 12), ([32, 48], 32)])
+def test_a_target_shrinks_by_powers_of_two_that_divide_the_image(size: Any, shrink: int) -> None:
+    with pytest.raises(ValueError, match=r"TARGET_SHRINK"):
+        small_model("swin", "DATA.IMG_SIZE", size, "MODEL.SIMMIM.TARGET_SHRINK", shrink)
+
+
+def test_the_loss_counts_all_pixels_where_its_scope_is_all() -> None:
+    model = small_model("swin", "MODEL.SIMMIM.SCOPE", "all").eval()
+    image, mask = sample(model)
+    expected = (model.predict(image, mask) - image).abs().mean()
+    assert model(image, mask).item() == pytest.approx(expected.item(), rel=1e-6)
+    model.loss_everywhere = False
+    assert model(image, mask).item() != pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_the_loss_ignores_visible_pixels() -> None:

@@ -22,7 +22,7 @@ _WITHOUT_EFFECT = {
     # how the same is computed: other machines may need other ones; rounding differs
     *("DATA.PIN_MEMORY", "DATA.NUM_WORKERS", "TRAIN.USE_CHECKPOINT", "TRAIN.SHARDING"),
     *("TRAIN.COMPILE", "TRAIN.PRECISION", "TEST.PRECISION", "TRAIN.TF32"),
-    "TRAIN.DETERMINISTIC",
+    *("TRAIN.DETERMINISTIC", "MODEL.SIMMIM.MAX_PREDICTION"),
     # what a line of its own compares: the pictures, the images of an update, the seed
     *("DATA.DATA_PATH", "DATA.DATASET", "DATA.NUM_SHAPES", "DATA.IMAGES_PER_CLASS"),
     *("DATA.BATCH_SIZE", "TRAIN.ACCUMULATION_STEPS", "SEED"),

@@ -77,10 +77,26 @@ DEFAULTS: dict[str, Any] = dict(
         SIMMIM=dict(
             DECODER="linear",  # head of pre-training
             TARGET="pixels",  # what the head predicts
-            LOSS="l1",  # loss between prediction and target
+            TARGET_SHRINK=1,  # shrink the target by the mean of squares of 1, 2, 4, 8, 16 or 32
+            LOSS="l1",  # loss between prediction and target; cross_entropy is for classes
+            SCOPE="hidden",  # pixels that the loss counts: hidden, or all
+            MAX_PREDICTION=2.0,  # GiB of the largest prediction of classes for a micro-batch
             NORM_TARGET=dict(
                 ENABLE=False,  # normalize pixels by their surroundings: TARGET normalized_pixels
                 PATCH_SIZE=47,  # side of the surroundings, in pixels
+            ),
+            COLOR_BINS=dict(
+                NUMBER=8,  # classes of each channel: equal parts of 0 to 1
+            ),
+            COLOR_CLUSTERS=dict(
+                CODEBOOK="",  # file with the centres (python -m tools.color_clusters)
+            ),
+            TOKENS=dict(
+                FILE="",  # image tokenizer, an ONNX file: images (B, C, H, W) -> ids (B, h, w)
+                VOCABULARY=8192,  # number of ids
+                PATCH_SIZE=16,  # side of a token, in pixels of the image
+                SHRINK=2,  # the tokenizer gets the image shrunk by this factor
+                RANGE=[0.0, 1.0],  # lowest and highest number of the tokenizer's input
             ),
         ),
     ),
@@ -164,4 +180,5 @@ FLOAT_LISTS = (
     "AUG.CROP_SCALE",
     "DATA.MEAN",
     "DATA.STD",
+    "MODEL.SIMMIM.TOKENS.RANGE",
 )

@@ -4,6 +4,7 @@ import math
 
 _PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 CHOICES = {
+    "MODEL.SIMMIM.SCOPE": ("hidden", "all"),
     "TRAIN.COMPILE": ("none", "blocks", "model"),
     "DATA.DECODER": ("fast", "pil"),
     "AUG.REMODE": ("const", "rand", "pixel"),
@@ -15,9 +16,15 @@ CHOICES = {
     "DEVICE": ("auto", "cpu", "cuda"),
 }
 # Keys of files and folders; FOLDER_NAMES are parts of a run's path and must not leave OUTPUT.
-PATHS = ("DATA.DATA_PATH", "DATA.VAL_LABELS", "MODEL.RESUME", "PRETRAINED", "OUTPUT")
+TARGET_FILES = ("MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK", "MODEL.SIMMIM.TOKENS.FILE")
+PATHS = ("DATA.DATA_PATH", "DATA.VAL_LABELS", "MODEL.RESUME", "PRETRAINED", "OUTPUT", *TARGET_FILES)
 FOLDER_NAMES = ("MODEL.NAME", "TAG")
-LENGTHS = {"TRAIN.OPTIMIZER.BETAS": 2, "AUG.CROP_SCALE": 2, "AUG.CUTMIX_MINMAX": 2}
+LENGTHS = {
+    "TRAIN.OPTIMIZER.BETAS": 2,
+    "AUG.CROP_SCALE": 2,
+    "AUG.CUTMIX_MINMAX": 2,
+    "MODEL.SIMMIM.TOKENS.RANGE": 2,
+}
 MOST_AUGMENTATIONS = 16  # layers (n) of RandAugment, chains (w) of AugMix and their length (d)
 
 # Upper limits are above what any machine can hold, so that absurd values are reported early.
@@ -78,6 +85,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "MODEL.DROP_PATH_RATE": _SHARE,
     "MODEL.LABEL_SMOOTHING": _SHARE,
     "MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE": _WIDTH,
+    "MODEL.SIMMIM.TARGET_SHRINK": (1, 32),
+    "MODEL.SIMMIM.MAX_PREDICTION": (0, 10**6),
+    "MODEL.SIMMIM.COLOR_BINS.NUMBER": (2, 256),
+    "MODEL.SIMMIM.TOKENS.VOCABULARY": (2, 10**7),
+    "MODEL.SIMMIM.TOKENS.PATCH_SIZE": _WIDTH,
+    "MODEL.SIMMIM.TOKENS.SHRINK": _WIDTH,
+    "MODEL.SIMMIM.TOKENS.RANGE": _REAL,
     "TRAIN.START_EPOCH": _COUNT_OR_NONE,
     "TRAIN.EPOCHS": _COUNT,
     "TRAIN.WARMUP_EPOCHS": _COUNT_OR_NONE,

@@ -4,13 +4,15 @@ The backward pass needs a real one, and so do averaged weights, of which timm ma
 there (tests/gpu).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.support.codebooks import write_codebook
 from tests.support.fake_gpu import GPU, Attentions, Waits, fake_gpu
 from tests.support.recipe_updates import PRETRAIN, RECIPES, build_loop, short_recipe
 from utils.checkpoints.state import TrainState
@@ -22,9 +24,10 @@ def train(
     recipe: str,
     precision: torch.dtype = torch.bfloat16,
     spoil: Callable[[Tensor], object] = lambda loss: None,
+    opts: Sequence[Any] = (),
 ) -> tuple[TrainState, Attentions]:
     """Two updates of two images, of which the last must not wait; what attention was given."""
-    cfg = short_recipe(recipe)
+    cfg = short_recipe(recipe, *opts)
     attentions = Attentions()
     with fake_gpu(), attentions:
         loop = build_loop(cfg, GPU, precision, updates=1)
@@ -69,6 +72,32 @@ def test_an_update_of_a_recipe_does_not_wait_and_gives_attention_what_fused_kern
 def test_scaled_gradients_do_not_wait_either(monkeypatch: pytest.MonkeyPatch) -> None:
     _, attentions = train(monkeypatch, PRETRAIN, torch.float16)
     assert {query.dtype for query, *_ in attentions.calls} == {torch.float16}
+
+
+@pytest.mark.parametrize("target", ["color_bins", "color_clusters", "pixels", "normalized_pixels"])
+def test_no_target_of_colours_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """Tokens do: their tokenizer runs on the CPU."""
+    write_codebook(tmp_path / "x.safetensors", 4)
+    opts = ["MODEL.SIMMIM.TARGET", target, "MODEL.SIMMIM.TARGET_SHRINK", 4]
+    opts += ["MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK", str(tmp_path / "x.safetensors")]
+    loss = "cross_entropy" if target.startswith("color") else "smooth_l1"
+    opts += ["MODEL.SIMMIM.LOSS", loss, "MODEL.SIMMIM.SCOPE", "all"]
+    state, _ = train(monkeypatch, PRETRAIN, opts=opts)
+    assert state.position.update == 2
+
+
+@pytest.mark.parametrize("head", ["mlp", "inverse_swin_tiny"])
+def test_no_head_waits_and_its_attention_is_as_kernels_take_it(
+    monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    _, attentions = train(monkeypatch, PRETRAIN, opts=["MODEL.SIMMIM.DECODER", head])
+    assert len(attentions.calls) == (8 if head == "mlp" else 8 + 12)
+    for query, _, _, bias in attentions.calls:
+        assert bias is not None
+        assert bias.dtype == query.dtype == torch.bfloat16
+        assert all(stride % 8 == 0 for stride in bias.stride()[:-1]), "torch copies it"
 
 
 @pytest.mark.parametrize(
