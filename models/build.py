@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from models.color_targets import ColorBins, ColorClusters, Colors, read_codebook
+from models.convnext import ConvNeXt
 from models.decoders import linear_decoder, mlp_decoder
 from models.foreign import find_weights
 from models.inverse_swin import inverse_swin_base, inverse_swin_tiny
@@ -31,6 +32,7 @@ from models.objectives import (
     num_classes_of,
 )
 from models.pretrained import HEAD, class_names, head_size, rename_weights
+from models.resnet import ResNet
 from models.simmim import Encoder, SimMIM
 from models.swin_transformer import SwinTransformer
 from models.swin_transformer_v2 import SwinTransformerV2
@@ -49,6 +51,8 @@ ENCODERS: dict[str, Callable[..., Encoder]] = {
     "swin": SwinTransformer,
     "swinv2": SwinTransformerV2,
     "vit": VisionTransformer,
+    "resnet": ResNet,
+    "convnext": ConvNeXt,
 }
 # (features, pixels of the target along a feature's side, channels of the prediction, rows and
 # columns of features) -> head

@@ -6,7 +6,7 @@ import torch
 from timm.layers import to_2tuple, trunc_normal_
 from torch import Tensor, nn
 
-from models.layers import PatchEmbed, drop_path_rates, hide_tokens, run_block
+from models.layers import PatchEmbed, drop_path_rates, hide_tokens, require_size, run_block
 from models.origin import image_aspect
 from models.position_bias import resize_embedding
 from models.windows import Grid, Windows, halved, join_neighbours, shrunk_window
@@ -87,7 +87,7 @@ class SwinHierarchy(nn.Module):
         super().__init__()
         sides: Grid = to_2tuple(image_size)
         _check_heads(embed_dim, depths, num_heads, section)
-        _check_size(sides, patch_size, len(depths), section)
+        require_size(sides, patch_size, len(depths), f"{section}.PATCH_SIZE")
         self.in_chans, self.patch_size, self.depths = in_chans, patch_size, list(depths)
         self.stride = patch_size * 2 ** (len(depths) - 1)
         self.num_features = embed_dim * 2 ** (len(depths) - 1)
@@ -179,15 +179,3 @@ def _check_heads(
     for stage, heads in enumerate(num_heads):
         width = embed_dim * 2**stage
         require_divisible(width, heads, f"the width of stage {stage}", f"{section}.NUM_HEADS")
-
-
-def _check_size(image_size: Grid, patch_size: int, num_stages: int, section: str) -> None:
-    """Raise ValueError unless patches divide the image, and its sides are at least the stride."""
-    stride = patch_size * 2 ** (num_stages - 1)
-    for side in image_size:
-        require_divisible(side, patch_size, "DATA.IMG_SIZE", f"{section}.PATCH_SIZE")
-        if side < stride:
-            raise ValueError(
-                f"DATA.IMG_SIZE is {side}, too small for {num_stages} stages and patches of "
-                f"{patch_size}: expected at least {stride}"
-            )

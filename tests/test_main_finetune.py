@@ -62,7 +62,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "number"), [("swin", 1), ("vit", 2), ("swinv2", 2)])
+@pytest.mark.parametrize(
+    ("kind", "number"), [("swin", 1), ("vit", 2), ("swinv2", 2), ("resnet", 2), ("convnext", 1)]
+)
 def test_a_model_is_pretrained_fine_tuned_and_evaluated(
     tmp_path: Path, kind: str, number: int
 ) -> None:
@@ -133,14 +135,22 @@ def test_a_run_leaves_everything_that_is_promised(finished: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [[], ["TRAIN.EMA_DECAY", 0.9, "TRAIN.ACCUMULATION_STEPS", 2]])
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ("swin", []),
+        ("swin", ["TRAIN.EMA_DECAY", 0.9, "TRAIN.ACCUMULATION_STEPS", 2]),
+        ("resnet", ["TRAIN.EMA_DECAY", 0.9]),
+    ],
+)
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    kind: str,
     extra: list[Any],
 ) -> None:
-    cfg = write_finetune_config(tmp_path)
+    cfg = write_finetune_config(tmp_path, kind)
     for tag in ("whole", "stopped"):
         arguments = ["--output", tmp_path, "--tag", tag, "--opts", "TRAIN.EPOCHS", 3, *extra]
         assert finetune_here(monkeypatch, cfg, *arguments) == 0
@@ -158,15 +168,18 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
         assert equal(whole["model_ema"], stopped["model_ema"])
 
 
+@pytest.mark.parametrize("kind", ["swin", "resnet"])
 def test_averaged_weights_follow_the_formula_and_are_what_is_evaluated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    cfg = write_finetune_config(tmp_path)
+    cfg = write_finetune_config(tmp_path, kind)
     arguments = ["--output", tmp_path, "--batch-size", 32, "--opts", "TRAIN.EMA_DECAY", 0.75]
     assert finetune_here(monkeypatch, cfg, *arguments) == 0  # one update per epoch
     first, second = (checkpoint_of(tmp_path, epoch, name="finetune") for epoch in (0, 1))
     for name, value in second["model_ema"].items():
         expected = 0.75 * first["model_ema"][name] + 0.25 * second["model"][name]
+        if name.endswith("num_batches_tracked"):  # a count, not averaged
+            expected = second["model"][name]
         torch.testing.assert_close(value, expected)
     capsys.readouterr()
     checkpoint = folder_of(tmp_path) / "ckpt_epoch_1.pth"

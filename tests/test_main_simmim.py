@@ -36,7 +36,7 @@ TRAIN_LINE = re.compile(
 )
 
 
-@pytest.mark.parametrize("kind", ["swin", "vit"])
+@pytest.mark.parametrize("kind", ["swin", "vit", "resnet"])
 def test_a_run_leaves_everything_that_is_promised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
@@ -96,11 +96,18 @@ def test_a_run_that_goes_on_with_other_pictures_and_epochs_says_so(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [[], ["--accumulation-steps", 2, "--amp-opt-level", "O0"]])
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ("swin", []),
+        ("swin", ["--accumulation-steps", 2, "--amp-opt-level", "O0"]),
+        ("resnet", ["--use-checkpoint"]),
+    ],
+)
 def test_one_epoch_and_a_resumed_one_are_two_epochs_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: list[Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, extra: list[Any]
 ) -> None:
-    cfg = write_config(tmp_path)
+    cfg = write_config(tmp_path, kind)
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     opts = ["--opts", "DATA.NUM_WORKERS", 1, "TRAIN.PRECISION", "bfloat16"]
     opts = ["--opts"] if extra else opts
@@ -151,8 +158,9 @@ def test_two_processes_are_one_process_with_twice_the_batch(
 
 
 @pytest.mark.slow
-def test_two_processes_resume_and_accumulate(tmp_path: Path) -> None:
-    cfg = write_config(tmp_path)
+@pytest.mark.parametrize("kind", ["swin", "resnet"])
+def test_two_processes_resume_and_accumulate(tmp_path: Path, kind: str) -> None:
+    cfg = write_config(tmp_path, kind)
     arguments = ["--output", tmp_path, "--accumulation-steps", 2, "--use-checkpoint"]
     statuses, said = run_processes(2, cfg, *arguments)
     assert statuses == [0, 0], said
@@ -164,7 +172,7 @@ def test_two_processes_resume_and_accumulate(tmp_path: Path) -> None:
     assert len(metrics_of(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("kind", ["swin", "swinv2", "vit"])
+@pytest.mark.parametrize("kind", ["swin", "swinv2", "vit", "resnet", "convnext"])
 def test_grey_pictures_that_are_not_square_train_and_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -181,7 +189,10 @@ def test_grey_pictures_that_are_not_square_train_and_are_drawn(
 
 MISTAKES: dict[str, tuple[list[Any], str]] = {
     "unknown key": (["--opts", "TRAIN.EPOCH", 3], r"unknown key TRAIN\.EPOCH; did you mean"),
-    "unknown encoder": (["--opts", "MODEL.TYPE", "resnet"], "choices: swin, swinv2, vit"),
+    "unknown encoder": (
+        ["--opts", "MODEL.TYPE", "resnet101"],
+        "MODEL.TYPE is 'resnet101'; choices: swin, swinv2, vit, resnet, convnext",
+    ),
     "unknown decoder": (["--opts", "MODEL.SIMMIM.DECODER", "deep"], "choices: linear"),
     "too small for the stages": (
         ["--opts", "DATA.IMG_SIZE", 4, "DATA.MASK_PATCH_SIZE", 4],

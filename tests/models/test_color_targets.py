@@ -174,3 +174,11 @@ def test_a_prediction_of_many_gigabytes_is_refused_unless_it_is_allowed() -> Non
     assert "\n" not in str(caught.value)
     for opts in (["MODEL.SIMMIM.MAX_PREDICTION", 14.0], ["MODEL.SIMMIM.TARGET_SHRINK", 4]):
         small_model("swin", *large, *opts)
+
+
+def test_colours_that_differ_little_are_told_apart() -> None:
+    """Distances from products of matrices would be differences of larger numbers, rounded."""
+    centres = np.full((2, 3), 0.9, np.float32) + np.array([[0.0], [2e-4]], np.float32)
+    target = ColorClusters(centres, Colors([0.0], [1.0]))
+    image = torch.tensor([[5e-5], [1.5e-4]]).add(0.9).repeat(8, 1).expand(3, 16, 1)
+    assert target(image.unsqueeze(0)).flatten().tolist() == [0, 1] * 8

@@ -213,7 +213,12 @@ def small_options(recipe: str) -> list[Any]:
     cfg = read_recipe(recipe)
     section = cfg.MODEL.TYPE.upper()
     keys: dict[str, Any] = {"EMBED_DIM": 32, "DEPTH": 2, "NUM_HEADS": 2}
-    if section != "VIT":
+    if section == "RESNET":
+        keys = {"LAYERS": [1] * len(cfg.MODEL.RESNET.LAYERS), "WIDTH": 1}
+    elif section == "CONVNEXT":
+        stages = len(cfg.MODEL.CONVNEXT.DEPTHS)
+        keys = {"DEPTHS": [1] * stages, "DIMS": [16] * stages}
+    elif section != "VIT":
         stages = len(cfg.MODEL[section].DEPTHS)
         keys = {"EMBED_DIM": 16, "DEPTHS": [1] * stages, "NUM_HEADS": [1] * stages}
     values = {f"MODEL.{section}.{key}": value for key, value in keys.items()}

@@ -35,10 +35,10 @@ def short_recipe(recipe: str, *opts: Any) -> CfgNode:
     path = str(ROOT / "configs" / recipe)
     cfg = get_config(path)
     section = cfg.MODEL.TYPE.upper()
-    blocks: Any = ("DEPTH", 2)
-    if section != "VIT":
-        blocks = ("DEPTHS", [min(depth, 2) for depth in cfg.MODEL[section].DEPTHS])
-    short = [f"MODEL.{section}.{blocks[0]}", blocks[1], "TRAIN.ACCUMULATION_STEPS", 1]
+    key = {"VIT": "DEPTH", "RESNET": "LAYERS"}.get(section, "DEPTHS")
+    depths: Any = cfg.MODEL[section][key]
+    depths = 2 if section == "VIT" else [min(depth, 2) for depth in depths]
+    short = [f"MODEL.{section}.{key}", depths, "TRAIN.ACCUMULATION_STEPS", 1]
     return get_config(path, ["DATA.BATCH_SIZE", 2, *short, *opts])
 
 

@@ -26,9 +26,18 @@ SMALL: dict[str, list[Any]] = {
         *("MODEL.VIT.NUM_HEADS", 2, "MODEL.VIT.PATCH_SIZE", 4),
         *("DATA.IMG_SIZE", 32, "DATA.MASK_PATCH_SIZE", 8),
     ],
+    "resnet": [
+        *("MODEL.TYPE", "resnet", "MODEL.RESNET.LAYERS", [2, 1, 1]),
+        *("DATA.IMG_SIZE", 32, "DATA.MASK_PATCH_SIZE", 8),
+    ],
+    "convnext": [
+        *("MODEL.TYPE", "convnext", "MODEL.CONVNEXT.DEPTHS", [2, 1, 1]),
+        *("MODEL.CONVNEXT.DIMS", [16, 24, 32], "MODEL.CONVNEXT.INIT_VALUES", 1.0),
+        *("DATA.IMG_SIZE", 32, "DATA.MASK_PATCH_SIZE", 8),
+    ],
 }
 
-OURS = ("swin", "swinv2", "vit")  # whose inner names and parts tests know
+OURS = ("swin", "swinv2", "vit", "resnet", "convnext")  # whose inner names and parts tests know
 
 
 def small_model(kind: str, *opts: Any) -> Any:

@@ -17,11 +17,15 @@ ONE_STAGE = ["MODEL.SWIN.NUM_HEADS", "[1]", "MODEL.VIT.DEPTH", 1, "MODEL.SWIN.DE
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "what"), [("swin", "blocks"), ("vit", "model")])
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [("swin", "blocks"), ("vit", "model"), ("resnet", "blocks"), ("resnet", "model")],
+)
 def test_a_compiled_model_has_the_loss_gradients_and_names_of_the_eager_one(
     tmp_path: Path, kind: str, what: str
 ) -> None:
-    opts = ["MODEL.DROP_PATH_RATE", 0.0, *ONE_STAGE, "[2]"]
+    opts = ["MODEL.DROP_PATH_RATE", 0.0, *ONE_STAGE, "[2]", "MODEL.RESNET.LAYERS", [1]]
+    opts += ["TRAIN.USE_CHECKPOINT", kind == "resnet"]
     cfg = get_config(str(write_config(tmp_path, kind)), opts)
     model = build_pretrain_model(cfg).double()
     names = list(model.state_dict())
@@ -39,6 +43,8 @@ def test_a_compiled_model_has_the_loss_gradients_and_names_of_the_eager_one(
     assert list(model.state_dict()) == names
     for name, value in model.named_parameters():
         torch.testing.assert_close(value.grad, gradients[name], rtol=1e-8, atol=1e-12)
+    counts = [value for name, value in model.named_buffers() if name.endswith("batches_tracked")]
+    assert all(count == 2 for count in counts), "statistics follow each forward pass once"
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ DEFAULTS: dict[str, Any] = dict(
         NAME="swin_tiny_patch4_window7_224",  # second part of the run's folder; tells the stage
         RESUME="",  # checkpoint to resume from, or to evaluate (--resume)
         NUM_CLASSES=1000,  # classes for --throughput; otherwise the data or checkpoint decides
-        DROP_RATE=0.0,  # dropout after the patch embedding and inside the blocks
+        DROP_RATE=0.0,  # dropout after the patch embedding and inside the blocks; no ConvNet has it
         DROP_PATH_RATE=0.1,  # share of samples that skip the last block; rises linearly from 0
         LABEL_SMOOTHING=0.1,  # label smoothing of the cross entropy
         SWIN=_SWIN
@@ -74,10 +74,23 @@ DEFAULTS: dict[str, Any] = dict(
             USE_SHARED_RPB=True,  # one relative position bias for all blocks
             USE_MEAN_POOLING=False,  # classify the mean of the tokens, not the class token
         ),
+        RESNET=dict(
+            IN_CHANS=3,  # channels of an image
+            LAYERS=[3, 4, 6, 3],  # blocks of each stage
+            WIDTH=1,  # factor of all widths
+            HIDE_PIXELS=True,  # hidden pixels become the mean before the stem, whose cells overlap
+        ),
+        CONVNEXT=dict(
+            PATCH_SIZE=4,  # side of a patch, in pixels
+            IN_CHANS=3,  # channels of an image
+            DEPTHS=[3, 3, 9, 3],  # blocks of each stage
+            DIMS=[96, 192, 384, 768],  # width of each stage
+            INIT_VALUES=1e-6,  # layer scale at the start; None: no layer scale
+        ),
         SIMMIM=dict(
             DECODER="linear",  # head of pre-training
             TARGET="pixels",  # what the head predicts
-            TARGET_SHRINK=1,  # shrink the target by the mean of squares of 1, 2, 4, 8, 16 or 32
+            TARGET_SHRINK=1,  # side of the squares whose mean is predicted: 1, 2, 4, 8, 16 or 32
             LOSS="l1",  # loss between prediction and target; cross_entropy is for classes
             SCOPE="hidden",  # pixels that the loss counts: hidden, or all
             MAX_PREDICTION=2.0,  # GiB of the largest prediction of classes for a micro-batch
@@ -172,7 +185,12 @@ DEFAULTS: dict[str, Any] = dict(
     PRETRAINED="",  # checkpoint from whose encoder fine-tuning starts (--pretrained)
 )
 
-OPTIONAL = {"MODEL.SWIN.QK_SCALE": 0.0, "MODEL.VIT.INIT_VALUES": 0.0, "AUG.CUTMIX_MINMAX": [0.0]}
+OPTIONAL = {
+    "MODEL.SWIN.QK_SCALE": 0.0,
+    "MODEL.VIT.INIT_VALUES": 0.0,
+    "MODEL.CONVNEXT.INIT_VALUES": 0.0,
+    "AUG.CUTMIX_MINMAX": [0.0],
+}
 SIZES = ("DATA.IMG_SIZE",)  # a side, or [height, width]
 FLOAT_LISTS = (
     "TRAIN.OPTIMIZER.BETAS",

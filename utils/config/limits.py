@@ -51,6 +51,14 @@ _SECTIONS = {
     "MODEL.SWINV2": _SWIN
     | {"PRETRAINED_WINDOW_SIZES": (0, 10**5), "EXTRA_NORM_EVERY": _COUNT_OR_NONE},
     "MODEL.VIT": _ENCODER | {"DEPTH": _LAYERS, "INIT_VALUES": _REAL},
+    "MODEL.RESNET": {"IN_CHANS": _CHANNELS, "LAYERS": _LAYERS, "WIDTH": (1, 1000)},
+    "MODEL.CONVNEXT": {
+        "PATCH_SIZE": _WIDTH,
+        "IN_CHANS": _CHANNELS,
+        "DEPTHS": _LAYERS,
+        "DIMS": _WIDTH,
+        "INIT_VALUES": _REAL,
+    },
 }
 RANGES: dict[str, tuple[float, float]] = {
     f"{section}.{name}": limits

@@ -224,7 +224,8 @@ def distribute(model: nn.Module, device: torch.device) -> nn.Module:
     if not distributed.is_initialized() or is_sharded(model):
         return model
     device_ids = [device.index] if device.type == "cuda" else None
-    # Buffers are constants; torch 2.15 gave this option another name.
+    # Buffers are constants, or statistics that `RunningStatistics` averages. torch 2.15 gave this
+    # option another name.
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {name: False}

@@ -13,6 +13,7 @@ from utils.checkpoints.state import TrainState
 from utils.processes import heartbeat
 from utils.processes.group import rank, synchronized_if
 from utils.processes.sharding import clip_gradients, mixed_precision
+from utils.processes.statistics import RunningStatistics
 from utils.randomness import UPDATE_STREAM, seed_all
 from utils.training.losses import ComputeLoss
 from utils.training.metrics import TrainingMetrics
@@ -42,12 +43,13 @@ def train_one_epoch(loop: Loop) -> None:
     """Train the rest of an epoch: as many updates as the loader has batches for.
 
     An update averages the gradients of `run.accumulation_steps` micro-batches. An update whose loss
-    or gradient is not finite leaves the weights unchanged.
+    or gradient is not finite leaves weights and running statistics unchanged.
     """
     run, state, model, metrics = loop.run, loop.state, loop.model, loop.metrics
     position, optimizer, scaler = state.position, state.optimizer, state.scaler
     first_index = position.images // position.images_per_update
     num_updates = first_index + len(loop.loader) // run.accumulation_steps
+    statistics = RunningStatistics(state.model)
     model.train()
     batches = iter(loop.loader)
     for index in loop.progress(range(first_index, num_updates)):
@@ -79,6 +81,8 @@ def train_one_epoch(loop: Loop) -> None:
         scaler.unscale_(optimizer)
         grad_norm = clip_gradients(model, run.clip_grad)
         step_if_finite(optimizer, scaler, grad_norm)
+        # Batch norms have seen this process's images only: average what they keep for evaluation.
+        statistics.complete_update(grad_norm)
         # Free the gradients, whose memory the next forward pass can use.
         optimizer.zero_grad(set_to_none=True)
         metrics.add(position.update, losses, grad_norm)

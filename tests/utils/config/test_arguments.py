@@ -118,7 +118,10 @@ def test_the_resolved_configuration_is_printed_without_torch() -> None:
         (["--throughput"], "it is a flag of main_finetune.py"),
         (["--nonsense"], "python main_simmim.py --help lists the flags"),
         (["--opts", "BATCH_SIZE", "8"], "did you mean DATA.BATCH_SIZE?"),
-        (["--opts", "DEPTHS", "[2]"], "did you mean MODEL.SWIN.DEPTHS or MODEL.SWINV2.DEPTHS?"),
+        (
+            ["--opts", "DEPTHS", "[2]"],
+            "MODEL.SWIN.DEPTHS, MODEL.SWINV2.DEPTHS or MODEL.CONVNEXT.DEPTHS?",
+        ),
         (["--opts", "MODEL.SWIN.DEPTHS", "[2,", "4]"], '--opts MODEL.SWIN.DEPTHS "[2, 4]"'),
         (["--opts", "TRAIN.BASE_LR", "-1e999"], "TRAIN.BASE_LR is -inf, expected at least 0"),
         (["--opts", "SEED", "-1", "TAG", "x"], "SEED is -1, expected at least 0"),

@@ -22,13 +22,15 @@ from utils.config.limits import FOLDER_NAMES, PATHS, RANGES
 from utils.config.values import value_of
 
 NAMES = (*PATHS, *FOLDER_NAMES)
-KINDS = ("swin", "swinv2", "vit")
+KINDS = ("swin", "swinv2", "vit", "resnet", "convnext")
 SMALL: list[Any] = ["DATA.DATASET", "shapes", "DATA.IMG_SIZE", 32, "DATA.MASK_PATCH_SIZE", 16]
 SMALL += ["DATA.BATCH_SIZE", 2, "DATA.NUM_SHAPES", 4, "TRAIN.WARMUP_EPOCHS", 0]
 for section in ("SWIN", "SWINV2"):
     SMALL += [f"MODEL.{section}.DEPTHS", [1, 1], f"MODEL.{section}.NUM_HEADS", [1, 2]]
     SMALL += [f"MODEL.{section}.EMBED_DIM", 16]
 SMALL += ["MODEL.VIT.DEPTH", 2, "MODEL.VIT.EMBED_DIM", 16, "MODEL.VIT.NUM_HEADS", 2]
+SMALL += ["MODEL.RESNET.LAYERS", [1, 1], "MODEL.CONVNEXT.DEPTHS", [1, 1]]
+SMALL += ["MODEL.CONVNEXT.DIMS", [16, 32]]
 KEYS = list(keys_below(DEFAULTS))
 
 NUMBERS: list[Any] = [-1, 0, 1, 3, 10**5, 2**31, 2**63, 10**30, 10**400, -(10**30)]

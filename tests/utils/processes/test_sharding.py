@@ -79,6 +79,8 @@ def test_a_sharded_run_equals_the_ordinary_one(sharded: Path, tmp_path: Path) ->
     [
         ("vit", ["TRAIN.ACCUMULATION_STEPS", 2, "TRAIN.CLIP_GRAD", 0.5], 1e-5),
         ("swin", ["TRAIN.USE_CHECKPOINT", True, "TRAIN.PRECISION", "bfloat16"], 1e-2),
+        ("resnet", ["TRAIN.USE_CHECKPOINT", True], 1e-5),
+        ("convnext", [], 1e-5),
     ],
 )
 def test_accumulation_clipping_recomputation_and_precision_keep_their_meaning(
@@ -108,8 +110,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(sharded: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_run_with_sgd_shards_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    cfg = write_config(tmp_path, "swin")
+@pytest.mark.parametrize("kind", ["swin", "resnet"])
+def test_a_run_with_sgd_shards_and_goes_on_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    cfg = write_config(tmp_path, kind)
     keys = [*PLAIN, "TRAIN.SHARDING", "full", "TRAIN.OPTIMIZER.NAME", "sgd"]
     run(2, cfg, tmp_path, "full", *keys)
     newest = run_folder(tmp_path, "full") / "ckpt_epoch_1.sharded"
