@@ -8,19 +8,29 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from data import build_mask
+from models import build_classifier, build_pretrain_model
+from tests.support.codebooks import write_codebook, write_tokenizer
 from tests.support.long_runs import wait_for
+from tests.support.recipe_updates import build_loop, short_recipe
 from tests.support.small_runs import ROOT, call
 from tools.study import __main__ as study
 from tools.study.results import Results
 from tools.study.rows import SCALES, TABLES, Row, rows_of
 from tools.study.runs import Result, Settings, make_job
+from utils.config import get_config, is_finetuning
+from utils.training.engine import train_one_epoch
 
 SMALL = (
     *("DATA.DATASET", "shapes", "DATA.NUM_SHAPES", 64, "DATA.NUM_VAL_SHAPES", 16),
     *("DATA.IMAGES_PER_CLASS", 4, "DATA.BATCH_SIZE", 4, "MODEL.VIT.DEPTH", 1),
     *("TRAIN.EPOCHS", 2, "SAVE_FREQ", 1, "DATA.NUM_WORKERS", 0, "DEVICE", "cpu"),
 )
+FOLDERS = [scale.folder for scale in SCALES.values()]
+RECIPES = sorted(str(path.relative_to(ROOT)) for at in FOLDERS for path in at.glob("*.yaml"))
+NARROW = ("MODEL.SWIN.EMBED_DIM", 32, "MODEL.SWIN.NUM_HEADS", [1, 2, 4, 8])
 SCOPE = ("--scale", "cifar10", "--table", "scope")
 
 
@@ -44,6 +54,27 @@ def test_each_recipe_of_the_study_is_a_row_of_a_table_and_named_by_what_it_chang
     changes = [row.changes() for row in rows.values()]
     assert len(set(changes)) == len(changes)
     assert all(row.changes() for row in rows.values() if row.name != "default")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_each_recipe_builds_at_its_size_and_makes_an_update(tmp_path: Path, recipe: str) -> None:
+    codebook, tokenizer = tmp_path / "codebook.safetensors", tmp_path / "tokenizer.onnx"
+    write_codebook(codebook, 512)
+    write_tokenizer(tokenizer, side=8)
+    files = ("MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK", str(codebook))
+    files += ("MODEL.SIMMIM.TOKENS.FILE", str(tokenizer))
+    cfg = get_config(ROOT / recipe, files)
+    with torch.device("meta"):
+        if is_finetuning(cfg):
+            build_classifier(cfg, 1000)
+        else:
+            mask = build_mask(cfg, build_pretrain_model(cfg).encoder.patch_size)
+    if not is_finetuning(cfg):
+        assert 0 < mask().float().mean() < 1
+    small = short_recipe(recipe.removeprefix("configs/"), *NARROW, *files)
+    loop = build_loop(small, torch.device("cpu"), torch.float32, updates=1)
+    train_one_epoch(loop)
+    assert loop.metrics.sums[2] == 1, "the update has a finite loss and gradient"
 
 
 def test_the_papers_numbers_come_from_the_recipes() -> None:
