@@ -81,7 +81,7 @@ def changed_settings(content: Content, state: TrainState, cfg: CfgNode) -> list[
     `state` was restored from it.
     """
     kinds: dict[str, list[str]] = {}
-    for key in _keys_with_effect(cfg, finetuning=state.best is not None):
+    for key in keys_with_effect(cfg, finetuning=state.best is not None):
         kind = next(kind for beginning, kind in _KINDS.items() if key.startswith(beginning))
         kinds.setdefault(kind, []).append(key)
     notes = {kind: changed_values(content.get("config"), cfg, keys) for kind, keys in kinds.items()}
@@ -109,7 +109,7 @@ def changed_data(content: Content, data: Data | None) -> str:
     return ""
 
 
-def _keys_with_effect(cfg: CfgNode, finetuning: bool) -> Iterator[str]:
+def keys_with_effect(cfg: CfgNode, finetuning: bool) -> Iterator[str]:
     unused = _OF_PRETRAINING if finetuning else _OF_FINETUNING
     used_sections = {"MODEL": ("SIMMIM", cfg.MODEL.TYPE.upper()), "DATA": (cfg.DATA.MASK.upper(),)}
     for key in keys_below(cfg):
