@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from tests.support.small_runs import ROOT, call
 from tools.study import __main__ as study
 from tools.study.results import Results
 from tools.study.rows import SCALES, TABLES, Row, rows_of
-from tools.study.runs import Result, Settings, make_job
+from tools.study.runs import Job, Result, Run, Settings, make_job
+from tools.study.schedule import Schedule
 from utils.config import get_config, is_finetuning
 from utils.training.engine import train_one_epoch
 
@@ -31,12 +33,19 @@ SMALL = (
 FOLDERS = [scale.folder for scale in SCALES.values()]
 RECIPES = sorted(str(path.relative_to(ROOT)) for at in FOLDERS for path in at.glob("*.yaml"))
 NARROW = ("MODEL.SWIN.EMBED_DIM", 32, "MODEL.SWIN.NUM_HEADS", [1, 2, 4, 8])
+TOKENIZER = "MODEL.SIMMIM.TOKENS.FILE"
+HEADER = "row,seed,recipe,acc1,loss,seconds"
 SCOPE = ("--scale", "cifar10", "--table", "scope")
 
 
 def settings(*opts: object, gpus: int = 1, scale: str = "cifar10") -> Settings:
     """Those of a study whose pictures are in DATA."""
     return Settings(SCALES[scale], "DATA", Path("OUT"), gpus, tuple(map(str, opts)))
+
+
+def job_settings(output: Path) -> Settings:
+    """Those of a study whose results go to a folder."""
+    return Settings(SCALES["cifar10"], "DATA", output, 1, ())
 
 
 def row(name: str, scale: str = "cifar10") -> Row:
@@ -61,8 +70,7 @@ def test_each_recipe_builds_at_its_size_and_makes_an_update(tmp_path: Path, reci
     codebook, tokenizer = tmp_path / "codebook.safetensors", tmp_path / "tokenizer.onnx"
     write_codebook(codebook, 512)
     write_tokenizer(tokenizer, side=8)
-    files = ("MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK", str(codebook))
-    files += ("MODEL.SIMMIM.TOKENS.FILE", str(tokenizer))
+    files = ("MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK", str(codebook), TOKENIZER, str(tokenizer))
     cfg = get_config(ROOT / recipe, files)
     with torch.device("meta"):
         if is_finetuning(cfg):
@@ -119,13 +127,104 @@ def test_a_result_of_other_settings_is_not_taken_for_that_of_a_row(tmp_path: Pat
     results.add(Result("default", 1, job.digest(), 50.0, 0.5, None))
     known = Results(tmp_path / "results.csv")
     assert known.knows(job)
+    other_seed = make_job(row("default"), 2, settings())
+    assert not known.knows(other_seed)
     assert known.all == results.all
-    changed = make_job(row("default"), 1, settings("TRAIN.EPOCHS", 5))
-    with pytest.raises(ValueError, match=r"has a result of default, seed 1, with other settings"):
-        known.knows(changed)
-    (tmp_path / "results.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"holds no results of a study"):
+    known.require_settings([other_seed])
+    known.require_settings([job])
+    for opts in (("TRAIN.EPOCHS", 5), ("DATA.BATCH_SIZE", 64), ("TRAIN.ACCUMULATION_STEPS", 2)):
+        changed = make_job(row("default"), 0, settings(*opts))
+        with pytest.raises(ValueError, match=r"has a result of default, seed 1, with other sett"):
+            known.require_settings([changed])
+    same = settings("DATA.BATCH_SIZE", 64, "TRAIN.ACCUMULATION_STEPS", 32, scale="imagenet")
+    recipe = row("default", "imagenet")
+    assert (
+        make_job(recipe, 0, same).digest()
+        == make_job(recipe, 0, settings(scale="imagenet", gpus=8)).digest()
+    )
+
+
+def test_the_file_of_a_tokenizer_makes_another_run_of_its_row_alone() -> None:
+    opts = (TOKENIZER, "x.onnx")
+    for name, same in (("default", True), ("target_tokens", False)):
+        recipe = row(name, "imagenet")
+        with_file = make_job(recipe, 0, settings(*opts, scale="imagenet")).digest()
+        assert (make_job(recipe, 0, settings(scale="imagenet")).digest() == with_file) == same
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a,b\n1,2\n", r"its columns are \['a', 'b'\]"),
+        (f"{HEADER}\nx,0,1,nan,,\n", "a line is"),
+        (f"{HEADER}\nx,0,1,50.0,,,more\n", "a line is"),
+        (f"{HEADER}\nx,zero,1,50.0,,\n", "invalid literal"),
+        (f"{HEADER}\nx,0,1,50.0,,\nx,0,1,51.0,,\n", "2 lines are of x, seed 0"),
+    ],
+)
+def test_a_file_of_results_that_was_spoiled_by_hand_is_refused(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    (tmp_path / "results.csv").write_text(text)
+    with pytest.raises(ValueError, match=f"holds no results of a study .*{expected}"):
         Results(tmp_path / "results.csv")
+
+
+def test_results_that_another_study_adds_meanwhile_are_kept(tmp_path: Path) -> None:
+    studies = [Results(tmp_path / "results.csv") for _ in range(2)]
+    for seed, study_of_rows in enumerate(studies):
+        study_of_rows.add(Result("default", seed, "1", 50.0, None, 1.5))
+    text = (tmp_path / "results.csv").read_text()
+    (tmp_path / "results.csv").write_text(text.replace("\n", "\r\n"), newline="")
+    assert [result.seed for result in Results(tmp_path / "results.csv").all] == [0, 1]
+
+
+def test_a_fine_tuning_from_a_pretraining_that_is_gone_is_not_the_rows_result(
+    tmp_path: Path,
+) -> None:
+    job = make_job(row("default"), 0, job_settings(tmp_path))
+    job.require_order()
+    job.finetuning.folder.mkdir(parents=True)
+    (job.finetuning.folder / "ckpt_epoch_9.pth").touch()
+    failed = Schedule(job_settings(tmp_path), Results(tmp_path / "x.csv"), [""]).run([job], list)
+    assert "not the pre-training that it began from" in failed[0]
+    assert job.pretraining is not None
+    job.pretraining.folder.mkdir(parents=True)
+    (job.pretraining.folder / "ckpt_epoch_3.pth").touch()
+    job.require_order()
+
+
+class QuickRun(Run):
+    """A run that takes no time and fails for one rate, or where its folder exists."""
+
+    def command(self, gpus: int) -> list[str]:
+        program = """import sys, json, pathlib
+folder = pathlib.Path(sys.argv[1])
+folder.mkdir(parents=True)
+if "_lr8e-3" in folder.name:
+    sys.exit("broken")
+line = dict(time=2, loss_mean=1, num_updates=3, val_acc1=50)
+(folder / "metrics.jsonl").write_text(json.dumps(line))
+(folder / f"ckpt_epoch_{sys.argv[2]}.pth").touch()"""
+        return [sys.executable, "-c", program, str(self.folder), str(self.cfg.TRAIN.EPOCHS - 1)]
+
+
+def quick(job: Job) -> Job:
+    first, second = (QuickRun(**vars(run)) for run in job.runs)
+    return replace(job, pretraining=first, finetuning=second)
+
+
+def test_several_slots_train_a_shared_pretraining_once_and_failures_stop_no_other_row(
+    tmp_path: Path,
+) -> None:
+    rows = [row(f"labels_10_{start}") for start in ("pretrained_lr1.6e-2", "pretrained_lr8e-3")]
+    jobs = [quick(make_job(one, 0, job_settings(tmp_path))) for one in [*rows, row("default")]]
+    results = Results(tmp_path / "results.csv")
+    failed = Schedule(job_settings(tmp_path), results, ["", ""]).run(jobs, list)
+    assert len(failed) == 1
+    assert "labels_10_pretrained_lr8e-3, seed 0 failed with status 1 (broken)" in failed[0]
+    assert {result.row for result in results.all} == {"labels_10_pretrained_lr1.6e-2", "default"}
+    assert {result.seconds for result in results.all} == {2 * 3 * 4}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +232,7 @@ def test_a_result_of_other_settings_is_not_taken_for_that_of_a_row(tmp_path: Pat
     [
         (("--rows", "mask_99"), "--rows mask_99 is no row of table scope: expected default or"),
         (("--opts", "TRAIN.EPOCS", 1), "TRAIN.EPOCS"),
+        (("--opts", "MODEL.SIMMIM.SCOPE", "all"), "SCOPE is what distinguishes the row scope_all"),
         (("--gpus-per-run", 2, "--dry-run"), "--gpus-per-run is 2, expected a divisor of 1"),
     ],
 )
@@ -153,7 +253,8 @@ def test_a_wrong_command_line_is_one_line_and_trains_nothing(
 def test_a_dry_run_and_printed_commands_train_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = (*SCOPE, "--output", tmp_path / "out", "--seeds", 0, 1)
+    rows = ("--rows", "default", "scope_all", "default")
+    flags = (*SCOPE, *rows, "--output", tmp_path / "out", "--seeds", 0, 1, 1)
     assert call(monkeypatch, study, *flags, "--dry-run") == 0
     assert "scope_all, seed 1: to train; MODEL.SIMMIM.SCOPE all\n4 of 4" in capsys.readouterr().out
     assert call(monkeypatch, study, *flags, "--data-path", "DIR", "--print-commands") == 0
@@ -173,7 +274,7 @@ def test_a_study_that_was_interrupted_goes_on_and_reports_all_rows(tmp_path: Pat
     wait_for(lambda: (folder / "ckpt_epoch_0.pth").exists(), 100)
     first.send_signal(signal.SIGINT)
     assert first.wait(60) == 130
-    assert not (tmp_path / "out/cifar10.csv").exists()
+    assert (tmp_path / "out/cifar10.csv").read_text() == f"{HEADER}\n"
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "resumed from" in (tmp_path / "out/logs/simmim_pretrain__default__seed0.log").read_text()

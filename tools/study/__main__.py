@@ -26,7 +26,7 @@ def read_arguments() -> argparse.Namespace:
     add("--scale", choices=SCALES, default="imagenet", help="[imagenet]")
     add("--rows", nargs="+", default=[], metavar="ROW", help="[all of the table]")
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="[0]")
-    add("--output", default="output/study", metavar="DIR", help="[output/study]")
+    add("--output", metavar="DIR", help="[output/study/SCALE]")
     add("--results", metavar="FILE", help="CSV of finished rows [OUTPUT/SCALE.csv]")
     add("--gpus-per-run", type=positive_integer, default=1, metavar="N", help="[1]")
     only = parser.add_mutually_exclusive_group()
@@ -45,7 +45,7 @@ from pathlib import Path
 from tools.study.report import write_report
 from tools.study.results import Results
 from tools.study.rows import SCALES as ALL_SCALES
-from tools.study.rows import rows_of
+from tools.study.rows import require_own_settings, rows_of
 from tools.study.runs import Job, Settings, make_job
 from tools.study.schedule import Schedule, gpu_slots, name_of
 from utils.processes.exit_status import run_program
@@ -54,13 +54,19 @@ from utils.processes.exit_status import run_program
 def main() -> None:
     """Read the command line; list, print or run the rows; write the report."""
     arguments = read_arguments()
-    output, scale = Path(arguments.output), ALL_SCALES[arguments.scale]
+    scale = ALL_SCALES[arguments.scale]
+    output = Path(arguments.output or f"output/study/{arguments.scale}")
     rows = rows_of(scale, arguments.table, arguments.rows)
+    require_own_settings(rows, arguments.opts)
     settings = Settings(
         scale, arguments.data_path or "", output, arguments.gpus_per_run, tuple(arguments.opts)
     )
     results = Results(Path(arguments.results or output / f"{arguments.scale}.csv"))
-    jobs = [make_job(row, seed, settings) for row in rows for seed in arguments.seeds]
+    jobs = [
+        make_job(row, seed, settings) for row in rows for seed in dict.fromkeys(arguments.seeds)
+    ]
+    reported = rows_of(scale, arguments.table, []) if arguments.table else rows
+    results.require_settings([make_job(row, 0, settings) for row in reported])
     waiting = [job for job in jobs if not results.knows(job)]
     if arguments.dry_run:
         list_jobs(jobs, waiting)
@@ -89,6 +95,8 @@ def train(
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, signal.default_int_handler)  # ends the programs, which save
     slots = gpu_slots(settings.gpus)
+    if jobs:
+        results.add()  # what cannot be written is found before days of training
     print(f"{len(jobs)} row(s) to train, {len(slots)} at a time; results go to {results.path}")
 
     stem = settings.output / f"{arguments.scale}__{arguments.table}"
@@ -98,7 +106,7 @@ def train(
         return write_report(rows, results, stem) if rows else []
 
     failed = Schedule(settings, results, slots).run(jobs, report)
-    print("".join(f"wrote {name}\n" for name in report()), end="")
+    print("".join(f"{line}\n" for line in report()), end="")
     if failed:
         raise ValueError(f"{len(failed)} of {len(jobs)} row(s): {'; '.join(failed)}")
 

@@ -22,7 +22,7 @@ _COLUMNS = ("row", "changes", "top-1, %", "seeds", "paper, %", "cost", "loss")
 def write_report(rows: Sequence[Row], results: Results, stem: Path) -> list[str]:
     """Write STEM.md and, where matplotlib is installed and rows have results, STEM.png.
 
-    Return what was written.
+    Return lines that tell what was written.
     """
     columns, lines = list(_COLUMNS), [_cells(row, results) for row in rows]
     distances = _distances(rows) if stem.name.endswith("masks") else {}
@@ -37,13 +37,17 @@ def write_report(rows: Sequence[Row], results: Results, stem: Path) -> list[str]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     measured = [row for row in rows if results.of(row.name)]
+    wrote = [f"wrote {path}"]
     if not measured:
-        return [str(path)]
-    if stem.name.endswith("labels"):
-        picture = _draw_labels(measured, results, stem)
-    else:
-        picture = _draw(measured, results, distances, stem)
-    return [str(path), picture]
+        return wrote
+    try:
+        if stem.name.endswith("labels"):
+            picture = _draw_labels(measured, results, stem)
+        else:
+            picture = _draw(measured, results, distances, stem)
+    except ValueError as error:  # no matplotlib: the study goes on
+        return [*wrote, f"no picture: {error}"]
+    return [*wrote, f"wrote {picture}"]
 
 
 def cost_of(row: Row, results: Results) -> float | None:

@@ -1,12 +1,13 @@
 """The rows of a study: recipes of pre-training, in the tables of the paper."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from utils.config.limits import TARGET_FILES
 from utils.messages import choose, one_of
 
 FOLDER = Path(__file__).parents[2] / "configs" / "study"
@@ -54,11 +55,14 @@ class Row:
 
     def changes(self) -> str:
         """What distinguishes the row, as "KEY value, ..."."""
+        return ", ".join(f"{key} {value}" for key, value in self.settings().items())
+
+    def settings(self) -> dict[str, object]:
+        """Keys and values that distinguish the row; none of the default row."""
         if self.recipe is None or self.name != self.recipe.stem:
-            pairs = zip(self.opts[::2], self.opts[1::2], strict=True)
-            return ", ".join(" ".join(pair) for pair in pairs)
+            return dict(zip(self.opts[::2], self.opts[1::2], strict=True))
         values = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
-        return "" if self.name == DEFAULT else ", ".join(_settings(values))
+        return {} if self.name == DEFAULT else dict(_settings(values))
 
 
 SCALES = {
@@ -74,7 +78,17 @@ def rows_of(scale: Scale, table: str | None, names: Sequence[str]) -> list[Row]:
     if unknown := [name for name in names if name not in rows]:
         where = f"table {table}" if table else "the study"
         raise ValueError(f"--rows {unknown[0]} is no row of {where}: expected {one_of(rows)}")
-    return [rows[name] for name in names] if names else list(rows.values())
+    return [rows[name] for name in dict.fromkeys(names)] if names else list(rows.values())
+
+
+def require_own_settings(rows: Sequence[Row], opts: Sequence[str]) -> None:
+    """ValueError where options would replace what distinguishes a row, but for a target's file."""
+    for row in rows:
+        if taken := (row.settings().keys() & set(opts[::2])) - set(TARGET_FILES):
+            raise ValueError(
+                f"--opts {min(taken)} is what distinguishes the row {row.name} from others: leave "
+                "out the key, or the row (--rows)"
+            )
 
 
 def _rows_in(scale: Scale, table: str) -> list[Row]:
@@ -113,12 +127,10 @@ def _natural(path: Path) -> list[tuple[float, str]]:
     return [(float(part), "") if part[:1].isdigit() else (0.0, part) for part in parts]
 
 
-def _settings(values: dict[str, object], prefix: str = "") -> list[str]:
+def _settings(values: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Keys and values of a recipe's own lines."""
-    found = []
     for key, value in values.items():
         if isinstance(value, dict):
-            found += _settings(value, f"{prefix}{key}.")
+            yield from _settings(value, f"{prefix}{key}.")
         elif key not in ("BASE", "TAG"):
-            found.append(f"{prefix}{key} {value}")
-    return found
+            yield f"{prefix}{key}", value

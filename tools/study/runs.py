@@ -24,6 +24,7 @@ from utils.checkpoints.names import (
 from utils.config import is_finetuning, keys_below, read_recipe, with_options
 from utils.digest import digest_of
 
+ROOT = Path(__file__).parents[2]
 # Keys that are compared beside those with an effect on what is learned.
 _ALSO = ("SEED", "DATA.IMAGES_PER_CLASS", "DATA.DATASET", "DATA.NUM_SHAPES")
 
@@ -35,7 +36,7 @@ class Settings:
     scale: Scale
     data: str  # folder with train and val; '' where a data set needs none
     output: Path
-    gpus: int  # of each run; 0: on the CPU
+    gpus: int  # of each run; 1 also on the CPU
     opts: tuple[str, ...]  # of both programs
 
 
@@ -48,13 +49,14 @@ class Run:
     arguments: tuple[str, ...]
     cfg: CfgNode
     folder: Path
+    images: str  # of an update, where not the recipe's number
 
     def command(self, gpus: int) -> list[str]:
         """The command line; under torchrun for more than one GPU."""
         launcher = [sys.executable]
         if gpus > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}"]
-        return [*launcher, self.program, "--cfg", str(self.recipe), *self.arguments]
+        return [*launcher, str(ROOT / self.program), "--cfg", str(self.recipe), *self.arguments]
 
     def last_checkpoint(self) -> Path | None:
         """The checkpoint after the last epoch; None until there is one.
@@ -78,7 +80,7 @@ class Run:
         if not path.exists():
             return
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        keys = compared_keys(self.cfg)
+        keys = (*compared_keys(self.cfg), "DATA.BATCH_SIZE")
         if changed := changed_values(stored, self.cfg, keys):
             raise ValueError(
                 f"{self.folder} holds a run with other settings ({changed}): give another "
@@ -114,6 +116,7 @@ class Job:
             changed_values(
                 defaults, run.cfg, (key for key in compared_keys(run.cfg) if key != "SEED")
             )
+            + run.images
             for run in self.runs
         )
         return digest_of(*changes)[:8]
@@ -121,6 +124,15 @@ class Job:
     def is_finished(self) -> bool:
         """Whether all runs have written their last checkpoint."""
         return all(run.last_checkpoint() is not None for run in self.runs)
+
+    def require_order(self) -> None:
+        """ValueError where there is a fine-tuning of another pre-training than would be made."""
+        first, folder = self.pretraining, self.finetuning.folder
+        if first and first.last_checkpoint() is None and checkpoints_in(folder):
+            raise ValueError(
+                f"{folder} holds a fine-tuning, and {first.folder} not the pre-training that it "
+                "began from: remove it, or give another --output"
+            )
 
     def result(self) -> "Result":
         """The figures of the finished runs."""
@@ -146,6 +158,10 @@ class Result:
     acc1: float
     loss: float | None
     seconds: float | None
+
+    def __str__(self) -> str:
+        loss = "" if self.loss is None else f", pre-training loss {self.loss:.4f}"
+        return f"{self.acc1:.2f} % top-1{loss}"
 
 
 def make_job(row: Row, seed: int, settings: Settings) -> Job:
@@ -178,12 +194,11 @@ def _make_run(
 ) -> Run:
     base = read_recipe(recipe)
     opts = (*opts, "SEED", str(seed), *settings.opts)
-    processes = max(settings.gpus, 1)
-    micro_batches, rest = divmod(settings.scale.processes, processes)
+    micro_batches, rest = divmod(settings.scale.processes, settings.gpus)
     if rest or not micro_batches:
         raise ValueError(
-            f"--gpus-per-run is {processes}, expected a divisor of {settings.scale.processes}, so "
-            "that an update has the images of the recipe"
+            f"--gpus-per-run is {settings.gpus}, expected a divisor of "
+            f"{settings.scale.processes}, so that an update has the images of the recipe"
         )
     if micro_batches > 1:
         opts = ("TRAIN.ACCUMULATION_STEPS", str(micro_batches), *opts)
@@ -191,4 +206,7 @@ def _make_run(
     if settings.data:
         arguments += ("--data-path", os.path.join(settings.data, subfolder).rstrip("/"))
     arguments += ("--output", str(settings.output), "--tag", tag, "--opts", *opts)
-    return Run(program, recipe, arguments, cfg, settings.output / cfg.MODEL.NAME / tag)
+    images = settings.gpus * cfg.DATA.BATCH_SIZE * max(cfg.TRAIN.ACCUMULATION_STEPS, 1)
+    planned = settings.scale.processes * base.DATA.BATCH_SIZE
+    note = "" if images == planned else f"; {images} images in an update"
+    return Run(program, recipe, arguments, cfg, settings.output / cfg.MODEL.NAME / tag, note)

@@ -16,8 +16,6 @@ import torch
 from tools.study.results import Results
 from tools.study.runs import Job, Run, Settings
 
-ROOT = Path(__file__).parents[2]
-
 
 @dataclass
 class Schedule:
@@ -28,6 +26,7 @@ class Schedule:
     slots: list[str]  # of CUDA_VISIBLE_DEVICES, one for each run at a time
     started: list["subprocess.Popen[bytes]"] = field(default_factory=list)
     stopping: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)  # of both
 
     def run(self, jobs: Sequence[Job], each: Callable[[], object]) -> list[str]:
         """Finish all jobs; call `each` after one. Return a line for every job that failed.
@@ -48,14 +47,20 @@ class Schedule:
                 job, failure = futures[future], future.result()
                 left = (time.monotonic() - begin) / number * (len(jobs) - number)
                 done = f"[{number}/{len(jobs)}] {name_of(job)}: "
-                done += failure or self.results.add(job.result())
-                print(f"{done}; about {timedelta(seconds=int(left))} left", flush=True)
+                try:
+                    if not failure:
+                        self.results.add(result := job.result())
+                        done += str(result)
+                except (ValueError, OSError, LookupError) as error:
+                    failure = f"has no result: {error}"
+                print(f"{done}{failure}; about {timedelta(seconds=int(left))} left", flush=True)
                 failed += [f"{name_of(job)} {failure}"] if failure else []
                 each()
         finally:
-            self.stopping = True
-            for process in self.started:
-                process.terminate()  # nothing happens to one that has ended
+            with self.lock:
+                self.stopping = True
+                for process in self.started:
+                    process.terminate()  # nothing happens to one that has ended
             pool.shutdown(cancel_futures=True)
         return failed
 
@@ -65,6 +70,7 @@ class Schedule:
         """Run what is not finished; the reason why it cannot be, or ''."""
         slot = free.get()
         try:
+            job.require_order()
             for run in job.runs:
                 with shared[run.folder]:
                     failure = "" if run.last_checkpoint() else self._run(run, slot)
@@ -82,19 +88,18 @@ class Schedule:
         log.parent.mkdir(parents=True, exist_ok=True)
         print(f"{run.program} for {run.folder.name}: its log is {log}", flush=True)
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": slot} if slot else {})
-        with open(log, "ab") as file:
+        with open(log, "ab") as file, self.lock:
             if self.stopping:
                 return "is not started"
             process = subprocess.Popen(
                 run.command(self.settings.gpus),
-                cwd=ROOT,
                 env=environment,
                 stdout=file,
                 stderr=file,
                 start_new_session=True,  # Ctrl-C reaches it once, from here
             )
             self.started.append(process)
-            status = process.wait()
+        status = process.wait()
         if status == 0 and run.last_checkpoint() is None:
             return f"ended without its last checkpoint: see {log}"
         return f"failed with status {status} ({_last_line(log)}): see {log}" if status else ""

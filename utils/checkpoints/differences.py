@@ -29,6 +29,7 @@ _WITHOUT_EFFECT = {
 }
 # Beginnings of keys that only one of the stages reads.
 _OF_PRETRAINING = ("MODEL.SIMMIM.", "DATA.MASK", "DATA.BLOCK.", "DATA.DECODER")
+_OF_TARGETS = ("COLOR_BINS", "COLOR_CLUSTERS", "TOKENS")  # sections that only one target reads
 _OF_FINETUNING = ("AUG.", "TEST.", "DATA.INTERPOLATION", "MODEL.LABEL_SMOOTHING", "TRAIN.EMA_DECAY")
 # A key is of the first kind that has its beginning.
 _SCHEDULE = "schedule"
@@ -114,8 +115,10 @@ def keys_with_effect(cfg: CfgNode, finetuning: bool) -> Iterator[str]:
     used_sections = {"MODEL": ("SIMMIM", cfg.MODEL.TYPE.upper()), "DATA": (cfg.DATA.MASK.upper(),)}
     for key in keys_below(cfg):
         section, *parts = key.split(".")
-        # the section of another encoder or mask
+        # the section of another encoder, mask or target
         other = len(parts) > 1 and parts[0] not in used_sections.get(section, parts)
+        unread = {*_OF_TARGETS} - {cfg.MODEL.SIMMIM.TARGET.upper()}
+        other |= not unread.isdisjoint(parts[:-1])
         if not (key in _WITHOUT_EFFECT or other or key.startswith(unused)):
             yield key
 
