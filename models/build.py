@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -190,6 +191,7 @@ def build_pretrain_model(cfg: CfgNode) -> SimMIM:
     encoder = build_encoder(cfg, use_mask_token=True)
     target = _build_target(cfg, name)
     stride = _stride_in_target(encoder, target, cfg)
+    _require_small_pixels(target, cfg)
     channels = target.channels(encoder.in_chans)
     _require_small_prediction(target, channels, cfg)
     height, width = (-(-side // encoder.stride) for side in to_2tuple(cfg.DATA.IMG_SIZE))
@@ -243,6 +245,20 @@ def _require_small_prediction(target: Target, channels: int, cfg: CfgNode) -> No
             "MODEL.SIMMIM.TARGET_SHRINK, fewer classes or a smaller DATA.BATCH_SIZE, or more than "
             f"{keys.MAX_PREDICTION:g} GiB to MODEL.SIMMIM.MAX_PREDICTION"
         )
+
+
+def _require_small_pixels(target: Target, cfg: CfgNode) -> None:
+    """ValueError where a pixel of the target covers several cells: few, or none, would count."""
+    cell = cfg.DATA.MASK_PATCH_SIZE
+    for side in to_2tuple(cfg.DATA.IMG_SIZE):
+        pixel = Fraction(side, target.side(side))
+        if pixel > cell and cfg.MODEL.SIMMIM.SCOPE == "hidden":
+            raise ValueError(
+                f"a pixel of the target covers {float(pixel):g} of the image, and a cell of the "
+                f"mask {cell} (DATA.MASK_PATCH_SIZE): the loss would miss hidden cells; give cells "
+                f"of at least {math.ceil(pixel)}, or a finer target (TARGET_SHRINK, of tokens "
+                "PATCH_SIZE), or MODEL.SIMMIM.SCOPE all"
+            )
 
 
 def _stride_in_target(encoder: Encoder, target: Target, cfg: CfgNode) -> int:

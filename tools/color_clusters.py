@@ -65,6 +65,8 @@ def main() -> None:
     folder = arguments.codebook.absolute().parent
     if not folder.is_dir():
         raise ValueError(f"--codebook {arguments.codebook}: there is no folder {folder}")
+    if arguments.codebook.exists():
+        raise ValueError(f"--codebook {arguments.codebook} exists already: give another name")
     dataset = build_pretrain_dataset(cfg, patch_size=cfg.DATA.MASK_PATCH_SIZE)
     indices = spread(arguments.pictures, len(dataset))
     pixels = read_pixels(dataset, indices, cfg.MODEL.SIMMIM.TARGET_SHRINK, arguments.seed)

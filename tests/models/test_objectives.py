@@ -226,6 +226,14 @@ def test_a_target_whose_pixels_features_cannot_predict_is_an_error(
         model_with(monkeypatch, target, "DATA.IMG_SIZE", size)
 
 
+def test_a_target_whose_pixels_cover_several_cells_is_an_error_unless_all_count() -> None:
+    """Its pixels would be hidden where all of their cells are: the loss could be 0 for ever."""
+    opts = ("DATA.MASK_PATCH_SIZE", 4, "MODEL.SIMMIM.TARGET_SHRINK", 8)
+    with pytest.raises(ValueError, match="covers 8 of the image, and a cell of the mask 4"):
+        small_model("swinv2", *opts)
+    small_model("swinv2", *opts, "MODEL.SIMMIM.SCOPE", "all")
+
+
 def test_a_target_with_other_channels_than_it_declares_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

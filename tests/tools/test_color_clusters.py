@@ -47,6 +47,9 @@ def test_the_centres_are_the_colours_of_the_pictures_and_a_run_learns_them(
     np.testing.assert_allclose(centres[order] * 255, COLOURS, atol=1)
 
     first = codebook.read_bytes()
+    assert call(monkeypatch, color_clusters, *words) == 2
+    assert "exists already: give another name" in capsys.readouterr().err
+    codebook.unlink()
     assert call(monkeypatch, color_clusters, *words) == 0
     assert codebook.read_bytes() == first, "the seed determines the colours"
 
