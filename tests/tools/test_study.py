@@ -18,6 +18,7 @@ from tests.support.long_runs import wait_for
 from tests.support.recipe_updates import build_loop, short_recipe
 from tests.support.small_runs import ROOT, call
 from tools.study import __main__ as study
+from tools.study.report import write_report
 from tools.study.results import Results
 from tools.study.rows import SCALES, TABLES, Row, rows_of
 from tools.study.runs import Job, Result, Run, Settings, make_job
@@ -192,6 +193,23 @@ def test_a_fine_tuning_from_a_pretraining_that_is_gone_is_not_the_rows_result(
     job.pretraining.folder.mkdir(parents=True)
     (job.pretraining.folder / "ckpt_epoch_3.pth").touch()
     job.require_order()
+
+
+def test_a_report_has_means_spreads_and_the_cost_relative_to_the_default_row(
+    tmp_path: Path,
+) -> None:
+    results = Results(tmp_path / "results.csv")
+    results.add(
+        Result("default", 0, "1", 50.0, 0.5, 10.0),
+        Result("default", 1, "1", 51.0, 0.7, 30.0),
+        Result("scope_all", 0, "1", 40.5, 0.25, 50.0),
+    )
+    rows = rows_of(SCALES["imagenet"], "scope", [])
+    lines = write_report(rows, results, tmp_path / "imagenet__scope")
+    assert lines == [f"wrote {tmp_path}/imagenet__scope{suffix}" for suffix in (".md", ".png")]
+    *_, default, scope_all = (tmp_path / "imagenet__scope.md").read_text().splitlines()
+    assert default == "| default |  | 50.50 ± 0.71 | 2 | 82.8 | 1.00 | 0.6000 ± 0.1414 |"
+    assert scope_all.endswith("SCOPE all | 40.50 | 1 | 81.7 | 2.50 | 0.2500 |")
 
 
 class QuickRun(Run):
