@@ -36,6 +36,7 @@ RECIPES = sorted(str(path.relative_to(ROOT)) for at in FOLDERS for path in at.gl
 NARROW = ("MODEL.SWIN.EMBED_DIM", 32, "MODEL.SWIN.NUM_HEADS", [1, 2, 4, 8])
 TOKENIZER = "MODEL.SIMMIM.TOKENS.FILE"
 HEADER = "row,seed,recipe,acc1,loss,seconds"
+LABELS = ("--scale", "cifar10", "--table", "labels")
 SCOPE = ("--scale", "cifar10", "--table", "scope")
 
 
@@ -249,6 +250,7 @@ def test_several_slots_train_a_shared_pretraining_once_and_failures_stop_no_othe
     ("words", "expected"),
     [
         (("--rows", "mask_99"), "--rows mask_99 is no row of table scope: expected default or"),
+        (("--scale", "imagenet", "--table", "labels"), "labels has no rows for --scale imagenet"),
         (("--opts", "TRAIN.EPOCS", 1), "TRAIN.EPOCS"),
         (("--opts", "MODEL.SIMMIM.SCOPE", "all"), "SCOPE is what distinguishes the row scope_all"),
         (("--gpus-per-run", 2, "--dry-run"), "--gpus-per-run is 2, expected a divisor of 1"),
@@ -271,7 +273,7 @@ def test_a_wrong_command_line_is_one_line_and_trains_nothing(
 def test_a_dry_run_and_printed_commands_train_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = ("--rows", "default", "scope_all", "default")
+    rows = ("--rows", "default", "default", "--rows", "scope_all")
     flags = (*SCOPE, *rows, "--output", tmp_path / "out", "--seeds", 0, 1, 1)
     assert call(monkeypatch, study, *flags, "--dry-run") == 0
     assert "scope_all, seed 1: to train; MODEL.SIMMIM.SCOPE all\n4 of 4" in capsys.readouterr().out
@@ -279,6 +281,10 @@ def test_a_dry_run_and_printed_commands_train_nothing(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert all(line.count(" && ") == 1 and "--data-path DIR/train" in line for line in lines)
+    assert call(monkeypatch, study, *LABELS, "--output", tmp_path / "x", "--print-commands") == 0
+    shared, *scratch = capsys.readouterr().out.splitlines()
+    assert shared.count("main_simmim.py") == 1
+    assert shared.count(" && ") == len(scratch) == 6
     assert not list(tmp_path.iterdir())
 
 

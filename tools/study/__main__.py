@@ -24,8 +24,8 @@ def read_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--table", choices=TABLES, metavar="T", help="[the rows of all, without a report]")
     add("--scale", choices=SCALES, default="imagenet", help="[imagenet]")
-    add("--rows", nargs="+", default=[], metavar="ROW", help="[all of the table]")
-    add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="[0]")
+    add("--rows", nargs="+", action="extend", default=[], metavar="ROW", help="[all of the table]")
+    add("--seeds", nargs="+", action="extend", type=int, metavar="N", help="[0]")
     add("--output", metavar="DIR", help="[output/study/SCALE]")
     add("--results", metavar="FILE", help="CSV of finished rows [OUTPUT/SCALE.csv]")
     add("--gpus-per-run", type=positive_integer, default=1, metavar="N", help="[1]")
@@ -46,7 +46,7 @@ from tools.study.report import write_report
 from tools.study.results import Results
 from tools.study.rows import SCALES as ALL_SCALES
 from tools.study.rows import require_own_settings, rows_of
-from tools.study.runs import Job, Settings, make_job
+from tools.study.runs import Job, Run, Settings, make_job
 from tools.study.schedule import Schedule, gpu_slots, name_of
 from utils.processes.exit_status import run_program
 
@@ -57,22 +57,22 @@ def main() -> None:
     scale = ALL_SCALES[arguments.scale]
     output = Path(arguments.output or f"output/study/{arguments.scale}")
     rows = rows_of(scale, arguments.table, arguments.rows)
+    if not rows:
+        raise ValueError(f"--table {arguments.table} has no rows for --scale {arguments.scale}")
     require_own_settings(rows, arguments.opts)
     settings = Settings(
         scale, arguments.data_path or "", output, arguments.gpus_per_run, tuple(arguments.opts)
     )
     results = Results(Path(arguments.results or output / f"{arguments.scale}.csv"))
-    jobs = [
-        make_job(row, seed, settings) for row in rows for seed in dict.fromkeys(arguments.seeds)
-    ]
+    seeds = dict.fromkeys(arguments.seeds or [0])
+    jobs = [make_job(row, seed, settings) for row in rows for seed in seeds]
     reported = rows_of(scale, arguments.table, []) if arguments.table else rows
     results.require_settings([make_job(row, 0, settings) for row in reported])
     waiting = [job for job in jobs if not results.knows(job)]
     if arguments.dry_run:
         list_jobs(jobs, waiting)
     elif arguments.print_commands:
-        for job in waiting:
-            print(" && ".join(shlex.join(run.command(settings.gpus)) for run in job.runs))
+        print_commands(waiting, settings.gpus)
     else:
         train(arguments, settings, results, waiting)
 
@@ -85,6 +85,16 @@ def list_jobs(jobs: list[Job], waiting: list[Job]) -> None:
         paper = "" if published is None else f"; the paper's {published:.1f} %"
         print(f"{name_of(job)}: {state}{paper}; {job.row.changes() or 'the default row'}")
     print(f"{len(waiting)} of {len(jobs)} to train")
+
+
+def print_commands(jobs: list[Job], gpus: int) -> None:
+    """Print a line for each pre-training, with all that starts from it: lines can run at once."""
+    lines: dict[Path, dict[Path, Run]] = {}
+    for job in jobs:
+        unfinished = {run.folder: run for run in job.runs if run.last_checkpoint() is None}
+        lines.setdefault(job.runs[0].folder, {}).update(unfinished)
+    for runs in filter(None, lines.values()):
+        print(" && ".join(shlex.join(run.command(gpus)) for run in runs.values()))
 
 
 def train(
