@@ -63,8 +63,7 @@ def main() -> None:
     cfg = read_config(arguments)
     if is_finetuning(cfg):
         raise ValueError(f"{arguments.cfg} is for fine-tuning, expected a recipe of pre-training")
-    if arguments.seed is not None:
-        cfg = with_options(cfg, ["SEED", arguments.seed])
+    cfg = with_options(cfg, ["SEED", arguments.seed])
     require_new(arguments.picture)
     with torch.device("meta"):  # its weights need no memory
         patch_size = build_encoder(cfg).patch_size

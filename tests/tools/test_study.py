@@ -158,7 +158,7 @@ def test_the_file_of_a_tokenizer_makes_another_run_of_its_row_alone() -> None:
     ("text", "expected"),
     [
         ("a,b\n1,2\n", r"its columns are \['a', 'b'\]"),
-        (f"{HEADER}\nx,0,1,nan,,\n", "a line is"),
+        (f"{HEADER}\nx,0,1,nan,,\n", r"seconds are \(nan, 0.0"),
         (f"{HEADER}\nx,0,1,50.0,,,more\n", "a line is"),
         (f"{HEADER}\nx,zero,1,50.0,,\n", "invalid literal"),
         (f"{HEADER}\nx,0,1,50.0,,\nx,0,1,51.0,,\n", "2 lines are of x, seed 0"),

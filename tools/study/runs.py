@@ -1,6 +1,7 @@
 """The runs of a row: what is started, when it has finished, and the figures that it leaves."""
 
 import json
+import math
 import os
 import statistics
 import sys
@@ -150,7 +151,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """Top-1 accuracy in percent, mean loss of the last epoch and seconds of all its updates."""
+    """Top-1 accuracy in percent, mean loss of the last epoch and seconds of all its updates.
+
+    ValueError where one is no number.
+    """
 
     row: str
     seed: int
@@ -158,6 +162,11 @@ class Result:
     acc1: float
     loss: float | None
     seconds: float | None
+
+    def __post_init__(self) -> None:
+        figures = self.acc1, self.loss or 0.0, self.seconds or 0.0
+        if not all(map(math.isfinite, figures)):
+            raise ValueError(f"its accuracy, loss and seconds are {figures}, expected numbers")
 
     def __str__(self) -> str:
         loss = "" if self.loss is None else f", pre-training loss {self.loss:.4f}"

@@ -51,7 +51,7 @@ class Schedule:
                     if not failure:
                         self.results.add(result := job.result())
                         done += str(result)
-                except (ValueError, OSError, LookupError) as error:
+                except (ValueError, OSError, LookupError, TypeError) as error:
                     failure = f"has no result: {error}"
                 print(f"{done}{failure}; about {timedelta(seconds=int(left))} left", flush=True)
                 failed += [f"{name_of(job)} {failure}"] if failure else []
