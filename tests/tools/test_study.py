@@ -98,6 +98,24 @@ def test_the_papers_numbers_come_from_the_recipes() -> None:
     assert all(number is not None for rows in published.values() for number in rows.values())
 
 
+def test_the_name_of_a_row_tells_its_mask_or_the_resolution_of_its_target() -> None:
+    found = 0
+    for recipe in rows_of(SCALES["imagenet"], None, []):
+        cfg = make_job(recipe, 0, settings(scale="imagenet")).pretraining.cfg  # type: ignore[union-attr]  # every row has one
+        mask, side = cfg.DATA, 192 // cfg.DATA.MASK_PATCH_SIZE
+        name = f"{mask.MASK}{mask.MASK_PATCH_SIZE}_ratio{mask.MASK_RATIO}"
+        if mask.MASK == "square":
+            length = round(side * mask.MASK_RATIO**0.5)
+            name = f"square{mask.MASK_PATCH_SIZE}_{length}x{length}"
+        resolution = 192 // cfg.MODEL.SIMMIM.TARGET_SHRINK
+        if recipe.name.startswith(("mask_", "resolution_")):
+            assert recipe.name in (f"mask_{name}", f"resolution_{resolution}")
+            found += 1
+        else:
+            assert name == "random32_ratio0.6"
+    assert found == 28 + 5
+
+
 def test_rows_of_a_label_curve_start_from_the_default_rows_encoder_or_from_fresh_weights() -> None:
     rows = rows_of(SCALES["cifar10"], "labels", [])
     assert len(rows) == 12
@@ -251,6 +269,7 @@ def test_several_slots_train_a_shared_pretraining_once_and_failures_stop_no_othe
     [
         (("--rows", "mask_99"), "--rows mask_99 is no row of table scope: expected default or"),
         (("--scale", "imagenet", "--table", "labels"), "labels has no rows for --scale imagenet"),
+        (("--opts", "SEED", 5), "--opts SEED is set for each run: give --seeds"),
         (("--opts", "TRAIN.EPOCS", 1), "TRAIN.EPOCS"),
         (("--opts", "MODEL.SIMMIM.SCOPE", "all"), "SCOPE is what distinguishes the row scope_all"),
         (("--gpus-per-run", 2, "--dry-run"), "--gpus-per-run is 2, expected a divisor of 1"),

@@ -26,6 +26,8 @@ TABLES = {
 _LABELS = {10: 200, 100: 50, 500: 10}
 # Start -> the learning rates that are tried, for 512 images
 _STARTS = {"pretrained": ("8e-3", "1.6e-2"), "scratch": ("4e-3", "8e-3")}
+# What the study gives to each run.
+_OF_A_RUN = {"SEED", "TAG", "OUTPUT", "PRETRAINED", "MODEL.NAME", "MODEL.RESUME", "DATA.DATA_PATH"}
 _PUBLISHED = re.compile(r"published: ([\d.]+) % top-1")
 
 
@@ -82,7 +84,14 @@ def rows_of(scale: Scale, table: str | None, names: Sequence[str]) -> list[Row]:
 
 
 def require_own_settings(rows: Sequence[Row], opts: Sequence[str]) -> None:
-    """ValueError where options would replace what distinguishes a row, but for a target's file."""
+    """ValueError where options would replace what distinguishes a run or row from others.
+
+    The file of a target may be given.
+    """
+    if taken := _OF_A_RUN & set(opts[::2]):
+        raise ValueError(
+            f"--opts {min(taken)} is set for each run: give --seeds, --output or --data-path"
+        )
     for row in rows:
         if taken := (row.settings().keys() & set(opts[::2])) - set(TARGET_FILES):
             raise ValueError(
