@@ -61,8 +61,8 @@ def test_each_recipe_builds_at_its_size_and_makes_an_update(tmp_path: Path, reci
     codebook, tokenizer = tmp_path / "codebook.safetensors", tmp_path / "tokenizer.onnx"
     write_codebook(codebook, 512)
     write_tokenizer(tokenizer, side=8)
-    files = ("MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK", str(codebook))
-    files += ("MODEL.SIMMIM.TOKENS.FILE", str(tokenizer))
+    files = ["MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK", str(codebook)]
+    files += ["MODEL.SIMMIM.TOKENS.FILE", str(tokenizer)]
     cfg = get_config(ROOT / recipe, files)
     with torch.device("meta"):
         if is_finetuning(cfg):
@@ -90,7 +90,8 @@ def test_the_papers_numbers_come_from_the_recipes() -> None:
 
 def test_rows_of_a_label_curve_start_from_the_default_rows_encoder_or_from_fresh_weights() -> None:
     rows = rows_of(SCALES["cifar10"], "labels", [])
-    assert len(rows) == 12
+    assert len(rows) == 20
+    assert len(rows_of(SCALES["cifar10"], "labels", ["labels_10_*", "labels_100_scratch_*"])) == 6
     pretrained = make_job(row("labels_10_pretrained_lr8e-3"), 3, settings())
     assert pretrained.pretraining is not None
     assert pretrained.pretraining.folder == Path("OUT/simmim_pretrain/default__seed3")

@@ -24,7 +24,7 @@ def read_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--table", choices=TABLES, metavar="T", help="[the rows of all, without a report]")
     add("--scale", choices=SCALES, default="imagenet", help="[imagenet]")
-    add("--rows", nargs="+", default=[], metavar="ROW", help="[all of the table]")
+    add("--rows", nargs="+", default=[], metavar="ROW", help="names or patterns [*]")
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="[0]")
     add("--output", default="output/study", metavar="DIR", help="[output/study]")
     add("--results", metavar="FILE", help="CSV of finished rows [OUTPUT/SCALE.csv]")
