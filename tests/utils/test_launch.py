@@ -186,7 +186,9 @@ def test_slurm_is_asked_again_while_its_controller_is_away(
     program.chmod(0o755)
     monkeypatch.setattr(utils.launch, "_PAUSE", 0.0)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    launch = launch_of(monkeypatch, STEP | {"SLURM_STEP_NODELIST": "no-such-node3", "PATH": path})
+    launch = launch_of(
+        monkeypatch, STEP | {"SLURM_STEP_NODELIST": "no-such-node[3-4]", "PATH": path}
+    )
     assert launch is not None
     assert meeting_place(launch)[0] == "10.0.0.7"
 
