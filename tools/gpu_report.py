@@ -8,16 +8,11 @@ compiled, with itself uncompiled. The largest batch is found by doubling, up to 
 """
 
 import argparse
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
-from utils.config.arguments import make_parser, positive_integer
-from utils.messages import fail
+from utils.config import get_config
+from utils.config.arguments import make_parser, positive_integer, read_early
 
-_STEP = [sys.executable, "-m", "tools.benchmark", "step"]
 # Title -> recipe, options
 RECIPES: dict[str, tuple[str, list[str]]] = {
     "Swin-B, window 6": ("swin_base__800ep/simmim_pretrain__swin_base__img192_window6__800ep", []),
@@ -28,6 +23,8 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
     "ViT-B": ("vit_base__800ep/simmim_pretrain__vit_base__img224__800ep", []),
     "SwinV2-B": ("swinv2_base__800ep/simmim_pretrain__swinv2_base__img192_window12__800ep", []),
 }
+# transformers has no Swin V2 with a mask token, and no Swin whose last stage is below its window.
+_WITHOUT_RIVAL = ("SwinV2-B", "Swin-B, window 12")
 _HEADINGS = (
     *("recipe", "images", "images/s", "of the peak", "peak memory, GiB"),
     *("times transformers", "times math", "compiled: images/s", "of the peak", "times eager"),
@@ -43,14 +40,35 @@ def read_arguments() -> argparse.Namespace:
         "--most", type=positive_integer, default=4096, metavar="N", help="largest batch [4096]"
     )
     parser.add_argument("--output", metavar="FILE", help="write the table there as well")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for recipe, options in RECIPES.values():
+        get_config(_path(recipe), [*options, *arguments.opts])  # a wrong key ends the program here
+    return arguments
+
+
+def _path(recipe: str) -> str:
+    return f"configs/{recipe}.yaml"
+
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    read_early(read_arguments)
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from utils.device import choose_device
+from utils.processes.exit_status import run_program
+
+_STEP = [sys.executable, "-m", "tools.benchmark", "step"]
 
 
 def measure(
     recipe: str, options: list[str], batch_size: int, rounds: int, *flags: str
 ) -> dict[str, Any]:
     """Figures of the benchmark's command, {} where it fails, as for lack of memory."""
-    command = [*_STEP, "--cfg", f"configs/{recipe}.yaml", "--batch-size", str(batch_size)]
+    command = [*_STEP, "--cfg", _path(recipe), "--batch-size", str(batch_size)]
     command += ["--rounds", str(rounds), *flags, "--accumulation-steps", "1", "--opts", *options]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -72,7 +90,7 @@ def row_of(title: str, batch_size: int, rounds: int, opts: list[str]) -> list[st
         return measure(recipe, [*options, *more], batch_size, rounds, *flags)
 
     math, compiled = against("math"), against("eager", "TRAIN.COMPILE", "model")
-    theirs = {} if "V2" in title else against("transformers")  # which has no such model
+    theirs = {} if title in _WITHOUT_RIVAL else against("transformers")
     return [
         *(title, str(batch_size), *_figures(math)),
         *(_ratio(theirs, "transformers"), _ratio(math, "math")),
@@ -109,23 +127,26 @@ def largest_batch(title: str, batch_size: int, most: int, opts: list[str]) -> li
 
 
 def main() -> None:
-    """Measure all recipes; print each row when it is complete."""
+    """Measure all recipes; print each row when it is complete, and write the table again."""
     arguments = read_arguments()
+    wanted = get_config(None, arguments.opts).DEVICE
+    if choose_device(wanted).type == "cpu" and wanted != "cpu":
+        raise ValueError("torch finds no GPU here to be measured")
     if arguments.output:
-        Path(arguments.output).touch()  # fails before measuring, and keeps what is there
+        Path(arguments.output).open("a").close()  # fails before measuring, and keeps what is there
     lines = [_line(_HEADINGS), _line(["---"] * len(_HEADINGS))]
     print("\n".join(lines), flush=True)
+
+    def add(cells: list[str]) -> None:
+        lines.append(_line(cells))
+        print(lines[-1], flush=True)
+        if arguments.output:
+            Path(arguments.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
     for title in RECIPES:
         size, opts = arguments.batch_size, arguments.opts
-        for cells in (
-            row_of(title, size, arguments.rounds, opts),
-            largest_batch(title, size, arguments.most, opts),
-        ):
-            lines.append(_line(cells))
-            print(lines[-1], flush=True)
-    if arguments.output:
-        with open(arguments.output, "w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+        add(row_of(title, size, arguments.rounds, opts))
+        add(largest_batch(title, size, arguments.most, opts))
 
 
 def _line(cells: Any) -> str:
@@ -133,7 +154,4 @@ def _line(cells: Any) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except OSError as error:
-        fail(f"error: {error.filename}: {error.strerror}", error)
+    run_program(main)

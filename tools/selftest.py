@@ -348,7 +348,7 @@ def judge_loading(test: Selftest, found: list[float | None]) -> Judged:
     text += f"worker(s) ({keys.DATA_PATH or 'drawn ones'})"
     if math.isnan(needed):  # the update has failed
         return "ok", text
-    return "slow" if speed < needed else "ok", f"{text}; updates need {needed:,.1f} in all"
+    return "slow" if speed < needed else "ok", f"{text}; updates need {needed:,.1f} in each process"
 
 
 ROWS: dict[str, tuple[Callable[[Selftest], Any], Callable[[Selftest, list[Any]], Judged]]] = {

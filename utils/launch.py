@@ -4,11 +4,15 @@ import os
 import re
 import socket
 import subprocess
+import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from utils.messages import shown
+
+# To ask Slurm whose controller is away for a moment: times, and seconds between two of them.
+_TRIES, _PAUSE = 6, 10.0
 
 _DEFAULT_PORT = 29500  # torch's
 _FIRST_PORT, _NUM_PORTS = 10000, 20000  # below those that systems give to clients
@@ -213,15 +217,25 @@ def first_host(nodes: str) -> str:
 def _address_in_slurm(node: str) -> str:
     """The address that Slurm's configuration gives a node whose name means nothing to the system.
 
-    ValueError where it gives none.
+    ValueError where it gives none, also where Slurm does not answer for a minute.
     """
     command = ["scontrol", "show", "node", "--oneliner", node]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        told = ""
-    if found := re.search(r"NodeAddr=(\S+)", told):
-        return found[1]
+    reason = ""
+    for _ in range(_TRIES):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        except FileNotFoundError:
+            break
+        except (OSError, subprocess.TimeoutExpired) as error:
+            reason = f" ({error})"
+        else:
+            if found := re.search(r"NodeAddr=(\S+)", done.stdout):
+                return found[1]
+            reason = f" ({' '.join(done.stderr.split())})" if done.stderr.strip() else ""
+            if "controller" not in done.stderr:  # Slurm has answered
+                break
+        time.sleep(_PAUSE)
     raise ValueError(
-        f"the step's first node {shown(node)} has no address here: export MASTER_ADDR, its address"
+        f"the step's first node {shown(node)} has no address here{reason}: export MASTER_ADDR, its "
+        "address"
     )

@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.accelerator import VARIABLE, why_missing
+from utils.messages import fail
 
 if __name__ == "__main__":
-    if missing := why_missing():
+    try:
+        missing = why_missing()
+    except ValueError as error:
+        fail(f"error: {error}", error)
+    if missing:
         print(f"tests/gpu: skipped, {missing}; {VARIABLE}=cpu runs what can run on a CPU")
         sys.exit(0)
     arguments = sys.argv[1:]

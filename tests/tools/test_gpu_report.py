@@ -1,5 +1,7 @@
 """The report of GPU measurements, as far as it needs none."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,47 @@ def test_a_measurement_that_fails_is_told_and_leaves_its_cells_empty(
 def test_an_output_that_cannot_be_written_is_told_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["gpu_report", "--output", str(tmp_path / "none" / "x")])
+    monkeypatch.setattr(
+        "sys.argv",
+        ["gpu_report", "--output", str(tmp_path / "none" / "x"), "--opts", "DEVICE", "cpu"],
+    )
     with pytest.raises(FileNotFoundError):
         gpu_report.main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--rounds", "0"], "--rounds: 0 is not a whole number"),
+        (["--opts", "TRAIN.COMPLIE", "model"], "did you mean TRAIN.COMPILE?"),
+        (["--opts", "MODEL.VIT.NUM_HEADS", "-1"], "MODEL.VIT.NUM_HEADS is -1"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_before_anything_is_measured(
+    arguments: list[str], expected: str
+) -> None:
+    command = [sys.executable, "-m", "tools.gpu_report", *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert expected in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_rows_are_in_the_file_as_soon_as_they_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that ends early keeps what it has measured."""
+
+    def ended(*arguments: Any) -> list[str]:
+        raise KeyboardInterrupt
+
+    output = tmp_path / "gpu.md"
+    monkeypatch.setattr(
+        "sys.argv", ["gpu_report", "--output", str(output), "--opts", "DEVICE", "cpu"]
+    )
+    monkeypatch.setattr(gpu_report, "row_of", lambda title, *rest: [title])
+    monkeypatch.setattr(gpu_report, "largest_batch", ended)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_report.main()
+    assert "| Swin-B, window 6 |" in output.read_text()

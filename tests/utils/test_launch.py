@@ -1,7 +1,11 @@
 """What the environment tells of launchers; real ones are in tests/utils/processes."""
 
+import os
+from pathlib import Path
+
 import pytest
 
+import utils.launch
 from utils.launch import Launch, first_host, idle_tasks, is_launched, meeting_place, read_launch
 
 # What real ones set (Slurm 22.05, Open MPI 4.1), shortened.
@@ -168,6 +172,25 @@ def test_a_meeting_place_that_nothing_tells_is_refused(
     assert launch is not None
     with pytest.raises(ValueError, match=message):
         meeting_place(launch)
+
+
+def test_slurm_is_asked_again_while_its_controller_is_away(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "scontrol"
+    program.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/asked ] && echo NodeName=n NodeAddr=10.0.0.7 && exit 0\n"
+        f"touch {tmp_path}/asked\necho 'Unable to contact slurm controller (connect failure)' >&2\n"
+        "exit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(utils.launch, "_PAUSE", 0.0)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    launch = launch_of(
+        monkeypatch, STEP | {"SLURM_STEP_NODELIST": "no-such-node[3-4]", "PATH": path}
+    )
+    assert launch is not None
+    assert meeting_place(launch)[0] == "10.0.0.7"
 
 
 def test_two_steps_meet_at_different_ports(monkeypatch: pytest.MonkeyPatch) -> None:

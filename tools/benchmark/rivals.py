@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -61,6 +62,14 @@ def require_transformers(cfg: CfgNode) -> None:
             f"--vs transformers is for pre-training of MODEL.TYPE swin and vit, not for "
             f"{cfg.MODEL.TYPE} ({cfg.MODEL.NAME})"
         )
+    keys = cfg.MODEL.SWIN
+    if cfg.MODEL.TYPE == "swin":
+        side = min(to_2tuple(cfg.DATA.IMG_SIZE)) // keys.PATCH_SIZE // 2 ** (len(keys.DEPTHS) - 1)
+        if side < keys.WINDOW_SIZE:
+            raise ValueError(
+                f"--vs transformers needs windows that fit into every stage, which its Swin does "
+                f"not narrow: MODEL.SWIN.WINDOW_SIZE is {keys.WINDOW_SIZE}, the last stage {side}"
+            )
     if importlib.util.find_spec("transformers") is None:
         raise ValueError("--vs transformers needs that package: pip install transformers")
 

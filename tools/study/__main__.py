@@ -24,7 +24,14 @@ def read_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--table", choices=TABLES, metavar="T", help="[the rows of all, without a report]")
     add("--scale", choices=SCALES, default="imagenet", help="[imagenet]")
-    add("--rows", nargs="+", action="extend", default=[], metavar="ROW", help="[all of the table]")
+    add(
+        "--rows",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="ROW",
+        help="names or patterns [*]",
+    )
     add("--seeds", nargs="+", action="extend", type=int, metavar="N", help="[0]")
     add("--output", metavar="DIR", help="[output/study/SCALE]")
     add("--results", metavar="FILE", help="CSV of finished rows [OUTPUT/SCALE.csv]")

@@ -1,5 +1,6 @@
 """The rows of a study: recipes of pre-training, in the tables of the paper."""
 
+import fnmatch
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ TABLES = {
     "labels": (),
 }
 # The label curve: labels of each class -> epochs over them.
-_LABELS = {10: 200, 100: 50, 500: 10}
+_LABELS = {10: 200, 100: 50, 500: 10, 1000: 10, 5000: 10}
 # Start -> the learning rates that are tried, for 512 images
 _STARTS = {"pretrained": ("8e-3", "1.6e-2"), "scratch": ("4e-3", "8e-3")}
 # What the study gives to each run.
@@ -74,13 +75,20 @@ SCALES = {
 
 
 def rows_of(scale: Scale, table: str | None, names: Sequence[str]) -> list[Row]:
-    """Rows of a table (None: of all), only those named if any are; ValueError for unknown names."""
+    """Rows of a table (None: of all), of those only the ones that `names` (or patterns) match.
+
+    ValueError for a name that matches none.
+    """
     tables = TABLES if table is None else {table: choose(TABLES, table, "--table")}
     rows = {row.name: row for name in tables for row in _rows_in(scale, name)}
-    if unknown := [name for name in names if name not in rows]:
-        where = f"table {table}" if table else "the study"
-        raise ValueError(f"--rows {unknown[0]} is no row of {where}: expected {one_of(rows)}")
-    return [rows[name] for name in dict.fromkeys(names)] if names else list(rows.values())
+    chosen: dict[str, Row] = {}
+    for name in names:
+        found = fnmatch.filter(rows, name)
+        if not found:
+            where = f"table {table}" if table else "the study"
+            raise ValueError(f"--rows {name} is no row of {where}: expected {one_of(rows)}")
+        chosen.update((match, rows[match]) for match in found)
+    return list(chosen.values() if names else rows.values())
 
 
 def require_own_settings(rows: Sequence[Row], opts: Sequence[str]) -> None:

@@ -131,6 +131,10 @@ def test_under_torchrun_nothing_is_compared(
             "against transformers, math or eager, not pillow",
         ),
         (["step", "--vs", "transformers", "--opts", "MODEL.TYPE", "swinv2"], "not for swinv2"),
+        (
+            ["step", "--vs", "transformers", "--opts", "MODEL.SWIN.WINDOW_SIZE", "8"],
+            "MODEL.SWIN.WINDOW_SIZE is 8, the last stage 4",
+        ),
         (["train", "--vs", "math"], "train is measured against nothing else, not math"),
         (["data", "--data-path", "/nowhere"], "/nowhere is not a folder"),
         (["step", "--picture-size", "9x9"], "is for pictures that data and train draw without DIR"),

@@ -72,7 +72,8 @@ def test_each_recipe_builds_at_its_size_and_makes_an_update(tmp_path: Path, reci
     codebook, tokenizer = tmp_path / "codebook.safetensors", tmp_path / "tokenizer.onnx"
     write_codebook(codebook, 512)
     write_tokenizer(tokenizer, side=8)
-    files = ("MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK", str(codebook), TOKENIZER, str(tokenizer))
+    files = ["MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK", str(codebook)]
+    files += ["MODEL.SIMMIM.TOKENS.FILE", str(tokenizer)]
     cfg = get_config(ROOT / recipe, files)
     with torch.device("meta"):
         if is_finetuning(cfg):
@@ -118,7 +119,8 @@ def test_the_name_of_a_row_tells_its_mask_or_the_resolution_of_its_target() -> N
 
 def test_rows_of_a_label_curve_start_from_the_default_rows_encoder_or_from_fresh_weights() -> None:
     rows = rows_of(SCALES["cifar10"], "labels", [])
-    assert len(rows) == 12
+    assert len(rows) == 20
+    assert len(rows_of(SCALES["cifar10"], "labels", ["labels_10_*", "labels_100_scratch_*"])) == 6
     pretrained = make_job(row("labels_10_pretrained_lr8e-3"), 3, settings())
     assert pretrained.pretraining is not None
     assert pretrained.pretraining.folder == Path("OUT/simmim_pretrain/default__seed3")
@@ -303,7 +305,7 @@ def test_a_dry_run_and_printed_commands_train_nothing(
     assert call(monkeypatch, study, *LABELS, "--output", tmp_path / "x", "--print-commands") == 0
     shared, *scratch = capsys.readouterr().out.splitlines()
     assert shared.count("main_simmim.py") == 1
-    assert shared.count(" && ") == len(scratch) == 6
+    assert shared.count(" && ") == len(scratch) == 10
     assert not list(tmp_path.iterdir())
 
 
