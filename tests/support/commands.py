@@ -165,8 +165,8 @@ def program_of(command: Command) -> tuple[str, list[str]]:
     if words[0] != "python":
         raise ValueError(f"{command.name}: {words[0]} is no program of this project, and not known")
     module, arguments = (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
-    if module == "tools.benchmark":
-        module = "tools.benchmark.__main__"
+    if module in ("tools.benchmark", "tools.study"):
+        module += ".__main__"
     return module.removesuffix(".py"), arguments
 
 
