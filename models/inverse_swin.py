@@ -57,9 +57,10 @@ class InverseSwin(nn.Module):
         strides = [_LAST * 2**stage for stage in range(len(depths))]
         if stride not in strides:
             raise ValueError(
-                f"MODEL.SIMMIM.DECODER inverse_swin enlarges features by {one_of(strides)}, and "
-                f"here {stride} pixels of the target lie along the side of a feature: choose "
-                "another MODEL.SIMMIM.TARGET_SHRINK, or the head linear or mlp"
+                "MODEL.SIMMIM.DECODER inverse_swin_tiny and inverse_swin_base enlarge features by "
+                f"{one_of(strides)}, and here {stride} pixel(s) of the target lie along the side "
+                "of a feature: choose another MODEL.SIMMIM.TARGET_SHRINK (of tokens PATCH_SIZE), "
+                "or the head linear or mlp"
             )
         stages = range(strides.index(stride), -1, -1)
         self.embed = nn.Linear(num_features, embed_dim * 2 ** stages[0])

@@ -325,7 +325,10 @@ def test_a_run_learns_tokens_and_draws_no_pictures_of_them(
     ("opts", "message"),
     [
         (["DECODER", "unet"], "DECODER is 'unet'; choices: linear, mlp, inverse_swin_tiny"),
-        (["DECODER", "inverse_swin_tiny", "TARGET_SHRINK", 4], "by 4, 8, 16 or 32, and here 2"),
+        (
+            ["DECODER", "inverse_swin_tiny", "TARGET_SHRINK", 4],
+            "_tiny and inverse_swin_base enlarge features by 4, 8, 16 or 32, and here 2",
+        ),
         (["LOSS", "l3"], "LOSS is 'l3'; choices: l1, l2, smooth_l1, cross_entropy"),
         (["LOSS", "cross_entropy"], "cross_entropy does not fit"),
         (["TARGET", "tokens", "LOSS", "cross_entropy"], "needs MODEL.SIMMIM.TOKENS.FILE"),

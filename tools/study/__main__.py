@@ -47,6 +47,7 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 
 import shlex
 import signal
+import sys
 from pathlib import Path
 
 from tools.study.report import write_report
@@ -100,6 +101,8 @@ def print_commands(jobs: list[Job], gpus: int) -> None:
     for job in jobs:
         unfinished = {run.folder: run for run in job.runs if run.last_checkpoint() is None}
         lines.setdefault(job.runs[0].folder, {}).update(unfinished)
+    if not any(lines.values()):  # a scheduler reads the other stream
+        print("nothing is left to train: the study without this flag reports it", file=sys.stderr)
     for runs in filter(None, lines.values()):
         print(" && ".join(shlex.join(run.command(gpus)) for run in runs.values()))
 

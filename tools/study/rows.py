@@ -57,8 +57,9 @@ class Row:
         return float(found[1]) if found else None
 
     def changes(self) -> str:
-        """What distinguishes the row, as "KEY value, ..."."""
-        return ", ".join(f"{key} {value}" for key, value in self.settings().items())
+        """What distinguishes the row, as "KEY value, ..."; not a target's file, which is given."""
+        own = {key: value for key, value in self.settings().items() if key not in TARGET_FILES}
+        return ", ".join(f"{key} {value}" for key, value in own.items())
 
     def settings(self) -> dict[str, object]:
         """Keys and values that distinguish the row; none of the default row."""

@@ -309,6 +309,23 @@ def test_a_dry_run_and_printed_commands_train_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_printed_commands_of_a_finished_study_say_that_nothing_is_left(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study.print_commands([], 1)
+    said = capsys.readouterr()
+    assert not said.out
+    assert "nothing is left to train" in said.err
+
+
+def test_a_row_does_not_name_the_file_that_options_may_replace() -> None:
+    row, *_ = rows_of(SCALES["imagenet"], "targets", ["target_clusters512_48"])
+    assert row.changes() == (
+        "MODEL.SIMMIM.TARGET color_clusters, MODEL.SIMMIM.LOSS cross_entropy, "
+        "MODEL.SIMMIM.TARGET_SHRINK 4"
+    )
+
+
 @pytest.mark.slow
 def test_a_study_that_was_interrupted_goes_on_and_reports_all_rows(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tools.study", *SCOPE, "--output", str(tmp_path / "out")]
