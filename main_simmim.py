@@ -15,9 +15,10 @@ from data import build_pretrain_dataset, build_train_loader
 from data.drawing import draw_reconstructions
 from data.first_look import describe
 from data.unreadable import UnreadableCount
-from models import build_pretrain_model
+from models import build_pretrain_model, target_file
 from utils.checkpoints.resume import resume
 from utils.checkpoints.state import Data
+from utils.digest import digest_of_file
 from utils.processes.exit_status import run_program
 from utils.processes.group import rank
 from utils.processes.sharding import is_sharded
@@ -38,7 +39,7 @@ def main() -> None:
     loader = build_train_loader(cfg, dataset, run.device)
     updates_per_epoch = len(loader) // run.accumulation_steps
     state = build_state(run, place_model(run, model), updates_per_epoch)
-    data = Data(len(dataset), dataset.pictures.digest)
+    data = Data(len(dataset), dataset.pictures.digest, digest_of_file(target_file(cfg)))
     start = resume(run.output, state, cfg, updates_per_epoch, run.device, data=data)
     require_same_state(state)
     log = open_log(run, state, start)  # everything fits: no file is written before this

@@ -7,5 +7,6 @@ from models.build import (
     load_classifier,
     load_simmim,
     stored_config,
+    target_file,
 )
 from models.pretrained import load_pretrained

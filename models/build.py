@@ -94,7 +94,7 @@ TARGETS: dict[str, Callable[[CfgNode], Target]] = {
     "normalized_pixels": lambda cfg: NormalizedPixelTarget(cfg.MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE),
     "color_bins": lambda cfg: ColorBins(cfg.MODEL.SIMMIM.COLOR_BINS.NUMBER, _colors(cfg)),
     "color_clusters": lambda cfg: ColorClusters(
-        read_codebook(cfg.MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK), _colors(cfg)
+        read_codebook(target_file(cfg), cfg.MODEL.SIMMIM.COLOR_CLUSTERS.NUMBER), _colors(cfg)
     ),
     "tokens": _tokens,
 }
@@ -197,6 +197,13 @@ def build_pretrain_model(cfg: CfgNode) -> SimMIM:
     height, width = (-(-side // encoder.stride) for side in to_2tuple(cfg.DATA.IMG_SIZE))
     head = decoder(encoder.num_features, stride, channels, (height, width))
     return SimMIM(encoder, head, target, loss, loss_everywhere=keys.SCOPE == "all")
+
+
+def target_file(cfg: CfgNode) -> str:
+    """The file that says what the target's classes are; '' where none does."""
+    keys = cfg.MODEL.SIMMIM
+    files = {"color_clusters": keys.COLOR_CLUSTERS.CODEBOOK, "tokens": keys.TOKENS.FILE}
+    return str(files.get(_target_name(cfg), ""))
 
 
 def _target_name(cfg: CfgNode) -> str:

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from utils.messages import reason_of, shown
 
 CENTRES = "centres"  # name of the tensor in a codebook's file
-MOST_CENTRES = 65536
 _RGB = 3
-_LARGEST_FILE = 2**22  # bytes, more than so many centres of 64-bit numbers take
+_LARGEST_FILE = 2**22  # bytes, more than 65,536 centres of 64-bit numbers take
 
 
 class Colors(nn.Module):
@@ -112,8 +111,8 @@ class ColorClusters(nn.Module):
         return self.colors.normalized(colors.movedim(3, 1))
 
 
-def read_codebook(path: str | Path) -> np.ndarray:
-    """The centres in a safetensors file, float32 (K, 3); ValueError where it is no codebook."""
+def read_codebook(path: str | Path, number: int) -> np.ndarray:
+    """The centres in a safetensors file, float32 (number, 3); ValueError where it has no such."""
     key = "MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK"
     remedy = "(python -m tools.color_clusters writes one)"
     if not str(path):
@@ -137,9 +136,10 @@ def read_codebook(path: str | Path) -> np.ndarray:
             f"{key} {shown(str(path))} holds {shown(found)}, expected `{CENTRES}`, real numbers "
             f"(K, {_RGB}) {remedy}"
         )
-    if not 2 <= len(centres) <= MOST_CENTRES:
+    if len(centres) != number:
         raise ValueError(
-            f"{key} {shown(str(path))} has {len(centres)} centre(s), expected 2 to {MOST_CENTRES}"
+            f"{key} {shown(str(path))} has {len(centres)} centre(s), expected {number} by "
+            "MODEL.SIMMIM.COLOR_CLUSTERS.NUMBER"
         )
     if not ((centres >= 0) & (centres <= 1)).all():
         raise ValueError(

@@ -1,8 +1,9 @@
 """Find the colours that the target color_clusters tells apart, by k-means on training pictures.
 
-python -m tools.color_clusters --cfg FILE [--data-path DIR] --codebook FILE [--centres K]
+python -m tools.color_clusters --cfg FILE [--data-path DIR] --codebook FILE
 
-The pixels are those that the target sees: of training crops, shrunk by MODEL.SIMMIM.TARGET_SHRINK.
+MODEL.SIMMIM.COLOR_CLUSTERS.NUMBER is the number of colours. The pixels are those that the target
+sees: of training crops, shrunk by MODEL.SIMMIM.TARGET_SHRINK.
 """
 
 import argparse
@@ -18,15 +19,10 @@ def read_arguments() -> argparse.Namespace:
         "--codebook", type=Path, required=True, metavar="FILE", help="write it here (.safetensors)"
     )
     parser.add_argument(
-        "--centres", type=positive_integer, default=512, metavar="K", help="colours [512]"
-    )
-    parser.add_argument(
         "--pictures", type=positive_integer, default=2000, metavar="N", help="to look at [2000]"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="[0]")
     arguments = parser.parse_args()
-    if not 2 <= arguments.centres <= 65536:
-        raise ValueError(f"--centres is {arguments.centres}, expected 2 to 65536")
     if not 0 <= arguments.seed < 2**32:
         raise ValueError(f"--seed is {arguments.seed}, expected 0 to 2^32 - 1")
     return arguments
@@ -71,14 +67,16 @@ def main() -> None:
     indices = spread(arguments.pictures, len(dataset))
     pixels = read_pixels(dataset, indices, cfg.MODEL.SIMMIM.TARGET_SHRINK, arguments.seed)
     different = len(np.unique(pixels, axis=0))
-    if different < arguments.centres:
+    number = cfg.MODEL.SIMMIM.COLOR_CLUSTERS.NUMBER
+    if different < number:
         raise ValueError(
-            f"{len(indices)} pictures have {different} different colours, fewer than --centres "
-            f"{arguments.centres}: give fewer, or more --pictures"
+            f"{len(indices)} pictures have {different} different colours among the pixels looked "
+            f"at, fewer than MODEL.SIMMIM.COLOR_CLUSTERS.NUMBER {number}: give fewer, or more "
+            "--pictures"
         )
-    clusters = MiniBatchKMeans(
-        arguments.centres, batch_size=8192, n_init=1, random_state=arguments.seed
-    ).fit(pixels)
+    clusters = MiniBatchKMeans(number, batch_size=8192, n_init=1, random_state=arguments.seed).fit(
+        pixels
+    )
     centres = clusters.cluster_centers_.astype(np.float32).clip(0, 1)
     content = save({CENTRES: centres})
     write_whole(arguments.codebook, lambda file: file.write(content), flush=False)

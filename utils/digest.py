@@ -1,6 +1,7 @@
 """Digests that tell data apart."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 
@@ -15,3 +16,11 @@ def digest_of(*parts: bytes | str | np.ndarray) -> str:
         found.update(b"%d:" % memoryview(content).nbytes)
         found.update(content)
     return found.hexdigest()[:16]
+
+
+def digest_of_file(path: str) -> str:
+    """Return `digest_of` a file's content; '' where no file can be read there."""
+    try:
+        return digest_of(Path(path).read_bytes()) if path else ""
+    except OSError:
+        return ""

@@ -18,6 +18,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CENTRES = np.array([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0.5, 0.5, 0.5]], np.float32)
 BINS = ["MODEL.SIMMIM.TARGET", "color_bins", "MODEL.SIMMIM.LOSS", "cross_entropy"]
 CLUSTERS = ["MODEL.SIMMIM.TARGET", "color_clusters", "MODEL.SIMMIM.LOSS", "cross_entropy"]
+NUMBER = "MODEL.SIMMIM.COLOR_CLUSTERS.NUMBER"
 CODEBOOK = "MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK"
 
 
@@ -94,8 +95,8 @@ def test_a_shrunk_target_has_the_bins_of_mean_colours() -> None:
 
 def test_a_codebook_is_read_as_it_was_written(tmp_path: Path) -> None:
     centres = write_codebook(tmp_path / "x.safetensors", 5)
-    assert np.array_equal(read_codebook(tmp_path / "x.safetensors"), centres)
-    model = small_model("swin", *CLUSTERS, CODEBOOK, str(tmp_path / "x.safetensors"))
+    assert np.array_equal(read_codebook(tmp_path / "x.safetensors", 5), centres)
+    model = small_model("swin", *CLUSTERS, CODEBOOK, str(tmp_path / "x.safetensors"), NUMBER, 5)
     assert model.predict(*sample(model)).shape == (2, 5, 32, 32)
     assert "target.centres" not in model.state_dict()
 
@@ -106,7 +107,10 @@ def test_a_codebook_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"centres": CENTRES.T.copy()}, r"holds .*\(3, 4\).*expected `centres`, real numbers"),
         ({"centres": CENTRES.astype(np.int64)}, "int64"),
         ({"colours": CENTRES}, "colours"),
-        ({"centres": CENTRES[:1]}, r"has 1 centre\(s\), expected 2 to 65536"),
+        (
+            {"centres": CENTRES[:1]},
+            r"has 1 centre\(s\), expected 4 by MODEL.SIMMIM.COLOR_CLUSTERS.NUMBER",
+        ),
         ({"centres": CENTRES * 255}, "from 0 to 255, expected colours from 0 to 1"),
         ({"centres": CENTRES - 0.5}, "from -0.5 to 0.5"),
         ({"centres": CENTRES * np.float32(np.nan)}, "from nan to nan"),
@@ -117,27 +121,35 @@ def test_a_file_that_is_no_codebook_is_refused(
 ) -> None:
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=rf"x\.safetensors.*{message}") as caught:
-        read_codebook(tmp_path / "x.safetensors")
+        read_codebook(tmp_path / "x.safetensors", 4)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_damaged_or_enormous_codebook_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs MODEL\.SIMMIM\.COLOR_CLUSTERS\.CODEBOOK"):
-        read_codebook("")
+        read_codebook("", 4)
     path = tmp_path / "x.safetensors"
     for content in (None, b"", b"nonsense", b"\xff" * 100, bytes(2**22 + 1)):
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(ValueError, match=r"x\.safetensors' cannot be read") as caught:
-            read_codebook(path)
+            read_codebook(path, 4)
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="cannot be read"):
-        read_codebook(tmp_path)
+        read_codebook(tmp_path, 4)
 
 
 def test_clusters_need_rgb(tmp_path: Path) -> None:
     write_codebook(tmp_path / "x.safetensors", 5)
-    opts = [*CLUSTERS, CODEBOOK, str(tmp_path / "x.safetensors"), "MODEL.SWIN.IN_CHANS", 4]
+    opts = [
+        *CLUSTERS,
+        CODEBOOK,
+        str(tmp_path / "x.safetensors"),
+        NUMBER,
+        5,
+        "MODEL.SWIN.IN_CHANS",
+        4,
+    ]
     with pytest.raises(ValueError, match=r"images of 3 channels.*have 4"):
         small_model("swin", *opts)
 

@@ -27,6 +27,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     write_tokenizer(folder / "x.onnx", side=1)
     return [
         *("MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK", str(folder / "x.safetensors")),
+        *("MODEL.SIMMIM.COLOR_CLUSTERS.NUMBER", 6),
         *("MODEL.SIMMIM.TOKENS.FILE", str(folder / "x.onnx"), "MODEL.SIMMIM.TOKENS.SHRINK", 2),
         *("MODEL.SIMMIM.TOKENS.PATCH_SIZE", 2, "MODEL.SIMMIM.TOKENS.VOCABULARY", 11),
         *("MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE", 5),

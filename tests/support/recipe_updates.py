@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from yacs.config import CfgNode
 
 from tests.support.small_runs import ROOT
@@ -55,7 +57,10 @@ def build_loop(
     run = Run(cfg, device, precision, RunFolder(Path()))
     state = build_state(run, model, updates, validates=is_finetuning(cfg))
     encoder: Any = getattr(model, "encoder", model)
-    batch: Any = [part.to(device) for part in synthetic_batch(cfg, encoder)]
+    fake = detect_fake_mode()
+    with unset_fake_temporarily():  # masks are drawn by NumPy
+        batch: Any = synthetic_batch(cfg, encoder)
+    batch = [(fake.from_tensor(part) if fake else part).to(device) for part in batch]
     images, scales = run.images_per_update, state.scaler.is_enabled()
     figures = metrics(device, images, cfg.TRAIN.MAX_SKIPPED, scales)
     batches: Any = Batches(batch, cfg.DATA.BATCH_SIZE, updates * run.accumulation_steps)

@@ -19,6 +19,7 @@ from tests.support.small_runs import (
 )
 from tools import color_clusters, reconstruct
 
+NUMBER = "MODEL.SIMMIM.COLOR_CLUSTERS.NUMBER"
 COLOURS = np.array([[250, 10, 10], [10, 240, 20], [30, 40, 250]], np.uint8)
 TARGET = ["MODEL.SIMMIM.TARGET", "color_clusters", "MODEL.SIMMIM.LOSS", "cross_entropy"]
 
@@ -37,8 +38,8 @@ def test_the_centres_are_the_colours_of_the_pictures_and_a_run_learns_them(
 ) -> None:
     write_pictures(tmp_path / "pictures")
     cfg, codebook = write_config(tmp_path), tmp_path / "colours.safetensors"
-    data = pictures_in(tmp_path / "pictures")
-    words: list[Any] = ["--cfg", cfg, "--codebook", codebook, "--centres", 3, *data]
+    data = pictures_in(tmp_path / "pictures", NUMBER, 3)
+    words: list[Any] = ["--cfg", cfg, "--codebook", codebook, *data]
     assert call(monkeypatch, color_clusters, *words) == 0
     assert "3 colours of 12000 pixels in 12 pictures" in capsys.readouterr().out
     centres = load_file(codebook)["centres"]
@@ -66,8 +67,8 @@ def test_the_centres_are_the_colours_of_the_pictures_and_a_run_learns_them(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--centres", 1], "--centres is 1, expected 2 to 65536"),
-        (["--centres", 4000, "--pictures", 2], "2 pictures have .* colours, fewer than --centres"),
+        (["--opts", NUMBER, 1], "NUMBER is 1, expected"),
+        (["--pictures", 2, "--opts", NUMBER, 4000], "2 pictures have .* colours among the pixels"),
         (["--seed", -1], "--seed is -1, expected 0"),
         (["--codebook", "nowhere/x.safetensors"], "there is no folder"),
     ],
@@ -82,7 +83,7 @@ def test_what_no_centres_come_of_is_one_line(
     write_pictures(tmp_path / "pictures")
     common = ["--cfg", write_config(tmp_path), "--codebook", tmp_path / "x.safetensors"]
     data = pictures_in(tmp_path / "pictures")
-    assert call(monkeypatch, color_clusters, *common, *words, *data) == 2
+    assert call(monkeypatch, color_clusters, *common, *data, *words) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert re.search(message, error)

@@ -50,6 +50,7 @@ import signal
 import sys
 from pathlib import Path
 
+from models import target_file
 from tools.study.report import write_report
 from tools.study.results import Results
 from tools.study.rows import SCALES as ALL_SCALES
@@ -114,6 +115,7 @@ def train(
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, signal.default_int_handler)  # ends the programs, which save
+    require_inputs(jobs, settings.data)
     slots = gpu_slots(settings.gpus)
     if jobs:
         results.add()  # what cannot be written is found before days of training
@@ -129,6 +131,14 @@ def train(
     print("".join(f"{line}\n" for line in report()), end="")
     if failed:
         raise ValueError(f"{len(failed)} of {len(jobs)} row(s): {'; '.join(failed)}")
+
+
+def require_inputs(jobs: list[Job], data: str) -> None:
+    """ValueError where pictures or the file of a target are missing: else days may pass first."""
+    files = {target_file(run.cfg): job.row.name for job in jobs for run in job.runs}
+    for path, what in ({data: "--data-path"} | files).items():
+        if path and not Path(path).exists():
+            raise ValueError(f"there is no {path} ({what})")
 
 
 if __name__ == "__main__":

@@ -106,6 +106,7 @@ def _draw(rows: Sequence[Row], results: Results, distances: dict[str, float], st
     label = "AvgDist, pixels" if distances else "cost relative to the default row"
     axes.set(xlabel=label, ylabel="top-1 accuracy, %")
     axes.grid(alpha=0.3)
+    axes.margins(x=0.25, y=0.2)  # for the names
     return save_chart(chart, f"{stem}.png")
 
 

@@ -130,6 +130,7 @@ _VALUES = {
     "data": "a section",
     "data.images": "a count",
     "data.digest": "text",
+    "data.target": "text",
     "best": "a section",
     "best.acc1": "a number",
     "best.epoch": "an epoch",
@@ -140,7 +141,11 @@ _VALUES = {
     "scaler.growth_interval": "a count",
     "scaler._growth_tracker": "a count",
 }
-_NEWER = ("lr_scheduler.offset", "lr_scheduler.lr")  # older files of this project lack it
+_NEWER = (
+    "lr_scheduler.offset",
+    "lr_scheduler.lr",
+    "data.target",
+)  # older files of this project lack it
 
 
 def _require_possible(content: Content, path: Path) -> None:

@@ -169,6 +169,11 @@ def _place(content: Content, state: TrainState, path: Path, seed: int) -> list[s
     if begun and len(notes) > 1:
         notes[-1] += f"; epoch {position.epoch}, which was begun otherwise, starts anew"
         state.restart_epoch()
+    if state.data and state.data.target != content.get("data", {}).get("target", ""):
+        notes.append(
+            "the codebook or tokenizer has another content than the checkpoint's: its classes have "
+            "another meaning from here on"
+        )
     return notes
 
 

@@ -82,10 +82,14 @@ class Best:
 
 @dataclass(frozen=True)
 class Data:
-    """The pictures that a run trains on: their number, and a digest of names, order and labels."""
+    """What a run learns from: the number of pictures, digests of them and of the target's file.
+
+    The pictures' digest is of names, order and labels; `target` is '' where no file defines it.
+    """
 
     images: int
     digest: str
+    target: str = ""
 
 
 @dataclass

@@ -103,6 +103,7 @@ DEFAULTS: dict[str, Any] = dict(
             ),
             COLOR_CLUSTERS=dict(
                 CODEBOOK="",  # file with the centres (python -m tools.color_clusters)
+                NUMBER=512,  # of the centres in it
             ),
             TOKENS=dict(
                 FILE="",  # image tokenizer, an ONNX file: images (B, C, H, W) -> ids (B, h, w)

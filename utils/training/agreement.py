@@ -1,10 +1,8 @@
 """What the processes of a run compare with each other before the first update."""
 
 import math
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from utils.checkpoints.state import TrainState
 from utils.config import stage_of
 from utils.config.limits import TARGET_FILES
 from utils.device import choose_precision, dtype_name
-from utils.digest import digest_of
+from utils.digest import digest_of, digest_of_file
 from utils.processes.agreement import digest_of_bits, require_agreement
 from utils.processes.group import world_size
 from utils.processes.sharding import is_sharded
@@ -35,9 +33,7 @@ def facts_of_start(cfg: CfgNode, device: torch.device) -> dict[str, str]:
             facts[key] = "a path" if value else "not set"
         elif key in TARGET_FILES:
             # What lies there is what is learned; where there is none, the target's error says so.
-            readable = Path(str(value)).is_file() and os.access(str(value), os.R_OK)
-            content = Path(str(value)).read_bytes() if readable else b""
-            facts[f"the content of {key}"] = digest_of(content)
+            facts[f"the content of {key}"] = digest_of_file(str(value))
         elif key not in _OF_A_MACHINE:
             facts[key] = repr(value)
     precisions = {"training": cfg.TRAIN.PRECISION}

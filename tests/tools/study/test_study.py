@@ -275,6 +275,8 @@ def test_several_slots_train_a_shared_pretraining_once_and_failures_stop_no_othe
         (("--opts", "TRAIN.EPOCS", 1), "TRAIN.EPOCS"),
         (("--opts", "MODEL.SIMMIM.SCOPE", "all"), "SCOPE is what distinguishes the row scope_all"),
         (("--gpus-per-run", 2, "--dry-run"), "--gpus-per-run is 2, expected a divisor of 1"),
+        (("--data-path", "nowhere"), "there is no nowhere (--data-path)"),
+        (("--scale", "imagenet", "--table", "targets"), "there is no clusters512.safetensors (tar"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_trains_nothing(

@@ -201,7 +201,19 @@ def test_an_epoch_that_was_begun_with_other_pictures_starts_anew(
     assert position.place_in_schedule == 2 * UPDATES
     assert parts.optimizer.param_groups[0]["lr"] == parts.scheduler.rates(2 * UPDATES)[0]
     assert parts.figures == [[0.0] * 5 + FIGURES[5:]]
-    assert training_content(parts, cfg)["data"] == {"images": data.images, "digest": data.digest}
+    assert training_content(parts, cfg)["data"] == {
+        "images": data.images,
+        "digest": data.digest,
+        "target": "",
+    }
+
+
+def test_another_content_of_the_targets_file_is_told(tmp_path: Path) -> None:
+    cfg = get_config()
+    save(tmp_path, cfg, Data(16, "aa", "11"))
+    assert resumed(tmp_path, cfg, Data(16, "aa", "11"))[0] == []
+    (note,) = resumed(tmp_path, cfg, Data(16, "aa", "22"))[0]
+    assert note.startswith("the codebook or tokenizer has another content than the checkpoint's")
 
 
 def test_an_epoch_that_was_begun_with_another_seed_starts_anew(tmp_path: Path) -> None:

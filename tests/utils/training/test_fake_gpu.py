@@ -83,6 +83,7 @@ def test_no_target_of_colours_waits(
     write_codebook(tmp_path / "x.safetensors", 4)
     opts = ["MODEL.SIMMIM.TARGET", target, "MODEL.SIMMIM.TARGET_SHRINK", 4]
     opts += ["MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK", str(tmp_path / "x.safetensors")]
+    opts += ["MODEL.SIMMIM.COLOR_CLUSTERS.NUMBER", 4]
     loss = "cross_entropy" if target.startswith("color") else "smooth_l1"
     opts += ["MODEL.SIMMIM.LOSS", loss, "MODEL.SIMMIM.SCOPE", "all"]
     state, _ = train(monkeypatch, PRETRAIN, opts=opts)
