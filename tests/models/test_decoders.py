@@ -53,7 +53,7 @@ def test_a_smaller_stride_leaves_out_the_widest_stages(stride: int, widths: list
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 12, 64])
 def test_a_stride_that_no_stages_have_is_refused(stride: int) -> None:
-    with pytest.raises(ValueError, match=rf"by 4, 8, 16 or 32, and here {stride} pixels"):
+    with pytest.raises(ValueError, match=rf"by 4, 8, 16 or 32, and here {stride} pixel\(s\)"):
         DECODERS["inverse_swin_base"](24, stride, 3, (6, 6))
 
 
