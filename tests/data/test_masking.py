@@ -113,7 +113,7 @@ def test_the_aspect_of_a_block_is_log_uniform(shape: float, expected: Cells) -> 
     assert mask._block_in(cells, 144, shape, top=0.5, left=0.5).shape == expected
 
 
-@pytest.mark.parametrize("min_aspect", [5e-324, 1e-9, 1.0])
+@pytest.mark.parametrize("min_aspect", [2.3e-308, 1e-9, 1.0])  # programs flush denormals
 @pytest.mark.parametrize("size", [(64, 64), (16, 1024), (1024, 16)])
 def test_blocks_that_do_not_fit_the_grid_still_hide_the_exact_number(
     size: Cells, min_aspect: float

@@ -335,9 +335,9 @@ def test_a_study_that_was_interrupted_goes_on_and_reports_all_rows(tmp_path: Pat
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     first = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
     folder = tmp_path / "out/simmim_pretrain/default__seed0"
-    wait_for(lambda: (folder / "ckpt_epoch_0.pth").exists(), 100)
+    wait_for(lambda: (folder / "ckpt_epoch_0.pth").exists(), 240)
     first.send_signal(signal.SIGINT)
-    assert first.wait(60) == 130
+    assert first.wait(120) == 130
     assert (tmp_path / "out/cifar10.csv").read_text() == f"{HEADER}\n"
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
