@@ -12,10 +12,8 @@ Results go to OUTPUT/SCALE.csv, and with the paper's numbers to OUTPUT/SCALE__TA
 
 import argparse
 
+from tools.study.rows import SCALES, TABLES, require_own_settings, rows_of
 from utils.config.arguments import make_parser, positive_integer, read_early
-
-SCALES = ("imagenet", "cifar10")
-TABLES = ("scope", "masks", "targets", "heads", "resolution", "schedule", "labels")
 
 
 def read_arguments() -> argparse.Namespace:
@@ -53,8 +51,6 @@ from pathlib import Path
 from models import target_file
 from tools.study.report import write_report
 from tools.study.results import Results
-from tools.study.rows import SCALES as ALL_SCALES
-from tools.study.rows import require_own_settings, rows_of
 from tools.study.runs import Job, Run, Settings, make_job
 from tools.study.schedule import Schedule, gpu_slots, name_of
 from utils.processes.exit_status import run_program
@@ -63,7 +59,7 @@ from utils.processes.exit_status import run_program
 def main() -> None:
     """Read the command line; list, print or run the rows; write the report."""
     arguments = read_arguments()
-    scale = ALL_SCALES[arguments.scale]
+    scale = SCALES[arguments.scale]
     output = Path(arguments.output or f"output/study/{arguments.scale}")
     rows = rows_of(scale, arguments.table, arguments.rows)
     if not rows:

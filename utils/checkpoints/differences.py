@@ -111,13 +111,14 @@ def changed_data(content: Content, data: Data | None) -> str:
 
 
 def keys_with_effect(cfg: CfgNode, finetuning: bool) -> Iterator[str]:
+    """Keys that change what a run of this stage learns, of the parts that it uses."""
     unused = _OF_PRETRAINING if finetuning else _OF_FINETUNING
+    unread = {*_OF_TARGETS} - {cfg.MODEL.SIMMIM.TARGET.upper()}
     used_sections = {"MODEL": ("SIMMIM", cfg.MODEL.TYPE.upper()), "DATA": (cfg.DATA.MASK.upper(),)}
     for key in keys_below(cfg):
         section, *parts = key.split(".")
         # the section of another encoder, mask or target
         other = len(parts) > 1 and parts[0] not in used_sections.get(section, parts)
-        unread = {*_OF_TARGETS} - {cfg.MODEL.SIMMIM.TARGET.upper()}
         other |= not unread.isdisjoint(parts[:-1])
         if not (key in _WITHOUT_EFFECT or other or key.startswith(unused)):
             yield key
