@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
+from models import target_file
 from tools.study.rows import Row, Scale
 from utils.checkpoints.differences import changed_values, keys_with_effect
 from utils.checkpoints.names import (
@@ -23,7 +24,7 @@ from utils.checkpoints.names import (
     place_of,
 )
 from utils.config import is_finetuning, keys_below, read_recipe, with_options
-from utils.digest import digest_of
+from utils.digest import digest_of, digest_of_file
 
 ROOT = Path(__file__).parents[2]
 # Keys that are compared beside those with an effect on what is learned.
@@ -111,13 +112,14 @@ class Job:
         return [run for run in (self.pretraining, self.finetuning) if run is not None]
 
     def digest(self) -> str:
-        """Eight digits that stand for all settings which differ from their defaults."""
+        """Eight digits for all settings that differ from their defaults, and the target's file."""
         defaults: dict[str, object] = {"DATA": {}}
         changes = (
             changed_values(
                 defaults, run.cfg, (key for key in compared_keys(run.cfg) if key != "SEED")
             )
             + run.images
+            + digest_of_file(target_file(run.cfg))
             for run in self.runs
         )
         return digest_of(*changes)[:8]

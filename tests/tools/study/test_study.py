@@ -141,6 +141,16 @@ def test_an_update_has_the_images_of_the_recipe_on_any_number_of_gpus() -> None:
         make_job(row("default", "imagenet"), 0, settings(gpus=3, scale="imagenet"))
 
 
+def test_results_with_another_codebook_are_those_of_other_settings(tmp_path: Path) -> None:
+    path, digests = tmp_path / "codebook.safetensors", set()
+    for number in (3, 4):
+        write_codebook(path, number)
+        opts = ("MODEL.SIMMIM.COLOR_CLUSTERS.CODEBOOK", path)
+        clusters = row("target_clusters512_48", "imagenet")
+        digests.add(make_job(clusters, 0, settings(*opts, gpus=16, scale="imagenet")).digest())
+    assert len(digests) == 2
+
+
 def test_a_result_of_other_settings_is_not_taken_for_that_of_a_row(tmp_path: Path) -> None:
     job, other = (make_job(row("default"), 1, settings(*opts)) for opts in ((), ("SEED", 5)))
     assert job.digest() == other.digest(), "the seed is a column of its own"
